@@ -1,0 +1,64 @@
+"""Frozen keyword-only dataclasses that are JAX pytrees."""
+
+import dataclasses
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+
+T = TypeVar("T", bound=type)
+
+
+def static(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
+    """A dataclass field that belongs to the tree structure: changing it means compiling again."""
+    return dataclasses.field(default=default, metadata={"static": True}, **kwargs)
+
+
+def _is_plain_function(value: Any) -> bool:
+    """True for a callable that JAX would treat as one opaque leaf."""
+    return callable(value) and not isinstance(value, jax.Array) and jax.tree_util.all_leaves([value])
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(static, dataclasses.field))
+def pytree(cls: T) -> T:
+    """Makes `cls` a frozen dataclass and registers it with JAX.
+
+    Fields declared with `static(...)` are auxiliary data and must be hashable. All other fields are children, so
+    their numbers and arrays are leaves that may change without a retrace; a plain function in such a field (a network
+    that closes over nothing) is auxiliary data too. Fields are keyword-only, except those of a class that passes
+    `positional = ("name", ...)` as a class attribute.
+    """
+    positional = getattr(cls, "positional", ())
+    for name in cls.__dict__.get("__annotations__", {}):
+        if name not in positional:
+            default = cls.__dict__.get(name, dataclasses.MISSING)
+            if isinstance(default, dataclasses.Field):
+                default.kw_only = True
+            elif default is dataclasses.MISSING:
+                setattr(cls, name, dataclasses.field(kw_only=True))
+            else:
+                setattr(cls, name, dataclasses.field(default=default, kw_only=True))
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    children = tuple(f.name for f in fields if not f.metadata.get("static", False))
+    statics = tuple(f.name for f in fields if f.metadata.get("static", False))
+
+    def flatten_with_keys(node):
+        values = [getattr(node, name) for name in children]
+        functions = tuple((n, v) for n, v in zip(children, values) if _is_plain_function(v))
+        hidden = {name for name, _ in functions}
+        keyed = [
+            (jax.tree_util.GetAttrKey(n), None if n in hidden else v) for n, v in zip(children, values, strict=True)
+        ]
+        return keyed, (tuple(getattr(node, name) for name in statics), functions)
+
+    def unflatten(aux, values):
+        node = object.__new__(cls)
+        static_values, functions = aux
+        for name, value in zip(children, values, strict=True):
+            object.__setattr__(node, name, value)
+        for name, value in (*zip(statics, static_values, strict=True), *functions):
+            object.__setattr__(node, name, value)
+        return node
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    return cls
