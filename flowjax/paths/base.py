@@ -1,0 +1,188 @@
+"""The Gaussian path: coefficients, interpolation, and the one converter between predictions.
+
+A path is x_t = alpha(t) x1 + sigma(t) x0 with noise x0 ~ N(0, I) and data x1. A network may predict any one of
+
+    velocity   v = E[alpha' x1 + sigma' x0 | x_t]      noise   e = E[x0 | x_t]       data   m = E[x1 | x_t]
+    score      s = -e / sigma                          "v"     alpha e - sigma m (of older diffusion models)
+
+and `convert` maps each to each other one. "v" is the v-prediction of Salimans and Ho (2202.00512); it is not the
+velocity.
+"""
+
+import abc
+from typing import Any, get_args, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+Prediction = Literal["velocity", "noise", "data", "score", "v"]
+PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+Array = Any  # a NumPy or a JAX array: float64 on the host, the state's precision in compiled code
+Time = Any  # a scalar or (B,)
+
+INFINITE_SLOPE = 1e12  # stands for the infinite sigma' of a path with sigma ~ sqrt(1 - t) at its end
+
+
+def namespace(*arrays: Any) -> Any:
+    """`jax.numpy` if any argument is a JAX array, else `numpy` (float64 on the host)."""
+    return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
+
+
+def expand(coefficient: Time, like: Array) -> Array:
+    """A coefficient of shape () or (B,) shaped and typed to multiply `like` of shape (B, ...)."""
+    xp = namespace(coefficient, like)
+    dtype = like.dtype if hasattr(like, "dtype") else None
+    coefficient = xp.asarray(coefficient, dtype=dtype)
+    return coefficient.reshape(coefficient.shape + (1,) * (np.ndim(like) - 1 if coefficient.ndim else 0))
+
+
+def divide(numerator: Array, denominator: Array) -> Array:
+    """The quotient, zero where the denominator is zero (the minimum-norm solution of a x = 0 y)."""
+    xp = namespace(numerator, denominator)
+    zero = denominator == 0
+    return xp.where(zero, 0, numerator / xp.where(zero, 1, denominator))
+
+
+def check_time_and_state(t: Time, x: Array) -> None:
+    """Refuses swapped arguments: t is a scalar or has one entry per sample of x.
+
+    Raises:
+        ValueError: t is neither a scalar nor of shape (B,) for x of shape (B, ...).
+    """
+    if np.ndim(t) > 1 or (np.ndim(t) == 1 and (np.ndim(x) == 0 or np.shape(t)[0] != np.shape(x)[0])):
+        raise ValueError(
+            f"expected (t, x) with t a scalar or of shape (B,) and x of shape (B, ...), got t of shape {np.shape(t)} "
+            f"and x of shape {np.shape(x)}; fields and paths take the time first, networks the state first"
+        )
+
+
+def check_prediction(name: str, prediction: str, more: tuple[str, ...] = ()) -> None:
+    """Raises ValueError unless `prediction` is a known one."""
+    if prediction not in PREDICTIONS + more:
+        raise ValueError(f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}")
+
+
+class GaussianPath(abc.ABC):
+    """A path x_t = alpha(t) x1 + sigma(t) x0 with increasing signal-to-noise ratio.
+
+    All coefficient methods take t in [0, 1], scalar or (B,), as a float, NumPy or JAX array, and answer in kind: NumPy
+    float64 for coefficients made on the host, JAX arrays in compiled code. An infinite sigma' (VP and cosine paths at
+    t = 1) is returned as -1e12, so that the converter stays finite and takes its limit.
+    """
+
+    @abc.abstractmethod
+    def alpha(self, t: Time) -> Time:
+        """Coefficient of the data: rises to alpha(1)."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Time) -> Time:
+        """Coefficient of the noise: falls from sigma(0)."""
+
+    @abc.abstractmethod
+    def dalpha(self, t: Time) -> Time:
+        """Derivative alpha'(t)."""
+
+    @abc.abstractmethod
+    def dsigma(self, t: Time) -> Time:
+        """Derivative sigma'(t); -1e12 where it is infinite."""
+
+    @abc.abstractmethod
+    def time(self, lam: Time) -> Time:
+        """Inverse of `lam`."""
+
+    def sigma_dsigma(self, t: Time) -> Time:
+        """The product sigma sigma', which is finite even where sigma' is not."""
+        return self.sigma(t) * self.dsigma(t)
+
+    def lam(self, t: Time) -> Time:
+        """Half log signal-to-noise ratio log(alpha / sigma); -inf where alpha = 0, inf where sigma = 0."""
+        xp = namespace(t)
+        with np.errstate(divide="ignore"):
+            return xp.log(xp.asarray(self.alpha(t))) - xp.log(xp.asarray(self.sigma(t)))
+
+    def has_velocity(self, t: float) -> bool:
+        """Whether the velocity is bounded at the concrete time t (false where sigma' is infinite)."""
+        return bool(abs(self.dsigma(t)) < INFINITE_SLOPE)
+
+    def start(self, noise: Array, t: Time = 0.0) -> Array:
+        """State at the source end of a run that begins at time t: sigma(t) times `noise` of shape (B, ...)."""
+        return expand(self.sigma(t), noise) * noise
+
+    def interpolate(self, t: Time, x0: Array, x1: Array) -> Array:
+        """x_t = alpha(t) x1 + sigma(t) x0 for noise x0 and data x1 of shape (B, ...)."""
+        check_time_and_state(t, x1)
+        return expand(self.alpha(t), x1) * x1 + expand(self.sigma(t), x0) * x0
+
+    def conditional_velocity(self, t: Time, x0: Array, x1: Array) -> Array:
+        """d/dt x_t = alpha'(t) x1 + sigma'(t) x0."""
+        check_time_and_state(t, x1)
+        return expand(self.dalpha(t), x1) * x1 + expand(self.dsigma(t), x0) * x0
+
+    def target(self, prediction: str, t: Time, x0: Array, x1: Array) -> Array:
+        """What a network of this prediction regresses on: its value when x0 and x1 are known."""
+        check_prediction("prediction", prediction)
+        if prediction == "velocity":
+            return self.conditional_velocity(t, x0, x1)
+        if prediction == "noise":
+            return x0
+        if prediction == "data":
+            return x1
+        if prediction == "score":
+            return divide(-x0, expand(self.sigma(t), x0))
+        return expand(self.alpha(t), x0) * x0 - expand(self.sigma(t), x1) * x1
+
+    def convert(self, value: Array, *, given: str, to: str, t: Time, x: Array) -> Array:
+        """One prediction from another at (t, x).
+
+        With (m, e) the data and the noise prediction, x = alpha m + sigma e, v = alpha' m + sigma' e, s = -e / sigma.
+        At the ends (alpha = 0 or sigma = 0) the limit is taken where it exists. Where the given prediction says nothing
+        about the other member of the pair (noise at alpha = 0, data at sigma = 0) that member is zero.
+
+        Args:
+            value: the given prediction, (B, ...).
+            given: its kind: "velocity", "noise", "data", "score" or "v".
+            to: the kind asked for.
+            t: scalar or (B,).
+            x: the state, (B, ...).
+
+        Returns:
+            The prediction of kind `to`, (B, ...).
+
+        Raises:
+            ValueError: for an unknown kind, or when t and x are swapped.
+        """
+        check_prediction("given", given)
+        check_prediction("to", to)
+        check_time_and_state(t, x)
+        if given == to:
+            return value
+        alpha, sigma = expand(self.alpha(t), x), expand(self.sigma(t), x)
+        dalpha, dsigma = expand(self.dalpha(t), x), expand(self.dsigma(t), x)
+        if given == "velocity":
+            determinant = alpha * dsigma - sigma * dalpha
+            data, noise = (dsigma * x - sigma * value) / determinant, (alpha * value - dalpha * x) / determinant
+        elif given == "noise":
+            data, noise = divide(x - sigma * value, alpha), value
+        elif given == "data":
+            data, noise = value, divide(x - alpha * value, sigma)
+        elif given == "score":
+            data, noise = divide(x + sigma**2 * value, alpha), -sigma * value
+        else:
+            square = alpha**2 + sigma**2
+            data, noise = (alpha * x - sigma * value) / square, (sigma * x + alpha * value) / square
+        if to == "data":
+            return data
+        if to == "noise":
+            return noise
+        if to == "v":
+            return alpha * noise - sigma * data
+        product = expand(self.sigma_dsigma(t), x)
+        if to == "velocity":
+            return dalpha * data + (-product * value if given == "score" else dsigma * noise)
+        score = divide(-noise, sigma)
+        if given == "velocity":  # the limit sigma = 0: v = (alpha'/alpha) x - sigma sigma' s
+            end = divide(value - divide(dalpha, alpha) * x, -product)
+            score = namespace(x).where(sigma == 0, end, score)
+        return score

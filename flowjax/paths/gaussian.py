@@ -1,0 +1,209 @@
+"""The one-sided Gaussian paths in common use.
+
+| path   | alpha(t)                           | sigma(t)                        | used by |
+|---|---|---|---|
+| Linear | t                                  | 1 - t                           | flow matching (2210.02747), rectified flow (2209.03003), SD3 |
+| Trig   | sin(pi t / 2)                      | cos(pi t / 2)                   | GVP of SiT (2401.08740), trigonometric interpolants (2303.08797) |
+| VP     | exp(-(b1-b0) u^2 / 4 - b0 u / 2)   | sqrt(1 - alpha^2)               | DDPM, score SDEs (2011.13456); u = 1 - t |
+| Cosine | cos(phi(u)) / cos(phi(0))          | sqrt(1 - alpha^2)               | improved DDPM (2102.09672); phi(u) = (u + s)/(1 + s) pi/2 |
+| VE     | 1                                  | sigma_max^(1-t) sigma_min^t     | NCSN, score SDEs, EDM (2206.00364) |
+"""
+
+import math
+
+import numpy as np
+
+from flowjax._pytree import pytree, static
+from flowjax.paths.base import INFINITE_SLOPE, GaussianPath, Time, namespace
+
+
+@pytree
+class Linear(GaussianPath):
+    """Straight lines from noise to data: alpha = t, sigma = 1 - t."""
+
+    def alpha(self, t: Time) -> Time:
+        """Coefficient of the data, t."""
+        return 1.0 * t
+
+    def sigma(self, t: Time) -> Time:
+        """Coefficient of the noise, 1 - t."""
+        return 1.0 - t
+
+    def dalpha(self, t: Time) -> Time:
+        """Derivative 1."""
+        return namespace(t).ones_like(t, dtype=getattr(t, "dtype", float))
+
+    def dsigma(self, t: Time) -> Time:
+        """Derivative -1."""
+        return -self.dalpha(t)
+
+    def time(self, lam: Time) -> Time:
+        """1 / (1 + e^-lam)."""
+        xp = namespace(lam)
+        return xp.exp(-xp.logaddexp(xp.zeros_like(lam), -lam))
+
+
+@pytree
+class Trig(GaussianPath):
+    """Constant-speed rotation from noise to data: alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
+
+    def alpha(self, t: Time) -> Time:
+        """Coefficient of the data."""
+        return namespace(t).sin(math.pi / 2 * t)
+
+    def sigma(self, t: Time) -> Time:
+        """Coefficient of the noise; written as a sine so that sigma(1) is exactly 0."""
+        return namespace(t).sin(math.pi / 2 * (1.0 - t))
+
+    def dalpha(self, t: Time) -> Time:
+        """Derivative pi/2 cos(pi t / 2)."""
+        return math.pi / 2 * self.sigma(t)
+
+    def dsigma(self, t: Time) -> Time:
+        """Derivative -pi/2 sin(pi t / 2)."""
+        return -math.pi / 2 * self.alpha(t)
+
+    def time(self, lam: Time) -> Time:
+        """2/pi arctan(e^lam)."""
+        xp = namespace(lam)
+        return 2 / math.pi * xp.arctan(xp.exp(lam))
+
+
+class _VariancePreserving(GaussianPath):
+    """alpha^2 + sigma^2 = 1 with sigma ~ sqrt(1 - t) at the end, where sigma' is infinite."""
+
+    def sigma_dsigma(self, t: Time) -> Time:
+        """Sigma sigma' = -alpha alpha'."""
+        return -self.alpha(t) * self.dalpha(t)
+
+    def dsigma(self, t: Time) -> Time:
+        """Derivative -alpha alpha' / sigma, bounded by 1e12."""
+        xp = namespace(t)
+        with np.errstate(divide="ignore"):
+            return xp.maximum(xp.asarray(self.sigma_dsigma(t)) / self.sigma(t), -INFINITE_SLOPE)
+
+
+@pytree
+class VP(_VariancePreserving):
+    """Variance-preserving diffusion with linear beta(u) = beta_min + u (beta_max - beta_min), u = 1 - t.
+
+    Reference: Song et al., Score-Based Generative Modeling through SDEs (2011.13456), eq. 32-33.
+    """
+
+    beta_min: float = static(0.1)
+    beta_max: float = static(20.0)
+
+    def __post_init__(self) -> None:
+        """Checks the range of beta."""
+        if not 0 < self.beta_min <= self.beta_max:
+            raise ValueError(f"VP needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
+
+    def log_alpha(self, t: Time) -> Time:
+        """log alpha(t) = -(beta_max - beta_min) u^2 / 4 - beta_min u / 2."""
+        u = 1.0 - t
+        return -(self.beta_max - self.beta_min) / 4 * u**2 - self.beta_min / 2 * u
+
+    def alpha(self, t: Time) -> Time:
+        """Coefficient of the data."""
+        return namespace(t).exp(self.log_alpha(t))
+
+    def sigma(self, t: Time) -> Time:
+        """Coefficient of the noise, without cancellation near t = 1."""
+        xp = namespace(t)
+        return xp.sqrt(-xp.expm1(2 * self.log_alpha(t)))
+
+    def dalpha(self, t: Time) -> Time:
+        """Derivative alpha beta(u) / 2."""
+        return self.alpha(t) * ((self.beta_max - self.beta_min) * (1.0 - t) + self.beta_min) / 2
+
+    def time(self, lam: Time) -> Time:
+        """Root of log alpha = -log(1 + e^(-2 lam)) / 2 in closed form."""
+        xp = namespace(lam)
+        width = self.beta_max - self.beta_min
+        q = 2 * xp.logaddexp(xp.zeros_like(lam), -2 * lam)
+        return 1.0 - q / (xp.sqrt(self.beta_min**2 + q * width) + self.beta_min)
+
+
+@pytree
+class Cosine(_VariancePreserving):
+    """The cosine schedule of Nichol and Dhariwal (2102.09672), eq. 17, in continuous time.
+
+    alpha = cos((u + s)/(1 + s) pi/2) / cos(s/(1 + s) pi/2) with u = 1 - t and offset s, which keeps sigma'(t) moderate
+    near the data. alpha(0) = 0 exactly.
+    """
+
+    offset: float = static(0.008)
+
+    def __post_init__(self) -> None:
+        """Checks the offset."""
+        if not self.offset > 0:
+            raise ValueError(f"Cosine needs offset > 0, got {self.offset}")
+
+    @property
+    def _angle(self) -> float:
+        """Angle reached at t = 1, so that alpha(t) = sin(angle t) / sin(angle)."""
+        return math.pi / 2 / (1 + self.offset)
+
+    def alpha(self, t: Time) -> Time:
+        """Coefficient of the data."""
+        return namespace(t).sin(self._angle * t) / math.sin(self._angle)
+
+    def sigma(self, t: Time) -> Time:
+        """Coefficient of the noise; the difference of squared sines as a product, so that sigma(1) is exactly 0."""
+        xp = namespace(t)
+        product = xp.sin(self._angle * (1.0 - t)) * xp.sin(self._angle * (1.0 + t))
+        return xp.sqrt(product) / math.sin(self._angle)
+
+    def dalpha(self, t: Time) -> Time:
+        """Derivative angle cos(angle t) / sin(angle)."""
+        return self._angle * namespace(t).cos(self._angle * t) / math.sin(self._angle)
+
+    def time(self, lam: Time) -> Time:
+        """Arcsine of alpha = (1 + e^(-2 lam))^(-1/2)."""
+        xp = namespace(lam)
+        alpha = xp.exp(-xp.logaddexp(xp.zeros_like(lam), -2 * lam) / 2)
+        return xp.arcsin(xp.clip(alpha * math.sin(self._angle), 0.0, 1.0)) / self._angle
+
+
+@pytree
+class VE(GaussianPath):
+    """Variance-exploding path: alpha = 1, sigma falls geometrically from sigma_max to sigma_min.
+
+    Defaults as for CIFAR-10 in Song et al. (2011.13456). Runs start at scale sigma_max: use `start`.
+    """
+
+    sigma_min: float = static(0.01)
+    sigma_max: float = static(50.0)
+
+    def __post_init__(self) -> None:
+        """Checks the range of sigma."""
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Time) -> Time:
+        """Coefficient of the data, 1."""
+        return namespace(t).ones_like(t, dtype=getattr(t, "dtype", float))
+
+    def sigma(self, t: Time) -> Time:
+        """Coefficient of the noise."""
+        return self.sigma_max * namespace(t).exp(-self._log_ratio * t)
+
+    def dalpha(self, t: Time) -> Time:
+        """Derivative 0."""
+        return 0.0 * self.alpha(t)
+
+    def dsigma(self, t: Time) -> Time:
+        """Derivative -sigma log(sigma_max / sigma_min)."""
+        return -self._log_ratio * self.sigma(t)
+
+    def lam(self, t: Time) -> Time:
+        """-log sigma, linear in t."""
+        return self._log_ratio * t - math.log(self.sigma_max)
+
+    def time(self, lam: Time) -> Time:
+        """Inverse of lam."""
+        return (lam + math.log(self.sigma_max)) / self._log_ratio

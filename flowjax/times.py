@@ -1,0 +1,109 @@
+"""Grids of sampling times: n steps are n + 1 increasing float64 values in [0, 1], from noise to data.
+
+They are NumPy arrays made on the host: a solver turns them into coefficients in float64. This is the only module that
+shifts times.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from flowjax.paths.base import GaussianPath
+
+Times = np.ndarray
+
+
+def uniform(n: int, start: float = 0.0, end: float = 1.0) -> Times:
+    """n equal steps from `start` to `end`."""
+    _check(n, start, end)
+    return np.linspace(start, end, n + 1)
+
+
+def quadratic(n: int, start: float = 0.0, end: float = 1.0) -> Times:
+    """Uniform in sqrt(1 - t): small steps near the data (`time_quadratic` of DPM-Solver, 2206.00927)."""
+    _check(n, start, end)
+    return _exact_ends(1 - np.linspace(np.sqrt(1 - start), np.sqrt(1 - end), n + 1) ** 2, start, end)
+
+
+def log_snr(path: GaussianPath, n: int, start: float = 1e-3, end: float = 1 - 1e-3) -> Times:
+    """Uniform in lam = log(alpha / sigma) (`logSNR` of DPM-Solver, 2206.00927).
+
+    Raises:
+        ValueError: lam is infinite at `start` or `end`; the message says which one to move.
+    """
+    _check(n, start, end)
+    lam = [float(path.lam(t)) for t in (start, end)]
+    for name, t, value, inside in (("start", start, lam[0], "above"), ("end", end, lam[1], "below")):
+        if not np.isfinite(value):
+            raise ValueError(f"log_snr needs a finite lam at both ends, but lam({t}) = {value}: move {name} {inside} {t}")
+    return _exact_ends(path.time(np.linspace(*lam, n + 1)), start, end)
+
+
+def karras(
+    path: GaussianPath,
+    n: int,
+    rho: float = 7.0,
+    start: float = 0.0,
+    end: float = 1.0,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> Times:
+    """The grid of EDM (Karras et al., 2206.00364, eq. 5) in the noise level k = sigma / alpha.
+
+    n points with k^(1/rho) equally spaced from min(sigma_max, k(start)) to max(sigma_min, k(end)), then `end` itself. If
+    k(end) is not below sigma_min, the n + 1 points reach k(end) directly. The first time is above `start` when the path
+    begins with more noise than sigma_max: start the state with `path.start(noise, times[0])`.
+    """
+    _check(n, start, end)
+    if not (rho > 0 and 0 < sigma_min < sigma_max):
+        raise ValueError(f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}")
+    with np.errstate(over="ignore"):
+        first, last = (float(np.exp(-path.lam(t))) for t in (start, end))
+    reaches_end = last >= sigma_min
+    high, low = min(sigma_max, first), max(sigma_min, last)
+    levels = np.linspace(high ** (1 / rho), low ** (1 / rho), n + 1 if reaches_end else n) ** rho
+    times = path.time(-np.log(levels))
+    times = _exact_ends(times, start if high == first else times[0], end if reaches_end else times[-1])
+    return check_times(times if reaches_end else np.append(times, end))
+
+
+def shifted(times: Any, shift: float) -> Times:
+    """Moves times towards the noise: u -> shift u / (1 + (shift - 1) u) with u = 1 - t (SD3, 2403.03206, eq. 23).
+
+    Args:
+        times: increasing times in [0, 1].
+        shift: positive; 1 changes nothing, larger values spend more steps near the noise.
+    """
+    times = check_times(times)
+    if not shift > 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    u = 1 - times
+    return np.where((times == 0) | (times == 1), times, 1 - shift * u / (1 + (shift - 1) * u))
+
+
+def check_times(times: Any) -> Times:
+    """The times as a float64 array.
+
+    Raises:
+        ValueError: not a one-dimensional array of at least two concrete, non-decreasing values in [0, 1].
+    """
+    times = np.asarray(times, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(f"times must hold n + 1 values for n >= 1 steps, got an array of shape {times.shape}")
+    if not (np.all(np.diff(times) >= 0) and times[0] >= 0 and times[-1] <= 1):
+        raise ValueError(f"times must increase within [0, 1] (0 is noise, 1 is data), got {times}")
+    return times
+
+
+def _check(n: int, start: float, end: float) -> None:
+    if isinstance(n, bool) or n != int(n) or n < 1:
+        raise ValueError(f"the number of steps must be a positive integer, got {n}")
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"times need 0 <= start < end <= 1, got start={start}, end={end}")
+
+
+def _exact_ends(times: Times, start: float, end: float) -> Times:
+    """Replaces the rounding errors at both ends by the values asked for."""
+    times = np.asarray(times, dtype=np.float64).copy()
+    times[0], times[-1] = start, end
+    return times
