@@ -1,0 +1,133 @@
+"""What the mains share: configs by name, one-line errors with exit code 2, `--help` that shows the module docstring."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+
+class UsageError(ValueError):
+    """Something that whoever typed the command can repair; its text is one line."""
+
+
+def choose(what: str, name: Any, allowed: Iterable[Any]) -> Any:
+    """Returns `name` if it is allowed.
+
+    Raises:
+        UsageError: It is not; the message has the closest name and all allowed ones.
+    """
+    allowed = list(allowed)
+    if name in allowed:
+        return name
+    close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"unknown {what} {str(name)!r}{hint} (allowed: {', '.join(map(str, allowed))})")
+
+
+def config_folder() -> Path:
+    """The folder of the configs that come with flowjax."""
+    installed = importlib.util.find_spec("flowjax.configs")
+    if installed is not None and installed.submodule_search_locations:
+        return Path(next(iter(installed.submodule_search_locations)))
+    return Path(__file__).resolve().parent.parent / "configs"
+
+
+def load_config(name: str) -> ConfigDict:
+    """The config called `name`: a Python file or the bare name of one that comes with flowjax, then `:argument` if any.
+
+    Raises:
+        UsageError: No such file, or the file does not know the argument.
+    """
+    name, _, argument = name.partition(":")
+    path = Path(name)
+    if path.suffix != ".py":
+        bundled = {p.stem: p for p in sorted(config_folder().glob("*.py")) if p.stem != "__init__"}
+        path = bundled[choose("config", name, bundled)]
+    if not path.is_file():
+        raise UsageError(f"config file {name} does not exist")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.get_config(argument).lock()
+    except ValueError as error:
+        raise UsageError(f"config {name}: {error}") from error
+
+
+def define_config(values: flags.FlagValues, argv: list[str]) -> None:
+    """Defines `--config` and the overrides `--config.a.b=...` found in `argv`; `values.config` is the final config.
+
+    Raises:
+        UsageError: No config is given, it cannot be loaded, or an override names a key that it does not have.
+    """
+    names = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if not names:
+        raise UsageError("--config=NAME is required, for example --config=digits")
+    argv[:] = [a for a in argv if not a.startswith("--config=")]
+    config = load_config(names[-1])
+    for key in (a[len("--config.") :].split("=", 1)[0] for a in argv if a.startswith("--config.")):
+        node = config
+        for depth, part in enumerate(key.split(".")):
+            where = ".".join(["config", *key.split(".")[:depth]])
+            if not isinstance(node, ConfigDict):
+                raise UsageError(f"{where} is a value, so --config.{key} cannot be set")
+            node = node[choose(f"key of {where}", part, sorted(node))]
+        if isinstance(node, ConfigDict):
+            raise UsageError(f"--config.{key} is a group; set one of its keys: {', '.join(sorted(node))}")
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+
+
+def run(
+    main: Callable[[flags.FlagValues], None],
+    define: Callable[[flags.FlagValues, list[str]], None] = lambda values, argv: None,
+    argv: list[str] | None = None,
+) -> None:
+    """Parses the command line, calls `main(values)` and exits.
+
+    Args:
+        main: Its module docstring is the text of `--help`.
+        define: Gets an empty `FlagValues` and the arguments, and defines the flags of this main.
+        argv: Arguments with the program name first; `sys.argv` by default.
+
+    Raises:
+        SystemExit: Always, with 0 when all went well. A bad flag or a `UsageError` prints `error: ...`, one line, on
+            stderr and exits with 2. Other exceptions pass through.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    logging.set_verbosity(logging.ERROR)
+    flags.FLAGS(argv[:1])
+    values = flags.FlagValues()
+    wants_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:])
+    try:
+        if wants_help:
+            argv = [a for a in argv if a.startswith("--config=")] or ["--config=digits"]
+        define(values, argv)
+        if wants_help:
+            text = sys.modules[main.__module__].__doc__ or ""
+            print(f"{text.strip()}\n\nFlags:\n{values.get_help()}")
+            sys.exit(0)
+        rest = values(argv)[1:]
+        if rest:
+            raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
+        main(values)
+    except flags.UnrecognizedFlagError as error:
+        known = [name for name in values if name != "config"] + (["config"] if "config" in values else [])
+        try:
+            choose("flag", f"--{error.flagname}", [f"--{name}" for name in known])
+        except UsageError as unknown:
+            _fail(unknown)
+    except (flags.Error, UsageError) as error:
+        _fail(error)
+    sys.exit(0)
+
+
+def _fail(error: Exception) -> None:
+    """One line on stderr, exit code 2."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
