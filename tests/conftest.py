@@ -1,0 +1,36 @@
+"""Settings of every test: eight fake devices, strict numerics, annotations checked at run time.
+
+The key-reuse checker, rank promotion and dtype promotion raise. Code of other projects that promotes dtypes (optax
+does) is tested under `pytestmark = pytest.mark.standard_promotion`. Compiled programs are cached between runs, also
+for the programs that tests start as processes.
+"""
+
+import os
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("flowjax", "beartype.beartype")
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs in pytest's own cache folder."""
+    cache = str(config.rootpath / ".pytest_cache" / "jax")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+@pytest.fixture(autouse=True)
+def dtype_promotion(request: pytest.FixtureRequest):
+    """Strict dtype promotion, unless the test is marked `standard_promotion`."""
+    relaxed = request.node.get_closest_marker("standard_promotion")
+    with jax.numpy_dtype_promotion("standard" if relaxed else "strict"):
+        yield
