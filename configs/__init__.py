@@ -1,0 +1,1 @@
+"""The recipes, one file each with `get_config(arg)`; installed as `flowjax.configs`."""
