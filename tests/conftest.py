@@ -1,7 +1,7 @@
 """Settings of every test: eight fake devices, strict numerics, annotations checked at run time.
 
-The key-reuse checker, rank promotion and dtype promotion raise. Code of other projects that promotes dtypes (optax
-does) is tested under `pytestmark = pytest.mark.standard_promotion`. Compiled programs are cached between runs, also
+Key reuse, rank promotion and dtype promotion raise. Code of other projects that promotes dtypes (optax does)
+is tested under `pytestmark = pytest.mark.standard_promotion`. Compiled programs are cached between runs, also
 for the programs that tests start as processes.
 """
 

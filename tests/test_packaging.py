@@ -1,4 +1,4 @@
-"""The distribution: everything in the tree is installed, everything imported is declared, commands and files agree."""
+"""The distribution: what is in the tree is installed, imports are declared, commands and files agree."""
 
 import ast
 import configparser
@@ -24,12 +24,13 @@ def lines(section: str, option: str) -> list[str]:
     return [line for line in SETUP[section][option].splitlines() if line and not line.startswith("#")]
 
 
-def requirements(*listed: str) -> set[str]:
-    return {canonicalize_name(Requirement(line).name) for line in listed}
+def requirements(section: str, option: str) -> set[str]:
+    """The names of the distributions that an option of setup.cfg requires."""
+    return {canonicalize_name(Requirement(line).name) for line in lines(section, option)}
 
 
 def imported(source: pathlib.Path) -> set[str]:
-    """Top-level names that a file imports anywhere."""
+    """The top-level names that a file imports anywhere."""
     names = set()
     for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Import):
@@ -47,8 +48,9 @@ def test_every_folder_with_code_is_installed():
 
 def test_every_import_is_a_declared_dependency():
     owners = importlib.metadata.packages_distributions()
-    extras = [lines("options.extras_require", extra) for extra in SETUP["options.extras_require"]]
-    declared = requirements(*lines("options", "install_requires"), *sum(extras, []))
+    declared = requirements("options", "install_requires")
+    for extra in SETUP["options.extras_require"]:
+        declared |= requirements("options.extras_require", extra)
     foreign = {
         name: source.relative_to(ROOT)
         for folder in ("flowjax", "configs")
