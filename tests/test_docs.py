@@ -1,4 +1,4 @@
-"""README and docs: their Python blocks run, their links lead somewhere, their tables are those of the catalogue."""
+"""README and docs: Python blocks run, links lead somewhere, tables are those of the catalogue."""
 
 import pathlib
 import re
