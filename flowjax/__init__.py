@@ -1,0 +1,27 @@
+"""flowjax: train, distil and sample flow and diffusion models in JAX.
+
+A flow is a path plus a network; train the network, steer its field, integrate it in as few evaluations as possible.
+"""
+
+from flowjax import _guard  # isort: skip - first: refuses to run beside the other distribution of this name
+
+import importlib
+from typing import Any
+
+from flowjax import fields, flow, guidance, paths, solvers, times
+from flowjax.fields import guide
+from flowjax.flow import Field, Flow, term
+from flowjax.keys import noise
+from flowjax.solving import Solution, solve
+
+_LAZY_MODULES = ("catalogue", "data", "evaluation", "models", "objectives", "oracles", "recipe", "training")
+_LAZY_NAMES = {"load": "recipe", "Recipe": "recipe", "cite": "catalogue"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the parts that need more than JAX and diffrax when they are first used."""
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"flowjax.{name}")
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(f"flowjax.{_LAZY_NAMES[name]}"), name)
+    raise AttributeError(f"module 'flowjax' has no attribute {name!r}")

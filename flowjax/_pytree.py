@@ -47,7 +47,8 @@ def pytree(cls: T) -> T:
         functions = tuple((n, v) for n, v in zip(children, values) if _is_plain_function(v))
         hidden = {name for name, _ in functions}
         keyed = [
-            (jax.tree_util.GetAttrKey(n), None if n in hidden else v) for n, v in zip(children, values, strict=True)
+            (jax.tree_util.GetAttrKey(n), None if n in hidden else v)
+            for n, v in zip(children, values, strict=True)
         ]
         return keyed, (tuple(getattr(node, name) for name in statics), functions)
 

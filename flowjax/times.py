@@ -35,7 +35,9 @@ def log_snr(path: GaussianPath, n: int, start: float = 1e-3, end: float = 1 - 1e
     lam = [float(path.lam(t)) for t in (start, end)]
     for name, t, value, inside in (("start", start, lam[0], "above"), ("end", end, lam[1], "below")):
         if not np.isfinite(value):
-            raise ValueError(f"log_snr needs a finite lam at both ends, but lam({t}) = {value}: move {name} {inside} {t}")
+            raise ValueError(
+                f"log_snr needs a finite lam at both ends, but lam({t}) = {value}: move {name} {inside} {t}"
+            )
     return _exact_ends(path.time(np.linspace(*lam, n + 1)), start, end)
 
 
@@ -56,7 +58,9 @@ def karras(
     """
     _check(n, start, end)
     if not (rho > 0 and 0 < sigma_min < sigma_max):
-        raise ValueError(f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}")
+        raise ValueError(
+            f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}"
+        )
     with np.errstate(over="ignore"):
         first, last = (float(np.exp(-path.lam(t))) for t in (start, end))
     reaches_end = last >= sigma_min
@@ -89,7 +93,9 @@ def check_times(times: Any) -> Times:
     """
     times = np.asarray(times, dtype=np.float64)
     if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"times must hold n + 1 values for n >= 1 steps, got an array of shape {times.shape}")
+        raise ValueError(
+            f"times must hold n + 1 values for n >= 1 steps, got an array of shape {times.shape}"
+        )
     if not (np.all(np.diff(times) >= 0) and times[0] >= 0 and times[-1] <= 1):
         raise ValueError(f"times must increase within [0, 1] (0 is noise, 1 is data), got {times}")
     return times

@@ -10,12 +10,11 @@ velocity.
 """
 
 import abc
-from typing import Any, get_args, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 Prediction = Literal["velocity", "noise", "data", "score", "v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
@@ -61,7 +60,9 @@ def check_time_and_state(t: Time, x: Array) -> None:
 def check_prediction(name: str, prediction: str, more: tuple[str, ...] = ()) -> None:
     """Raises ValueError unless `prediction` is a known one."""
     if prediction not in PREDICTIONS + more:
-        raise ValueError(f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}")
+        raise ValueError(
+            f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}"
+        )
 
 
 class GaussianPath(abc.ABC):
@@ -105,6 +106,18 @@ class GaussianPath(abc.ABC):
     def has_velocity(self, t: float) -> bool:
         """Whether the velocity is bounded at the concrete time t (false where sigma' is infinite)."""
         return bool(abs(self.dsigma(t)) < INFINITE_SLOPE)
+
+    def determines(self, given: str, to: str, t: float) -> bool:
+        """Whether the prediction `given` determines the prediction `to` at the concrete time t (it does inside (0, 1))."""
+        if given == to:
+            return True
+        if self.alpha(t) == 0 and given in ("noise", "score"):  # x is all noise: nothing is known of the data
+            return to in ("noise", "score")
+        if self.sigma(t) == 0:  # x is all data: nothing is known of the noise
+            if given == "data" or (to == "score" and (given != "velocity" or self.sigma_dsigma(t) == 0)):
+                return False
+            return to != "velocity" or given == "score" or self.has_velocity(t)
+        return True
 
     def start(self, noise: Array, t: Time = 0.0) -> Array:
         """State at the source end of a run that begins at time t: sigma(t) times `noise` of shape (B, ...)."""
@@ -162,7 +175,10 @@ class GaussianPath(abc.ABC):
         dalpha, dsigma = expand(self.dalpha(t), x), expand(self.dsigma(t), x)
         if given == "velocity":
             determinant = alpha * dsigma - sigma * dalpha
-            data, noise = (dsigma * x - sigma * value) / determinant, (alpha * value - dalpha * x) / determinant
+            data, noise = (
+                (dsigma * x - sigma * value) / determinant,
+                (alpha * value - dalpha * x) / determinant,
+            )
         elif given == "noise":
             data, noise = divide(x - sigma * value, alpha), value
         elif given == "data":

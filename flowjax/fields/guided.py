@@ -1,0 +1,162 @@
+"""A field steered by a guidance rule.
+
+The pair with and without condition is one call of the network on a doubled batch, interleaved (c_0, u_0, c_1, u_1, ...) so that
+each device of a sharded batch holds whole pairs and nothing moves. Where the rule is neutral (scale 1, outside its
+interval) the half without condition is not computed.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowjax._pytree import pytree
+from flowjax.flow import Counts, Field, Flow
+from flowjax.guidance.base import Rule
+from flowjax.paths.base import GaussianPath
+
+
+@pytree
+class Guided(Field):
+    """A field, a rule, and what stands against the condition: another condition, or another field."""
+
+    positional = ("field", "rule", "against")
+
+    field: Field
+    rule: Rule
+    against: Any
+
+    @property
+    def path(self) -> GaussianPath:
+        """The path of the field."""
+        return self.field.path
+
+    @property
+    def stateless(self) -> bool:
+        """Whether the rule is."""
+        return self.rule.stateless
+
+    def init(self, x: Array, times: Any = None) -> Any:
+        """Memories of the field and of the one against it, and the rule's state."""
+        other = self.against.init(x, times) if isinstance(self.against, Field) else None
+        return self.field.init(x, times), other, self.rule.init(x)
+
+    def check(self, times: Any, to: str) -> None:
+        """Both fields must give what the rule works on, and that must determine `to`."""
+        space = to if self.rule.space == "any" else self.rule.space
+        if to == "raw" and space != "raw":
+            raise ValueError(
+                f"{type(self.rule).__name__} works on the {space} prediction, not on the raw network output"
+            )
+        for field in (self.field, self.against):
+            if isinstance(field, Field):
+                field.check(times, space)
+                field.check(times, to)
+
+    def report(self, memory: Any) -> Any:
+        """The rule's."""
+        return self.rule.report(memory[2])
+
+    def evaluate(
+        self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any
+    ) -> tuple[Array, Any]:
+        """The guided prediction; the rule decides whether the pair is needed."""
+        space = to if self.rule.space == "any" else self.rule.space
+
+        def pair(memory: Any) -> tuple[Array, Any]:
+            own, other, state = memory
+            if isinstance(self.against, Field):
+                c, own = self.field.evaluate(t, x, cond, own, to=space, **extra)
+                u, other = self.against.evaluate(t, x, cond, other, to=space, **extra)
+                other = _not_an_evaluation(other)
+            else:
+                doubled = _interleave(x, x)
+                both, own = self.field.evaluate(
+                    t if jnp.ndim(t) == 0 else _interleave(t, t),
+                    doubled,
+                    jax.tree.map(_interleave, cond, _like(self.against, cond)),
+                    own,
+                    to=space,
+                    **{
+                        k: v if jnp.ndim(v) == 0 else _interleave(v, v)
+                        for k, v in extra.items()
+                        if v is not None
+                    },
+                )
+                c, u = both[0::2], both[1::2]
+            value, state = self.rule.combine(t, c, u, state)
+            if space != to:
+                value = self.path.convert(value, given=space, to=to, t=t, x=x)
+            return value, (own, other, state)
+
+        def single(memory: Any) -> tuple[Array, Any]:
+            own, other, state = memory
+            value, own = self.field.evaluate(t, x, cond, own, to=to, **extra)
+            return value, (own, other, state)
+
+        active = self.rule.active(t)
+        if not isinstance(active, jax.core.Tracer):
+            return pair(memory) if bool(active) else single(memory)
+        return jax.lax.cond(active, pair, single, memory)
+
+
+def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
+    """Steers a field by a guidance rule.
+
+    Args:
+        field: a `Flow` (or another field without memory).
+        rule: from `flowjax.guidance`.
+        against: what the rule compares with: a condition (a pytree like `cond` whose leaves are broadcast over the batch)
+            or a field, for example a weaker model (autoguidance). None takes the flow's own `null` condition.
+
+    Returns:
+        A field; the condition itself is given at sampling time, as for `field`.
+
+    Raises:
+        ValueError: nothing to compare with, or a field with a memory (put the guidance inside: SADA(guide(flow, rule))).
+
+    Example:
+        >>> import flowjax as fj
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear(), null=10)
+        >>> field = fj.guide(flow, fj.guidance.CFG(scale=4.0))
+    """
+    if against is None:
+        against = field.null if isinstance(field, Flow) else None
+        if against is None:
+            raise ValueError(
+                "guidance needs something to compare the condition with: pass against=, the condition that stands for none "
+                "(for class labels the number of classes) or a second field, or give the Flow its null="
+            )
+    for part in (field, against):
+        if isinstance(part, Field) and not part.stateless:
+            raise ValueError(f"{type(part).__name__} has a memory: put the guidance inside it, not around it")
+    return Guided(field, rule, against)
+
+
+def _interleave(a: Array, b: Array) -> Array:
+    """Rows a_0, b_0, a_1, b_1, ..."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+
+
+def _like(null: Any, cond: Any) -> Any:
+    """The null condition broadcast to the batch of `cond`."""
+    if cond is None:
+        raise ValueError("guidance needs a condition: pass cond= with a leading batch axis")
+    return jax.tree.map(
+        lambda n, c: jnp.broadcast_to(jnp.asarray(n, jnp.asarray(c).dtype), jnp.shape(c)), null, cond
+    )
+
+
+def _not_an_evaluation(memory: Any) -> Any:
+    """A guided pair is one evaluation: the one against adds network calls only."""
+    return jax.tree.map(
+        lambda m: (
+            Counts(evaluations=jnp.zeros_like(m.evaluations), network_calls=m.network_calls, batch=m.batch)
+            if isinstance(m, Counts)
+            else m
+        ),
+        memory,
+        is_leaf=lambda m: isinstance(m, Counts),
+    )

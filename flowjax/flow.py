@@ -1,0 +1,237 @@
+"""Flow: a path plus a network. The Field protocol that solvers evaluate, and the term for diffrax."""
+
+import abc
+from typing import Any, Self
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flowjax._pytree import pytree, static
+from flowjax.paths.base import GaussianPath, check_prediction, check_time_and_state
+
+Memory = Any
+
+
+class Field(abc.ABC):
+    """What a solver evaluates. Fields are frozen pytrees and may wrap each other.
+
+    Attributes:
+        path: the path whose predictions the field gives.
+        stateless: whether an evaluation depends on (t, x, cond) alone, so that any solver may call it in any order.
+        one_evaluation_per_step: whether the field makes sense only under solvers with one evaluation per step.
+    """
+
+    path: GaussianPath
+    stateless: bool = True
+    one_evaluation_per_step: bool = False
+
+    @abc.abstractmethod
+    def init(self, x: Array, times: Any = None) -> Memory:
+        """Memory before the first evaluation of a run that starts from x (B, ...) on the grid `times` (n + 1,)."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, t: Any, x: Array, cond: Any, memory: Memory, *, to: str = "velocity", **extra: Any
+    ) -> tuple[Array, Memory]:
+        """The prediction `to` ("raw": the network's output as it is) at (t, x), and the next memory.
+
+        Args:
+            t: scalar or (B,), in [0, 1].
+            x: (B, ...).
+            cond: what the network takes as condition, a pytree with leading axis B, or None.
+            memory: from `init` or the evaluation before.
+            to: "velocity", "noise", "data", "score", "v" or "raw".
+            **extra: passed on to the network (`end=`, `velocity=`, ...).
+        """
+
+    def check(self, times: Any, to: str) -> None:  # noqa: B027 - nothing to check is a fine default
+        """Raises ValueError if `to` is undefined at one of the concrete evaluation times."""
+
+    def report(self, memory: Memory) -> Any:
+        """A small pytree of this evaluation, stacked over the run into `Solution.report`; None for nothing."""
+        return None
+
+    def velocity(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+        """dx/dt at (t, x), (B, ...)."""
+        return self.evaluate(t, x, cond, self.init(x), to="velocity", **extra)[0]
+
+    def data(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+        """E[x1 | x_t = x], (B, ...)."""
+        return self.evaluate(t, x, cond, self.init(x), to="data", **extra)[0]
+
+    def noise(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+        """E[x0 | x_t = x], (B, ...)."""
+        return self.evaluate(t, x, cond, self.init(x), to="noise", **extra)[0]
+
+    def score(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+        """Gradient of log p_t at x, (B, ...)."""
+        return self.evaluate(t, x, cond, self.init(x), to="score", **extra)[0]
+
+
+@pytree
+class Counts:
+    """Network evaluations so far in a run, counted where they happen.
+
+    Attributes:
+        evaluations: solver evaluations that reached a network (a guided pair is one).
+        network_calls: network rows per sample (a guided pair is two).
+        batch: size of the sampled batch.
+    """
+
+    evaluations: Int[Array, ""]
+    network_calls: Int[Array, ""]
+    batch: int = static()
+
+    @classmethod
+    def zero(cls, batch: int) -> Self:
+        """Before the first evaluation."""
+        return cls(evaluations=jnp.int32(0), network_calls=jnp.int32(0), batch=batch)
+
+    def plus(self, rows: int, evaluations: int = 1) -> "Counts":
+        """After one call of a network on `rows` rows."""
+        return Counts(
+            evaluations=self.evaluations + evaluations,
+            network_calls=self.network_calls + rows // self.batch,
+            batch=self.batch,
+        )
+
+
+def count(memory: Memory) -> tuple[Array, Array]:
+    """(evaluations, network_calls) summed over all networks in a field's memory."""
+    counts = [
+        c for c in jax.tree.leaves(memory, is_leaf=lambda m: isinstance(m, Counts)) if isinstance(c, Counts)
+    ]
+    zero = jnp.int32(0)
+    return sum((c.evaluations for c in counts), zero), sum((c.network_calls for c in counts), zero)
+
+
+@pytree
+class Flow(Field):
+    """A path plus a network that predicts one quantity along it.
+
+    Args:
+        network: any callable `network(x, t, cond, **extra)` with x (B, ...), t (B,) in [0, 1] and cond a pytree with
+            leading axis B or None. A flax.nnx module, or a function; no flax is required.
+        path: the path the network was trained on.
+        prediction: what the network returns: "velocity", "noise", "data", "score" or "v".
+        null: the condition that stands for "no condition" in guidance, a pytree of scalars or per-sample arrays
+            without batch axis (for class labels: the number of classes), or None.
+
+    Raises:
+        ValueError: unknown prediction.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> flow.velocity(0.5, jnp.ones((2, 3))).shape
+        (2, 3)
+    """
+
+    positional = ("network",)
+
+    network: Any
+    path: GaussianPath
+    prediction: str = static("velocity")
+    null: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the prediction's name."""
+        check_prediction("prediction", self.prediction)
+        if not isinstance(self.path, GaussianPath):
+            raise ValueError(f"path must be one of flowjax.paths, got {self.path!r}")
+
+    def init(self, x: Array, times: Any = None) -> Counts:
+        """Counters at zero."""
+        return Counts.zero(x.shape[0])
+
+    def evaluate(
+        self, t: Any, x: Array, cond: Any, memory: Counts, *, to: str = "velocity", **extra: Any
+    ) -> tuple[Array, Counts]:
+        """One network call, converted to `to`."""
+        check_prediction("to", to, ("raw",))
+        check_time_and_state(t, x)
+        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        if extra.get("end") is not None:
+            extra["end"] = jnp.broadcast_to(jnp.asarray(extra["end"], jnp.float32), x.shape[:1])
+        value = self.network(x, times, cond, **extra)
+        if to != "raw":
+            value = self.path.convert(value.astype(x.dtype), given=self.prediction, to=to, t=t, x=x)
+        return value, memory.plus(x.shape[0])
+
+    def check(self, times: Any, to: str) -> None:
+        """Refuses evaluation times at which the network's prediction does not determine `to`."""
+        for t in times:
+            if to != "raw" and not self.path.determines(self.prediction, to, float(t)):
+                start = self.path.alpha(float(t)) == 0
+                end, where = ("start", "above") if start else ("end", "below")
+                raise ValueError(
+                    f"a {self.prediction!r} prediction does not determine the {to} at t = {float(t):g}, where "
+                    f"{'alpha' if start else 'sigma'} = 0: move the {end} of the times {where} it, "
+                    f"e.g. flowjax.times.uniform(n, {end}={'1e-3' if start else '1 - 1e-3'})"
+                )
+
+
+class Ask(eqx.Module):
+    """A request to a field that travels through the `args` of diffrax, which shows solvers only `term.vf`."""
+
+    kind: str = eqx.field(static=True)  # "init", "evaluate" or "noise"
+    payload: Any = None
+    to: str = eqx.field(static=True, default="velocity")
+
+
+class FieldTerm(diffrax.AbstractTerm):
+    """All of a field as a diffrax term, for bound solvers (made by `bound.term(field)`)."""
+
+    field: Any
+    refiner: Any = None
+    key: Any = None
+    index: Any = 0
+
+    def vf(self, t: Any, y: Array, args: Any) -> Any:
+        """The velocity at (t, y) under condition `args`, or the answer to an `Ask`."""
+        if not isinstance(args, Ask):
+            return self.field.velocity(t, y, args)
+        if args.kind == "init":
+            fields = (self.field, self.refiner)
+            return tuple(None if f is None else f.init(y, args.payload) for f in fields)
+        if args.kind == "noise":
+            return self.key, self.index
+        number, cond, memory, extra = args.payload
+        field = self.refiner if number else self.field
+        value, own = field.evaluate(t, y, cond, memory[number], to=args.to, **extra)
+        return value, (memory[0], own) if number else (own, memory[1])
+
+    def contr(self, t0: Any, t1: Any, **kwargs: Any) -> Any:
+        """The length of the interval."""
+        return t1 - t0
+
+    def prod(self, vf: Array, control: Any) -> Array:
+        """Velocity times length."""
+        return jnp.asarray(control, vf.dtype) * vf
+
+
+class Velocity(eqx.Module):
+    """The velocity of a field as the vector field (t, y, args) of a diffrax term; the condition is `args`."""
+
+    field: Any
+
+    def __call__(self, t: Any, y: Array, args: Any) -> Array:
+        """Velocity at (t, y) under condition `args`."""
+        return self.field.velocity(t, y, args)
+
+
+def term(field: Field) -> diffrax.ODETerm:
+    """The velocity of a field as a term for diffrax's own solvers; the condition is diffrax's `args`.
+
+    Raises:
+        ValueError: the field has a memory that a velocity alone would lose.
+    """
+    if not field.stateless:
+        raise ValueError(
+            f"{type(field).__name__} carries a memory from one evaluation to the next, which diffrax's own solvers would "
+            "lose; use a solver of flowjax: diffeqsolve(bound.term(field), bound, ...)"
+        )
+    return diffrax.ODETerm(Velocity(field))

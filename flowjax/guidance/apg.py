@@ -1,0 +1,52 @@
+"""Adaptive projected guidance (Sadat et al., 2410.02416), on the data prediction.
+
+    m <- (c - u) + beta m          (m = 0 at the start; beta < 0 is reverse momentum)
+    d = m min(1, r / |m|),   par = (<d, c>/|c|^2) c,   orth = d - par
+    out = c + (w - 1) (orth + eta par)
+
+eta = 1, beta = 0, r = inf is plain guidance. Norms and inner products are per sample, over all axes but the batch's.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowjax._pytree import pytree
+from flowjax.guidance.base import Rule, inner, norm
+from flowjax.paths.base import divide, expand
+
+
+@pytree
+class APG(Rule):
+    """Guidance along the part of c - u that is orthogonal to c, with reverse momentum.
+
+    Args:
+        scale: w; 1 is the conditional prediction.
+        eta: weight of the parallel part; 1 keeps all of it.
+        beta: momentum, usually negative.
+        r: largest norm of the guidance direction, positive; infinity does not limit it.
+    """
+
+    space = "data"
+    stateless = False
+
+    scale: Any = 1.0
+    eta: Any = 0.0
+    beta: Any = -0.5
+    r: Any = 15.0
+
+    def init(self, x: Array) -> Array:
+        """Momentum zero, of the state's shape."""
+        return jnp.zeros_like(x)
+
+    def active(self, t: Any) -> Any:
+        """Wherever w is not 1."""
+        return jnp.any(jnp.asarray(self.scale) != 1)
+
+    def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
+        """C + (w - 1) (orth + eta par)."""
+        m = (c - u) + self.beta * state
+        d = m * jnp.minimum(1.0, self.r / jnp.maximum(norm(m), jnp.finfo(jnp.float32).tiny)).astype(m.dtype)
+        parallel = divide(inner(d, c), inner(c, c)).astype(c.dtype) * c
+        return c + (expand(self.scale, c) - 1) * (d - parallel + self.eta * parallel), m

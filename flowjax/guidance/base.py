@@ -1,0 +1,47 @@
+"""What a guidance rule is."""
+
+import abc
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Rule(abc.ABC):
+    """Combines the prediction with the condition, c, and without it, u.
+
+    Strength is always w, with w = 1 the conditional prediction itself and v = u + w (c - u).
+
+    Attributes:
+        space: the prediction the rule is defined on, or "any" for a rule that gives the same in all of them.
+        stateless: whether the rule needs nothing from one evaluation to the next.
+    """
+
+    space: str = "any"
+    stateless: bool = True
+
+    def init(self, x: Array) -> Any:
+        """State before the first evaluation."""
+        return ()
+
+    @abc.abstractmethod
+    def active(self, t: Any) -> Any:
+        """Whether u is needed at time t (scalar or (B,)); where not, the evaluation without condition is saved."""
+
+    @abc.abstractmethod
+    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
+        """The guided prediction (B, ...) and the next state."""
+
+    def report(self, state: Any) -> Any:
+        """What to report of an evaluation, or None."""
+        return None
+
+
+def norm(x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """Euclidean norm over all axes but the first, kept as axes of length 1, in single precision."""
+    return jnp.sqrt(inner(x, x))
+
+
+def inner(x: Float[Array, "batch ..."], y: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
+    """Inner product over all axes but the first, kept as axes of length 1, in single precision."""
+    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=tuple(range(1, x.ndim)), keepdims=True)

@@ -1,0 +1,55 @@
+"""Guidance in a limited interval (Kynkaanniemi et al., 2404.07724): a rule inside [start, end), none outside."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowjax._pytree import pytree
+from flowjax.guidance.base import Rule
+from flowjax.paths.base import expand
+
+
+@pytree
+class Interval(Rule):
+    """Applies a rule for start <= t < end; outside, the conditional prediction at the cost of one evaluation.
+
+    Args:
+        rule: the rule inside.
+        start: first time, in [0, 1].
+        end: end of the interval, in [0, 1]. A noise level k = sigma/alpha of the paper is t = path.time(-log k).
+    """
+
+    rule: Rule
+    start: Any = 0.0
+    end: Any = 1.0
+
+    @property
+    def space(self) -> str:
+        """The inner rule's."""
+        return self.rule.space
+
+    @property
+    def stateless(self) -> bool:
+        """The inner rule's."""
+        return self.rule.stateless
+
+    def init(self, x: Array) -> Any:
+        """The inner rule's state."""
+        return self.rule.init(x)
+
+    def _inside(self, t: Any) -> Any:
+        return (jnp.asarray(t) >= self.start) & (jnp.asarray(t) < self.end)
+
+    def active(self, t: Any) -> Any:
+        """Inside, if the inner rule is active."""
+        return jnp.any(self._inside(t)) & self.rule.active(t)
+
+    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
+        """The inner rule for the samples inside, c for the others."""
+        value, state = self.rule.combine(t, c, u, state)
+        return jnp.where(expand(self._inside(t), c).astype(bool), value, c), state
+
+    def report(self, state: Any) -> Any:
+        """The inner rule's."""
+        return self.rule.report(state)

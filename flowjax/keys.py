@@ -1,0 +1,28 @@
+"""Random numbers that belong to a sample, whatever batch or device it is computed in."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+
+def noise(
+    key: Key[Array, ""], shape: tuple[int, ...], index: Any = 0, dtype: Any = jnp.float32
+) -> Float[Array, "..."]:
+    """Standard normal noise keyed by the global sample index.
+
+    Sample i of the result depends on (key, index + i) only, so that a batch drawn whole, in parts or sharded holds the
+    same samples.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`.
+        shape: (B, ...).
+        index: global index of the first sample, an integer.
+        dtype: floating type of the result.
+
+    Returns:
+        Noise of the given shape.
+    """
+    indices = jnp.asarray(index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape[1:], dtype))(indices)

@@ -1,0 +1,105 @@
+"""Adams-Bashforth methods on the velocity in t or, as PLMS / iPNDM, on the noise prediction in k = sigma/alpha.
+
+With y = x, u = t, f = v ("velocity") or y = x/alpha, u = k, f = e ("noise") the flow is dy/du = f, and a step is
+
+    y' = y + (u_t - u_s) sum_j w_j f_{s-j}
+
+with the weights of the interpolating polynomial through the last `order` values: for equal steps 1; (3, -1)/2;
+(23, -16, 5)/12; (55, -59, 37, -9)/24. "variable" integrates the polynomial on the actual nodes; "fixed" uses the equal-step
+weights on any grid, as PNDM (2202.09778) and iPNDM do. One evaluation per step. The first steps either use lower orders
+("lower", which limits the asymptotic order to 2) or classical Runge-Kutta steps ("rk4", four evaluations each). The
+noise form is undefined where alpha = 0 and says so.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from flowjax._pytree import pytree, static
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, pairs, step
+
+
+@pytree
+class AdamsBashforth(Solver):
+    """Explicit Adams methods of order 1 to 5.
+
+    Args:
+        order: number of values the polynomial goes through, 1 to 5.
+        form: "velocity" (any path) or "noise" (PLMS, iPNDM: the flow in DDIM's coordinates).
+        weights: "variable" for the actual nodes or "fixed" for equal-step weights.
+        start: "lower" orders for the first steps, or "rk4".
+
+    Raises:
+        ValueError: a value that is not allowed; at bind, the noise form on a grid that touches alpha = 0.
+    """
+
+    order: int = static(4)
+    form: str = static("velocity")
+    weights: str = static("variable")
+    start: str = static("lower")
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        if self.order not in (1, 2, 3, 4, 5):
+            raise ValueError(f"order must be 1 to 5, got {self.order}")
+        check_choice("form", self.form, ("velocity", "noise"))
+        check_choice("weights", self.weights, ("variable", "fixed"))
+        check_choice("start", self.start, ("lower", "rk4"))
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """The polynomial through the last values, integrated over the step."""
+        in_noise = self.form == "noise"
+        if in_noise and path.alpha(times[0]) == 0:
+            raise ValueError(
+                f"the noise form needs alpha > 0, but alpha({times[0]:g}) = 0: move the start of the times"
+            )
+
+        def scale(t: float) -> float:
+            return float(path.alpha(t)) if in_noise else 1.0
+
+        def coordinate(t: float) -> float:
+            return float(path.sigma(t) / path.alpha(t)) if in_noise else t
+
+        def time(u: float) -> float:
+            return float(path.time(-np.log(u))) if in_noise else u
+
+        nodes: list[float] = []
+        values: list[Any] = []
+        for number, (s, t) in enumerate(pairs(times)):
+            u, h = coordinate(s), coordinate(t) - coordinate(s)
+            f = yield evaluate(s, x, to=self.form)
+            if h:  # a repeated time adds nothing to the history
+                nodes, values = [u, *nodes][: self.order], [f, *values][: self.order]
+            if self.start == "rk4" and number < self.order - 1 and (in_noise or path.has_velocity(t)):
+                middle, y = time(u + h / 2), x / scale(s)
+                b = yield evaluate(middle, scale(middle) * (y + h / 2 * f), to=self.form)
+                c = yield evaluate(middle, scale(middle) * (y + h / 2 * b), to=self.form)
+                d = yield evaluate(t, scale(t) * (y + h * c), to=self.form)
+                total = (f + 2 * b + 2 * c + d) / 6
+            else:
+                weights = (
+                    adams_weights(nodes, u + h) if self.weights == "variable" else EQUAL_STEPS[len(nodes)]
+                )
+                total = sum(
+                    (w * v for w, v in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0]
+                )
+            x = yield step(scale(t) / scale(s) * x + scale(t) * h * (yield direction(total)))
+
+
+def adams_weights(nodes: list[float], end: float) -> list[float]:
+    """Weights, summing to 1, of values at `nodes` (newest first) in the mean of their polynomial from nodes[0] to `end`."""
+    if len(nodes) == 1:
+        return [1.0]
+    h = end - nodes[0]
+    scaled = (np.asarray(nodes) - nodes[0]) / h
+    weights = []
+    for j, node in enumerate(scaled):
+        others = np.delete(scaled, j)
+        integral = (Polynomial.fromroots(others) / np.prod(node - others)).integ()
+        weights.append(float(integral(1.0) - integral(0.0)))
+    return weights
+
+
+EQUAL_STEPS = {order: adams_weights([-float(j) for j in range(order)], 1.0) for order in range(1, 6)}

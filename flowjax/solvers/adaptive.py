@@ -1,0 +1,109 @@
+"""diffrax's adaptive Runge-Kutta methods on a field, for `solve` and the command line.
+
+Order and stages are the wrapped method's. The step size is shared by the batch (its error norm is taken over all
+samples), so a sample depends slightly on its batch mates. Evaluations are counted from diffrax's statistics: two for the
+guess of the first step, then the method's stages for every attempted step.
+"""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from flowjax._pytree import pytree, static
+from flowjax.flow import Field, count, term
+from flowjax.times import check_times
+
+
+@pytree
+class Adaptive:
+    """An explicit Runge-Kutta solver of diffrax under PID step-size control.
+
+    Args:
+        solver: an explicit adaptive solver of diffrax; None is `diffrax.Tsit5()`.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        max_steps: bound on attempted steps; more are an error (`equinox.EquinoxRuntimeError`).
+
+    Raises:
+        ValueError: not an explicit adaptive Runge-Kutta solver.
+
+    References:
+        Tsitouras (2011), Runge-Kutta pairs of order 5(4); Kidger (2202.02435), chapter 5, for the controller.
+    """
+
+    positional = ("solver",)
+
+    solver: Any = None
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = static(4096)
+
+    def __post_init__(self) -> None:
+        """Fills in the default solver."""
+        if self.solver is None:
+            object.__setattr__(self, "solver", diffrax.Tsit5())
+        if not (
+            isinstance(self.solver, diffrax.AbstractERK)
+            and isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
+        ):
+            raise ValueError(
+                f"Adaptive wraps explicit adaptive Runge-Kutta solvers of diffrax, got {self.solver!r}"
+            )
+
+    def solve(
+        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False
+    ) -> dict[str, Any]:
+        """Integrates from times[0] to times[-1]; the times between are only where `trajectory` is read off.
+
+        Returns:
+            x, evaluations, network_calls and trajectory as in `flowjax.solving.Solution`; network_calls is -1 for a
+            field whose calls per evaluation change with time (a guidance interval).
+
+        Raises:
+            ValueError: bad times, a field with memory, or a velocity undefined at an end.
+        """
+        times = check_times(times)
+        field.check((times[0], times[-1]), "velocity")
+        for name, t in (("start", times[0]), ("end", times[-1])):
+            if not field.path.has_velocity(t):
+                raise ValueError(
+                    f"the velocity of {field.path!r} is infinite at t = {t:g}: move the {name} of the times"
+                )
+        return _integrate(self, term(field), x, jnp.asarray(times, jnp.float32), cond, trajectory)
+
+
+@jax.jit(static_argnames="trajectory")
+def _integrate(
+    adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool
+) -> dict[str, Any]:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    solution = diffrax.diffeqsolve(
+        velocity,
+        adaptive.solver,
+        times[0],
+        times[-1],
+        None,
+        x,
+        cond,
+        stepsize_controller=diffrax.PIDController(rtol=adaptive.rtol, atol=adaptive.atol),
+        saveat=diffrax.SaveAt(ts=times) if trajectory else diffrax.SaveAt(t1=True),
+        max_steps=adaptive.max_steps,
+    )
+    tableau = adaptive.solver.tableau
+    stages = tableau.num_stages - int(tableau.fsal)
+    evaluations = 2 + int(tableau.fsal) + stages * solution.stats["num_steps"].astype(jnp.int32)
+
+    def calls(t: Any) -> Any:  # only the counter is used, so the compiler drops the network
+        field = velocity.vector_field.field
+        return count(field.evaluate(t, x, cond, field.init(x))[1])[1]
+
+    per_evaluation = jax.lax.map(calls, jnp.linspace(times[0], times[-1], 129))
+    constant = jnp.all(per_evaluation == per_evaluation[0])
+    return {
+        "x": solution.ys[-1],
+        "trajectory": solution.ys if trajectory else None,
+        "evaluations": evaluations,
+        "network_calls": jnp.where(constant, evaluations * per_evaluation[0], -1),
+    }

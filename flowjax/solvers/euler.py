@@ -1,0 +1,27 @@
+"""Euler's method in t: x' = x + (t - s) v(s, x).
+
+Order 1, one evaluation per step, at the start of the step. On the linear path it equals DDIM; on others it does not.
+"""
+
+from typing import Any
+
+from flowjax._pytree import pytree
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.rows import Solver, Updates, direction, evaluate, pairs, step
+
+
+@pytree
+class Euler(Solver):
+    """Euler's method on the velocity.
+
+    Example:
+        >>> import flowjax as fj
+        >>> fj.solvers.Euler().bind(fj.paths.Linear(), fj.times.uniform(8)).pattern.rows
+        8
+    """
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """x + (t - s) v."""
+        for s, t in pairs(times):
+            v = yield direction((yield evaluate(s, x)))
+            x = yield step(x + (t - s) * v)

@@ -1,0 +1,25 @@
+"""Heun's method in t, the explicit trapezoid: d = v(s, x), e = v(t, x + (t - s) d), x' = x + (t - s)(d + e)/2.
+
+Order 2, two evaluations per step. On a path whose velocity is infinite at t = 1 (VP, cosine) a last step that ends there
+is an Euler step: 2 n - 1 evaluations.
+"""
+
+from typing import Any
+
+from flowjax._pytree import pytree
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.rows import Solver, Updates, direction, evaluate, pairs, step
+
+
+@pytree
+class Heun(Solver):
+    """Heun's method on the velocity (second order)."""
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """Predictor d, corrector (d + e) / 2."""
+        for s, t in pairs(times):
+            d = yield evaluate(s, x)
+            if path.has_velocity(t):
+                e = yield evaluate(t, x + (t - s) * d)
+                d = (d + e) / 2
+            x = yield step(x + (t - s) * (yield direction(d)))

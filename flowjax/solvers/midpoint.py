@@ -1,0 +1,22 @@
+"""The explicit midpoint rule in t: x' = x + h v(s + h/2, x + h/2 v(s, x)), h = t - s.
+
+Order 2, two evaluations per step, none of them at the end of the step.
+"""
+
+from typing import Any
+
+from flowjax._pytree import pytree
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.rows import Solver, Updates, direction, evaluate, pairs, step
+
+
+@pytree
+class Midpoint(Solver):
+    """The midpoint rule on the velocity (second order)."""
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """One half Euler step, then the slope there for the whole step."""
+        for s, t in pairs(times):
+            h = t - s
+            d = yield evaluate(s + h / 2, x + h / 2 * (yield evaluate(s, x)))
+            x = yield step(x + h * (yield direction(d)))

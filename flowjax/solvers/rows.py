@@ -1,0 +1,712 @@
+"""From a formula to rows: the machinery behind every fixed-grid solver.
+
+A method is a generator that reads like its paper and yields *requests*: `evaluate(t, x)` answers with the field's
+value, `step(x)` declares the solution at the next grid time, `keep(value)` asks for a combination to be stored as it is
+(momentum), `noise()` answers with fresh standard normals, `direction(value)` announces the quantity that a wrapper such
+as HeavyBall may replace.
+
+`bind` runs the generator once on the host, on symbols: each state is a linear combination of the initial state, of
+values and of noises with float64 coefficients. What is still needed after an evaluation is given a *register*
+(register 0 is the solution), and each evaluation becomes a *row*: its time, the combination at which it is made, and
+the combinations of (registers, value, noises) that are the next registers. One loop runs the rows of any method; its
+compiled program depends on their pattern only, not on their numbers.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowjax._pytree import pytree
+from flowjax.flow import Ask, Field, FieldTerm
+from flowjax.keys import noise as standard_normal
+from flowjax.paths.base import GaussianPath, namespace
+from flowjax.times import check_times
+
+Registers = tuple[Any, ...]
+
+
+# ----------------------------------------------------------------------------------------------------------- requests
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluate:
+    """Asks for the field's prediction `to` at (t, x)."""
+
+    t: float
+    x: Any
+    to: str = "velocity"
+    end: float | None = None
+    velocity: Any = None
+    refiner: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """Declares the solution at the next time of the grid."""
+
+    x: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Keep:
+    """Asks for a value to be stored as it is now."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """Asks for fresh standard normal noise of the state's shape."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Direction:
+    """Announces the increment's direction; answered with it, unless a wrapper changes it."""
+
+    value: Any
+
+
+Request = Evaluate | Step | Keep | Noise | Direction
+Updates = Generator[Request, Any, None]
+
+
+def evaluate(
+    t: float,
+    x: Any,
+    *,
+    to: str = "velocity",
+    end: float | None = None,
+    velocity: Any = None,
+    refiner: bool = False,
+) -> Evaluate:
+    """Requests the field's value at (t, x): one network evaluation.
+
+    Args:
+        t: time in [0, 1].
+        x: the state, a linear combination of what the generator was given.
+        to: prediction asked for; the same in all requests of one method.
+        end: end of the span for networks that take `end=` (flow maps).
+        velocity: a combination passed to the network as `velocity=` (refiners).
+        refiner: ask the solver's own second field (`solver.refiner`) instead of the main one.
+    """
+    return Evaluate(t=t, x=x, to=to, end=end, velocity=velocity, refiner=refiner)
+
+
+def step(x: Any) -> Step:
+    """Declares x as the solution at the next grid time; answered with x."""
+    return Step(x)
+
+
+def keep(value: Any) -> Keep:
+    """Stores a combination, so that later uses do not spell out its history; answered with it."""
+    return Keep(value)
+
+
+def noise() -> Noise:
+    """Requests fresh standard normal noise of the state's shape."""
+    return Noise()
+
+
+def direction(value: Any) -> Direction:
+    """Announces the direction of the step; answered with the direction to use."""
+    return Direction(value)
+
+
+def pairs(times: Iterable[float]) -> Iterator[tuple[float, float]]:
+    """Consecutive pairs (s, t) of a grid."""
+    times = list(times)
+    return zip(times[:-1], times[1:], strict=True)
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+
+# ------------------------------------------------------------------------------------------------------------ symbols
+
+
+class Combination:
+    """A linear combination of numbered atoms; supports +, - and scaling by numbers (concrete or traced)."""
+
+    __array_ufunc__ = None  # NumPy scalars leave the arithmetic to this class
+
+    def __init__(self, terms: dict[int, Any]):
+        self.terms = terms
+
+    def __add__(self, other: "Combination") -> "Combination":
+        if not isinstance(other, Combination):
+            return NotImplemented
+        terms = dict(self.terms)
+        for atom, coefficient in other.terms.items():
+            terms[atom] = terms[atom] + coefficient if atom in terms else coefficient
+        return Combination({atom: c for atom, c in terms.items() if not _is_number(c, 0)})
+
+    def __mul__(self, factor: Any) -> "Combination":
+        if isinstance(factor, Combination):
+            return NotImplemented
+        return Combination({a: c * factor for a, c in self.terms.items() if not _is_number(factor, 0)})
+
+    def __truediv__(self, divisor: Any) -> "Combination":
+        return self * (1.0 / divisor)
+
+    def __neg__(self) -> "Combination":
+        return self * -1.0
+
+    def __sub__(self, other: "Combination") -> "Combination":
+        return self + -other
+
+    __rmul__ = __mul__
+
+
+def _is_number(coefficient: Any, number: float) -> bool:
+    """Whether a coefficient is concretely this number (a traced or per-element one is not)."""
+    return not isinstance(coefficient, jax.Array) and np.ndim(coefficient) == 0 and coefficient == number
+
+
+@dataclasses.dataclass
+class _Stage:
+    """What happens between two evaluations: the evaluation (None in the tail) and the definitions after it."""
+
+    request: Evaluate | None
+    value: int | None = None
+    noises: list[int] = dataclasses.field(default_factory=list)
+    definitions: dict[int, Combination] = dataclasses.field(default_factory=dict)
+    solution: int | None = None  # the atom of the step completed here
+
+    def uses(self) -> list[Combination]:
+        """The combinations this stage needs of what existed before it."""
+        request = self.request
+        inputs = (
+            []
+            if request is None
+            else [request.x] + ([request.velocity] if request.velocity is not None else [])
+        )
+        return inputs + list(self.definitions.values())
+
+
+def _trace(updates: Callable[[Combination], Updates]) -> list[_Stage]:
+    """Runs a generator on symbols. Atom 0 is the initial state."""
+    stages: list[_Stage] = []
+    pending: list[int] = []  # noises requested since the last evaluation that no definition has used yet
+    count = 0
+
+    def atom() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    generator = updates(Combination({0: 1.0}))
+    answer: Any = None
+    while True:
+        try:
+            request = generator.send(answer)
+        except StopIteration:
+            return stages
+        if isinstance(request, Direction):
+            answer = request.value
+            continue
+        if isinstance(request, Keep) and not stages:  # nothing to store yet: the expression itself
+            answer = request.value
+            continue
+        new = atom()
+        answer = Combination({new: 1.0})
+        if isinstance(request, Evaluate):
+            stages.append(_Stage(request, value=new, noises=pending))
+            pending = []
+        elif isinstance(request, Noise):
+            pending.append(new)
+        elif not stages:
+            raise ValueError("a method must evaluate the field before its first step")
+        else:
+            if isinstance(request, Step) and stages[-1].solution is not None:
+                stages.append(_Stage(None))
+            stage = stages[-1]
+            combination = request.x if isinstance(request, Step) else request.value
+            used = [z for z in pending if z in combination.terms]
+            stage.noises += used
+            pending = [z for z in pending if z not in used]
+            stage.definitions[new] = combination
+            if isinstance(request, Step):
+                stage.solution = new
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Combine:
+    """A weighted sum over operands (registers, then the value, then noises); `first` is the column of its weights."""
+
+    sources: tuple[int, ...]
+    first: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """The static half of bound rows: everything that decides the compiled program.
+
+    `point`, `velocity` and each entry of `advance` are an operand's number (a plain copy) or a `Combine`.
+    """
+
+    registers: int
+    noises: int
+    to: str
+    refiner: tuple[bool, ...]  # per row
+    completes: tuple[bool, ...]  # per stage: whether a step of the grid is complete after it
+    tail: int  # stages without an evaluation after the last row
+    point: int | Combine
+    velocity: int | Combine | None
+    advance: tuple[int | Combine, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of evaluations."""
+        return len(self.refiner)
+
+    def step_stages(self) -> list[tuple[int, int]]:
+        """For every step of the grid, its first stage and the stage after its last."""
+        ends = [i + 1 for i, done in enumerate(self.completes) if done]
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+class Bound(diffrax.AbstractSolver):
+    """A solver bound to a path and a grid: rows ready to run, and a `diffrax.AbstractSolver`.
+
+    Attributes:
+        grid: the n + 1 times.
+        times: times of the evaluations.
+        ends: ends of the spans for flow maps, or None.
+        weights: scalar coefficients, one line per stage.
+        arrays: per-element coefficients, keyed by their column in `weights`.
+        refiner: second field of methods that have one.
+        pattern: the static structure.
+    """
+
+    grid: Any
+    times: Any
+    ends: Any
+    weights: Any
+    arrays: dict[int, Any]
+    refiner: Any
+    pattern: Pattern = eqx.field(static=True)
+
+    term_structure = diffrax.AbstractTerm
+    interpolation_cls = diffrax.LocalLinearInterpolation
+
+    # ------------------------------------------------------------------------------------------- one evaluation at a time
+
+    def start(self, x: Any) -> Registers:
+        """The registers before the first row: x of shape (B, ...) in at least single precision, then zeros."""
+        xp = namespace(x)
+        x = xp.asarray(x, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        return (x, *(xp.zeros_like(x) for _ in range(self.pattern.registers - 1)))
+
+    def point(self, row: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
+        """The (t, x) at which row `row` evaluates the network; its prediction type is `bound.pattern.to`."""
+        return self.times[row], self._combine(self.pattern.point, row, (*registers, None, *noise))
+
+    def advance(self, row: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
+        """The registers after a row, given the network's value there (register 0 is the solution).
+
+        After the last row, call `finish` once.
+        """
+        value = namespace(value).asarray(value, dtype=registers[0].dtype)
+        operands = (*registers, value, *noise)
+        return tuple(self._combine(entry, row, operands) for entry in self.pattern.advance)
+
+    def finish(self, registers: Registers) -> Registers:
+        """The evaluation-free stages after the last row (only methods with a corrector have one)."""
+        for stage in range(self.pattern.rows, self.pattern.rows + self.pattern.tail):
+            registers = self.advance(stage, registers, namespace(registers[0]).zeros_like(registers[0]))
+        return registers
+
+    def velocity(self, row: Any, registers: Registers) -> Any:
+        """What is passed to a refiner as `velocity=`."""
+        return self._combine(self.pattern.velocity, row, registers)
+
+    def _combine(self, entry: int | Combine, row: Any, operands: tuple[Any, ...]) -> Any:
+        if isinstance(entry, int):
+            return operands[entry]
+        line = self.weights[row]
+        total = None
+        for column, source in enumerate(entry.sources, entry.first):
+            x = operands[source]
+            weight = self.arrays[column][row] if column in self.arrays else line[column]
+            term = namespace(x, weight).asarray(weight, dtype=x.dtype) * x
+            total = term if total is None else total + term
+        return total
+
+    def evaluate(
+        self, ask: Callable[..., Any], row: Any, registers: Registers, noise: tuple[Any, ...]
+    ) -> Any:
+        """Runs one row: `ask(t, x, extra)` answers (value, memory); returns (registers, memory)."""
+        t, x = self.point(row, registers, noise)
+        extra = {} if self.ends is None else {"end": self.ends[row]}
+        value, memory = ask(t, x, extra)
+        return self.advance(row, registers, value, noise), memory
+
+    def draw(self, row: Any, x: Any, key: Any, index: Any) -> tuple[Any, ...]:
+        """The noises of a row for the samples `index`, `index + 1`, ...; () for a deterministic method."""
+        if not self.pattern.noises:
+            return ()
+        if key is None:
+            raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
+        keys = [jax.random.fold_in(key, row * self.pattern.noises + i) for i in range(self.pattern.noises)]
+        return tuple(standard_normal(k, x.shape, index, x.dtype) for k in keys)
+
+    # ------------------------------------------------------------------------------------------------------------- diffrax
+
+    def term(self, field: Field, key: Any = None, index: Any = 0) -> FieldTerm:
+        """The term to hand to `diffrax.diffeqsolve` together with this solver.
+
+        Args:
+            field: what the solver evaluates.
+            key: typed key of stochastic methods.
+            index: global index of the first sample of the batch.
+        """
+        self.check(field)
+        return FieldTerm(field=field, refiner=self.refiner, key=key, index=index)
+
+    def check(self, field: Field) -> None:
+        """Raises ValueError if this method and this field do not go together."""
+        if field.one_evaluation_per_step and self.pattern.completes != (True,) * (len(self.grid) - 1):
+            raise ValueError(
+                f"{type(field).__name__} needs a solver with one evaluation per step (Euler, DDIM, DPMSolver, ...); "
+                f"this one makes {self.pattern.rows} evaluations in {len(self.grid) - 1} steps"
+            )
+        if not isinstance(self.times, jax.core.Tracer):
+            field.check(
+                [t for t, r in zip(self.times, self.pattern.refiner, strict=True) if not r], self.pattern.to
+            )
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
+        """The number of the next step, the registers but the first, and the memories of the field and the refiner."""
+        return jnp.int32(0), self.start(y0)[1:], terms.vf(t0, y0, Ask("init", self.grid))
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> Any:
+        """Runs the rows of one step of the grid.
+
+        The result is `dt_min_reached` when (t0, t1) is not that step: use `flowjax.solvers.StepTo(ts=bound.grid)`.
+        """
+        bound = jax.tree.map(jnp.asarray, self)
+        number, rest, memory = solver_state
+        stages = self.pattern.step_stages()
+        key, index = terms.vf(t0, y0, Ask("noise")) if self.pattern.noises else (None, 0)
+
+        def ask(refiner: bool, stage: Any, carry: Any) -> Any:
+            registers, memory = carry
+            noise = bound.draw(stage, registers[0], key, index)
+
+            def request(t: Any, x: Any, extra: Any) -> Any:
+                if refiner:
+                    extra = extra | {"velocity": bound.velocity(stage, registers)}
+                return terms.vf(t, x, Ask("evaluate", (refiner, args, memory, extra), self.pattern.to))
+
+            return bound.evaluate(request, stage, registers, noise)
+
+        def tail(stage: Any, carry: Any) -> Any:
+            registers, memory = carry
+            return bound.advance(stage, registers, jnp.zeros_like(registers[0])), memory
+
+        kinds = [0 if not r else 1 for r in self.pattern.refiner] + [2] * self.pattern.tail
+        branches = [functools.partial(ask, False), functools.partial(ask, True), tail]
+        used = sorted(set(kinds))
+        lookup = jnp.asarray([used.index(kind) for kind in kinds])
+        longest = max(stop - first for first, stop in stages)
+        firsts, stops = (jnp.asarray(column) for column in zip(*stages, strict=True))
+
+        def run(offset: Any, carry: Any) -> Any:
+            stage = firsts[number] + offset
+            if len(used) == 1:
+                return branches[used[0]](stage, carry)
+            return jax.lax.switch(lookup[stage], [branches[kind] for kind in used], stage, carry)
+
+        def body(carry: Any, offset: Any) -> Any:
+            if all(stop - first == longest for first, stop in stages):
+                return run(offset, carry), None
+            inside = firsts[number] + offset < stops[number]
+            return jax.lax.cond(inside, run, lambda _, carry: carry, offset, carry), None
+
+        carry = ((y0, *rest), memory)
+        if longest == 1:
+            carry, _ = body(carry, 0)
+        else:
+            carry, _ = jax.lax.scan(body, carry, jnp.arange(longest))
+        (y1, *rest), memory = carry
+        grid = bound.grid
+        expected = (jnp.abs(t0 - grid[number]) <= 1e-6) & (jnp.abs(t1 - grid[number + 1]) <= 1e-6)
+        result = diffrax.RESULTS.where(expected, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached)
+        return y1, None, {"y0": y0, "y1": y1}, (number + 1, tuple(rest), memory), result
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        """The velocity."""
+        return terms.vf(t0, y0, args)
+
+
+class StepTo(diffrax.StepTo):
+    """diffrax's `StepTo` without its run-time checks, which are host callbacks: a bound solver checks its grid itself."""
+
+    def wrap(self, direction: Any) -> "StepTo":
+        """The grid in the direction of integration."""
+        return type(self)(ts=self.ts * direction)
+
+    def init(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: None, args: Any, func: Any, error_order: Any
+    ) -> tuple[Any, int]:
+        """The first step."""
+        if dt0 is not None:
+            raise ValueError("StepTo(ts=...) decides the steps: pass dt0=None")
+        return self.ts[1], 2
+
+
+class Solver(abc.ABC):
+    """A fixed-grid method: frozen keyword-only hyper-parameters and the generator `updates`."""
+
+    refiner: Any = None
+
+    @abc.abstractmethod
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """The method as a generator of requests, from `times[0]` to `times[-1]`.
+
+        Args:
+            path: the path, for its coefficients at concrete times.
+            times: the grid, n + 1 floats.
+            x: the initial state (symbols or arrays).
+        """
+
+    def bind(self, path: GaussianPath, times: Any, *, registers: int | None = None) -> Bound:
+        """Turns the formula into rows for this path and grid.
+
+        Args:
+            path: a path (or a field's path).
+            times: n + 1 concrete increasing times in [0, 1].
+            registers: None compiles the exact pattern of zeros and copies of this method. An integer pads to that many
+                registers with dense weights: all methods with the same number of rows then share one program.
+
+        Raises:
+            ValueError: bad times, a method undefined on this grid, or too few registers.
+        """
+        grid = check_times(times)
+        stages = _trace(lambda x: self.updates(path, grid.tolist(), x))
+        steps = sum(stage.solution is not None for stage in stages)
+        if steps != len(grid) - 1:
+            raise ValueError(f"{type(self).__name__} made {steps} steps on a grid of {len(grid) - 1}")
+        return _rows(stages, grid, registers, self.refiner)
+
+
+@pytree
+class Formula(Solver):
+    """A solver from a bare generator function `(path, times, x) -> requests`, for methods of your own.
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flowjax.solvers.rows import evaluate, pairs, step
+        >>> def euler(path, times, x):
+        ...     for s, t in pairs(times):
+        ...         x = yield step(x + (t - s) * (yield evaluate(s, x)))
+        >>> fj.solvers.Formula(function=euler).bind(fj.paths.Linear(), fj.times.uniform(4)).pattern.rows
+        4
+    """
+
+    function: Callable[..., Updates]
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """Calls the function."""
+        return self.function(path, times, x)
+
+
+def run_on_arrays(
+    solver: Solver,
+    path: GaussianPath,
+    times: Any,
+    x: Any,
+    network: Callable[..., Any],
+    noise: Callable[[], Any] | None = None,
+) -> list[Any]:
+    """The same generator run on arrays: a plain Python loop, in the arrays' own precision.
+
+    Args:
+        solver: the method.
+        path: the path.
+        times: the grid.
+        x: initial state, (B, ...).
+        network: called as network(request) for each `Evaluate`; returns the prediction `request.to` at
+            (request.t, request.x).
+        noise: called for each noise of a stochastic method.
+
+    Returns:
+        The solution at every time of the grid, n + 1 arrays.
+    """
+    generator = solver.updates(path, check_times(times).tolist(), x)
+    solutions, answer = [x], None
+    while True:
+        try:
+            request = generator.send(answer)
+        except StopIteration:
+            return solutions
+        if isinstance(request, Evaluate):
+            answer = network(request)
+        elif isinstance(request, Step):
+            answer = request.x
+            solutions.append(answer)
+        elif isinstance(request, Noise):
+            if noise is None:
+                raise ValueError("this method is stochastic: pass noise=, a function that draws it")
+            answer = noise()
+        else:
+            answer = request.value
+
+
+def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner: Any) -> Bound:
+    """Allocates registers and tabulates the coefficients."""
+    rows = [stage.request for stage in stages if stage.request is not None]
+    tail = len(stages) - len(rows)
+    if any(stage.noises for stage in stages[len(rows) :]):
+        raise ValueError("a step without an evaluation cannot draw noise")
+    if any(stage.request is None for stage in stages[: len(rows)]):
+        raise ValueError("two steps without an evaluation between them are possible at the end of a run only")
+    kinds = {request.to for request in rows}
+    if len(kinds) > 1:
+        raise ValueError(f"one method asks for one kind of prediction, this one asks for {sorted(kinds)}")
+
+    contents = _register_contents(stages)
+    width = max(len(atoms) for atoms in contents)
+    if registers is not None and registers < width:
+        raise ValueError(f"this method needs {width} registers, got registers={registers}")
+    size = width if registers is None else registers
+    noises = max(len(stage.noises) for stage in stages)
+
+    point_lines, velocity_lines = [], []
+    advance_lines: list[list[dict[int, Any] | None]] = [[] for _ in range(size)]
+    for number, stage in enumerate(stages):
+        columns = {atom: i for i, atom in enumerate(contents[number])}
+        columns |= {} if stage.value is None else {stage.value: size}
+        columns |= {atom: size + 1 + i for i, atom in enumerate(stage.noises)}
+
+        def resolve(combination: Combination, columns=columns, stage=stage) -> dict[int, Any]:
+            total = Combination({})
+            for atom, coefficient in combination.terms.items():
+                inner = (
+                    Combination({columns[atom]: 1.0})
+                    if atom in columns
+                    else Combination(resolve(stage.definitions[atom], columns, stage))
+                )
+                total = total + inner * coefficient
+            return total.terms
+
+        if stage.request is not None:
+            point_lines.append(resolve(stage.request.x))
+            velocity = stage.request.velocity
+            velocity_lines.append(None if velocity is None else resolve(velocity))
+        kept = contents[number + 1]
+        for i in range(size):
+            advance_lines[i].append(resolve(Combination({kept[i]: 1.0})) if i < len(kept) else None)
+
+    dense = None if registers is None else tuple(range(size))
+    table = _Table(len(stages))
+    advance = tuple(
+        table.entry(lines, dense and (*dense, size, *range(size + 1, size + 1 + noises)))
+        for lines in advance_lines
+    )
+    point = table.entry(point_lines, dense and (*dense, *range(size + 1, size + 1 + noises)))
+    velocity = (
+        table.entry(velocity_lines, dense) if any(line is not None for line in velocity_lines) else None
+    )
+    ends = None
+    if any(request.end is not None for request in rows):
+        ends = np.array([request.t if request.end is None else request.end for request in rows])
+    return Bound(
+        grid=grid,
+        times=np.array([request.t for request in rows]),
+        ends=ends,
+        weights=table.weights(),
+        arrays=table.arrays,
+        refiner=refiner,
+        pattern=Pattern(
+            registers=size,
+            noises=noises,
+            to=kinds.pop(),
+            refiner=tuple(request.refiner for request in rows),
+            completes=tuple(stage.solution is not None for stage in stages),
+            tail=tail,
+            point=point,
+            velocity=velocity,
+            advance=advance,
+        ),
+    )
+
+
+def _register_contents(stages: list[_Stage]) -> list[list[int]]:
+    """Which atoms are in the registers before each stage and at the end: the solution, then the newest first."""
+    born = {0: 0}  # first stage before which the atom is in a register
+    for number, stage in enumerate(stages):
+        for atom in [*stage.definitions, *stage.noises, *([] if stage.value is None else [stage.value])]:
+            born[atom] = number + 1
+    last_use: dict[int, int] = {}
+    for number, stage in enumerate(stages):
+        for combination in stage.uses():
+            for atom in combination.terms:
+                last_use[atom] = number
+    contents, solution = [], 0
+    for number in range(len(stages) + 1):
+        live = [atom for atom, last in last_use.items() if born[atom] <= number <= last and atom != solution]
+        contents.append([solution, *sorted(live, reverse=True)])
+        if number < len(stages) and stages[number].solution is not None:
+            solution = stages[number].solution
+    return contents
+
+
+class _Table:
+    """Collects the coefficients of all entries in columns, one line per stage."""
+
+    def __init__(self, stages: int):
+        self.stages = stages
+        self.columns: list[Any] = []
+        self.arrays: dict[int, Any] = {}
+
+    def entry(self, lines: list[dict[int, Any] | None], dense: tuple[int, ...] | None) -> int | Combine:
+        """Adds one output. A line is None where the output is not needed, so that anything finite may stand there."""
+        needed = [line for line in lines if line is not None]
+        sources = tuple(sorted({source for line in needed for source in line}))
+        if dense is not None:
+            sources = dense
+        elif len(sources) == 1 and all(_is_number(line.get(sources[0], 0), 1) for line in needed):
+            return sources[0]
+        first = len(self.columns)
+        for source in sources:
+            column = [0.0 if line is None else line.get(source, 0.0) for line in lines]
+            column += [0.0] * (self.stages - len(column))
+            if any(np.ndim(c) for c in column):
+                if dense is not None:
+                    raise ValueError("per-element coefficients have no dense form; use registers=None")
+                shape = np.broadcast_shapes(*(np.shape(c) for c in column))
+                xp = namespace(*column)
+                self.arrays[len(self.columns)] = xp.stack(
+                    [xp.broadcast_to(xp.asarray(c), (1, *shape)) for c in column]
+                )
+                column = [0.0] * self.stages
+            self.columns.append(namespace(*column).stack(column))
+        return Combine(sources=sources or (0,), first=first) if sources else self._zero(first)
+
+    def _zero(self, first: int) -> Combine:
+        """An output that is zero throughout."""
+        self.columns.append(np.zeros(self.stages))
+        return Combine(sources=(0,), first=first)
+
+    def weights(self) -> Any:
+        """The (stages, columns) matrix of scalar coefficients."""
+        if not self.columns:
+            return np.zeros((self.stages, 0))
+        return namespace(*self.columns).stack(self.columns, axis=1)

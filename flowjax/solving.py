@@ -1,0 +1,165 @@
+"""`solve`: runs a solver's rows over a field."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flowjax._pytree import pytree
+from flowjax.flow import Field, count
+from flowjax.solvers.adaptive import Adaptive
+from flowjax.solvers.rows import Bound, Solver
+
+
+@pytree
+class Solution:
+    """The result of `solve`.
+
+    Attributes:
+        x: the state at the last time, (B, ...).
+        evaluations: solver evaluations that reached a network (a guided pair is one, a skipped one none).
+        network_calls: network rows per sample (a guided pair is two).
+        trajectory: the states at all n + 1 times, (n + 1, B, ...), or None.
+        report: what the field reports of each evaluation, stacked over evaluations, or None.
+        refiner_evaluations: evaluations of the solver's own second network, if it has one.
+    """
+
+    x: Float[Array, "batch ..."]
+    evaluations: Int[Array, ""]
+    network_calls: Int[Array, ""]
+    trajectory: Float[Array, "times batch ..."] | None = None
+    report: Any = None
+    refiner_evaluations: Any = None
+
+
+def solve(
+    field: Field,
+    solver: Solver | Bound | Adaptive,
+    x: Float[Array, "batch ..."],
+    times: Any = None,
+    cond: Any = None,
+    key: Any = None,
+    index: Any = 0,
+    trajectory: bool = False,
+    after_step: Callable[[Any, Array], Array] | None = None,
+    *,
+    registers: int | None = None,
+    checkpoint: bool = False,
+) -> Solution:
+    """Integrates a field from times[0] to times[-1].
+
+    Compiled inside (one compilation per pattern of rows; new weights, scales and times reuse it). Within a jit of your
+    own, pass a bound solver as an argument: `bound = solver.bind(path, times)`.
+
+    Args:
+        field: a `Flow` or a field around one.
+        solver: a solver, or one already bound (then `times` is not needed).
+        x: the state at times[0], (B, ...): `path.start(flowjax.noise(key, shape), times[0])`.
+        times: n + 1 concrete times, see `flowjax.times`.
+        cond: condition, a pytree with leading axis B.
+        key: typed key for stochastic solvers.
+        index: global index of the first sample; noise of sample i depends on (key, index + i) only.
+        trajectory: also return the state at every time of the grid.
+        after_step: a function (t, x) -> x applied to the solution after each step (inpainting, projections).
+        registers: see `Solver.bind`.
+        checkpoint: recompute evaluations in the backward pass instead of storing them.
+
+    Returns:
+        A `Solution`.
+
+    Raises:
+        ValueError: times missing or bad, a solver that the field does not allow, a stochastic solver without key.
+
+    Example:
+        >>> import flowjax as fj, jax
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> x0 = fj.noise(jax.random.key(0), (4, 2))
+        >>> int(fj.solve(flow, fj.solvers.Heun(), x0, fj.times.uniform(5)).evaluations)
+        10
+    """
+    if isinstance(solver, Adaptive):
+        if after_step is not None or registers is not None:
+            raise ValueError("after_step and registers belong to fixed grids, Adaptive has none")
+        return Solution(**solver.solve(field, x, times, cond, trajectory=trajectory))
+    if isinstance(solver, Solver):
+        if times is None:
+            raise ValueError("pass times, for example flowjax.times.uniform(10), or a bound solver")
+        solver = solver.bind(field.path, times, registers=registers)
+    elif times is not None or registers is not None:
+        raise ValueError("a bound solver has its times and registers already; do not pass them again")
+    solver.check(field)
+    if solver.pattern.noises and key is None:
+        raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
+    return _run(field, solver, x, cond, key, index, after_step, trajectory=trajectory, checkpoint=checkpoint)
+
+
+@functools.partial(jax.jit, static_argnames=("after_step", "trajectory", "checkpoint"))
+def _run(
+    field: Field,
+    bound: Bound,
+    x: Array,
+    cond: Any,
+    key: Any,
+    index: Any,
+    after_step: Callable[[Any, Array], Array] | None,
+    *,
+    trajectory: bool,
+    checkpoint: bool,
+) -> Solution:
+    pattern = bound.pattern
+    bound = jax.tree.map(jnp.asarray, bound)
+    registers = bound.start(x)
+    memories = [f if f is None else f.init(registers[0], bound.grid) for f in (field, bound.refiner)]
+    step_of = jnp.asarray([0, *itertools.accumulate(map(int, pattern.completes))])
+
+    def corrected(stage: Any, registers: tuple[Array, ...]) -> tuple[Array, ...]:
+        if after_step is None:
+            return registers
+        new = after_step(bound.grid[step_of[stage + 1]], registers[0]).astype(registers[0].dtype)
+        if not all(pattern.completes):
+            new = jnp.where(jnp.asarray(pattern.completes)[stage], new, registers[0])
+        return (new, *registers[1:])
+
+    def body(refiner: bool, carry: Any, row: Any) -> Any:
+        registers, memory = carry
+        # Parameters that do not change over the loop would be gathered from their shards once, ahead of it, and stay in
+        # memory whole; tied to the state by a barrier they are gathered where they are used.
+        own, registers = jax.lax.optimization_barrier((bound.refiner if refiner else field, registers))
+
+        def ask(t: Any, at: Array, extra: dict[str, Any]) -> Any:
+            if refiner:
+                extra = extra | {"velocity": bound.velocity(row, registers)}
+            return own.evaluate(t, at, cond, memory, to=pattern.to, **extra)
+
+        registers, memory = bound.evaluate(ask, row, registers, bound.draw(row, registers[0], key, index))
+        registers = corrected(row, registers)
+        return (registers, memory), (registers[0] if trajectory else None, own.report(memory))
+
+    states, reports, first = [], [], 0
+    for refiner, group in itertools.groupby(pattern.refiner):
+        stop = first + len(list(group))
+        run = functools.partial(body, refiner)
+        carry = (registers, memories[refiner])
+        (registers, memories[refiner]), (visited, report) = jax.lax.scan(
+            jax.checkpoint(run) if checkpoint else run, carry, jnp.arange(first, stop)
+        )
+        done = [i - first for i in range(first, stop) if pattern.completes[i]]
+        states.append(visited if visited is None or len(done) == stop - first else visited[jnp.asarray(done)])
+        reports += [] if refiner else [report]
+        first = stop
+    for stage in range(pattern.rows, pattern.rows + pattern.tail):
+        registers = corrected(stage, bound.advance(stage, registers, jnp.zeros_like(registers[0])))
+        states.append(registers[0][None])
+    evaluations, network_calls = count(memories[0])
+    return Solution(
+        x=registers[0],
+        evaluations=evaluations,
+        network_calls=network_calls,
+        trajectory=jnp.concatenate([bound.start(x)[0][None], *states]) if trajectory else None,
+        report=jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports),
+        refiner_evaluations=None if bound.refiner is None else count(memories[1])[0],
+    )
