@@ -1,12 +1,18 @@
-"""What the mains share: configs by name, one-line errors with exit code 2, `--help` that shows the module docstring."""
+"""What the mains share: configs by name, one-line errors with exit code 2, `--help`."""
 
+import contextlib
 import difflib
 import importlib.util
+import inspect
+import json
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -29,6 +35,17 @@ def choose(what: str, name: Any, allowed: Iterable[Any]) -> Any:
     raise UsageError(f"unknown {what} {str(name)!r}{hint} (allowed: {', '.join(map(str, allowed))})")
 
 
+def class_names(module: ModuleType) -> list[str]:
+    """Names of the classes that `module` offers for building: those it defines that are not abstract."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and value.__module__.startswith(module.__name__)
+        and not inspect.isabstract(value)
+    ]
+
+
 def config_folder() -> Path:
     """The folder of the configs that come with flowjax."""
     installed = importlib.util.find_spec("flowjax.configs")
@@ -38,7 +55,7 @@ def config_folder() -> Path:
 
 
 def load_config(name: str) -> ConfigDict:
-    """The config called `name`: a Python file or the bare name of one that comes with flowjax, then `:argument` if any.
+    """The config `name`: a Python file, or the bare name of one that comes with flowjax; then `:argument`.
 
     Raises:
         UsageError: No such file, or the file does not know the argument.
@@ -51,7 +68,8 @@ def load_config(name: str) -> ConfigDict:
     if not path.is_file():
         raise UsageError(f"config file {name} does not exist")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UsageError(f"config file {name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
@@ -61,7 +79,7 @@ def load_config(name: str) -> ConfigDict:
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
-    """Defines `--config` and the overrides `--config.a.b=...` found in `argv`; `values.config` is the final config.
+    """Defines `--config` and the overrides `--config.a.b=...` in `argv`; `values.config` has them applied.
 
     Raises:
         UsageError: No config is given, it cannot be loaded, or an override names a key that it does not have.
@@ -83,6 +101,47 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
 
 
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns the ValueErrors of constructors, which say what is allowed, into UsageErrors."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_frozen(config: ConfigDict, workdir: Path) -> None:
+    """Refuses a config that differs from the one a run began with.
+
+    Raises:
+        UsageError: Names the first difference and both values.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+
+    def flatten(node: Any, prefix: str = "config") -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        return {name: leaf for key in node for name, leaf in flatten(node[key], f"{prefix}.{key}").items()}
+
+    frozen, asked = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config.to_dict())))
+    for key in sorted(frozen.keys() | asked.keys()):
+        old, new = frozen.get(key, "absent"), asked.get(key, "absent")
+        if old != new:
+            raise UsageError(
+                f"{workdir} began with {key}={old}, not {new}; use that value or another --workdir"
+            )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/flowjax."""
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "flowjax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def run(
     main: Callable[[flags.FlagValues], None],
     define: Callable[[flags.FlagValues, list[str]], None] = lambda values, argv: None,
@@ -96,8 +155,8 @@ def run(
         argv: Arguments with the program name first; `sys.argv` by default.
 
     Raises:
-        SystemExit: Always, with 0 when all went well. A bad flag or a `UsageError` prints `error: ...`, one line, on
-            stderr and exits with 2. Other exceptions pass through.
+        SystemExit: Always, with 0 when all went well. A bad flag or a `UsageError` prints `error: ...`, one
+            line, on stderr and exits with 2. Other exceptions pass through.
     """
     argv = list(sys.argv if argv is None else argv)
     logging.set_verbosity(logging.ERROR)

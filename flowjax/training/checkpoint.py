@@ -1,9 +1,9 @@
 """Asynchronous Orbax checkpoints of a `TrainState`, stored by parameter name.
 
-Each checkpoint has two items, `average` (the weights that sampling uses) and `state` (the rest), both flat dictionaries
-from a dotted name such as `network.blocks.0.mlp.kernel` to an array. So a checkpoint can be read without flowjax, sampling
-reads half of it, and neither depends on how flax nests its nodes. Arrays are restored into the sharding asked for, which
-may differ from the one they were saved from.
+Each checkpoint has two items, `average` (the weights that sampling uses) and `state` (the rest), both flat
+dictionaries from a dotted name such as `network.blocks.0.mlp.kernel` to an array. So a checkpoint can be read
+without flowjax, sampling reads half of it, and neither depends on how flax nests its nodes. Arrays are
+restored into the sharding asked for, which may differ from the one they were saved from.
 """
 
 from pathlib import Path
@@ -19,7 +19,10 @@ from flowjax.training.state import TrainState
 def flatten(tree: Any) -> dict[str, Any]:
     """The leaves of `tree` by dotted name; the value level of `nnx.Variable`s is left out of the names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf
+        for path, leaf in leaves
+    }
 
 
 def unflatten(flat: dict[str, Any], like: Any) -> Any:
@@ -48,8 +51,8 @@ def _parts(state: TrainState) -> tuple[Any, Any]:
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for unfinished writes when it closes.
 
-    A checkpoint appears under its final name only when it is complete, so a run killed at any moment finds the last
-    complete one.
+    A checkpoint appears under its final name only when it is complete, so a run killed at any moment finds
+    the last complete one.
 
     Args:
         folder: Where they lie; created if needed.

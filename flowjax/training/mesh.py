@@ -1,8 +1,9 @@
 """One mesh with three axes, and the table that says which logical axis of a parameter lies on which of them.
 
-The axes are `data` (copies of the model, batch split), `fsdp` (model and optimiser split, batch split too) and `tensor`
-(one layer's products split). A model names the axes of its parameters ("embed", "mlp", ...) in the `out_sharding`
-metadata of its variables and knows nothing about devices; the table here is the only place that does.
+The axes are `data` (copies of the model, batch split), `fsdp` (model and optimiser split, batch split too)
+and `tensor` (one layer's products split). A model names the axes of its parameters ("embed", "mlp", ...) in
+the `out_sharding` metadata of its variables and knows nothing about devices; the table here is the only place
+that does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +57,9 @@ def partition(
 ) -> PartitionSpec:
     """The partition of one array from the logical names of its axes.
 
-    A mesh axis is used once per array (the first logical axis that asks for it wins), and an axis whose length the mesh
-    axis does not divide stays whole. Arrays without names, or with another number of axes, are replicated.
+    A mesh axis is used once per array (the first logical axis that asks for it wins), and an axis whose
+    length the mesh axis does not divide stays whole. Arrays without names, or with another number of axes,
+    are replicated.
     """
     if len(names) != len(shape):
         return PartitionSpec()
@@ -73,8 +75,9 @@ def shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) ->
     """The sharding of every array of `tree`, as a tree of the same structure.
 
     Args:
-        tree: Arrays or shapes; `nnx.Variable`s in it may carry logical names in their `out_sharding` metadata. Optimiser
-            states built from such a tree carry the same metadata and follow their parameters.
+        tree: Arrays or shapes; `nnx.Variable`s in it may carry logical names in their `out_sharding`
+            metadata. Optimiser states built from such a tree carry the same metadata and follow their
+            parameters.
         mesh: From `make_mesh`.
         rules: Logical axis -> mesh axis.
     """

@@ -19,7 +19,8 @@ class TrainState:
 
     Attributes:
         step: Number of finished steps.
-        network: The trained network, any callable pytree of float arrays (an `nnx.Module` is one), or a dict of them.
+        network: The trained network, any callable pytree of float arrays (an `nnx.Module` is one), or a dict
+            of them.
         average: Exponential moving average of `network`; what sampling uses.
         optimizer: State of the optax transformation.
         memory: The mutable memory of an objective that has one, otherwise None.

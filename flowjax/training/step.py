@@ -1,4 +1,4 @@
-"""One training step: draws, loss, gradient, optimiser, average. Pure; all randomness is a function of (key, step)."""
+"""One training step: draws, loss, gradient, optimiser, average. Pure, random by (key, step) only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from flowjax.training.state import TrainState
 def ema_decay(step: Int[Array, ""], limit: float) -> Float[Array, ""]:
     """Decay of the average after `step` updates: min(limit, (1 + step) / (10 + step)).
 
-    The ramp lets the average forget the initial network, which a constant decay would keep in it for 1 / (1 - limit)
-    steps.
+    The ramp lets the average forget the initial network, which a constant decay would keep in it for 1 / (1 -
+    limit) steps.
     """
     count = step.astype(jnp.float32)
     return jnp.minimum(limit, (1 + count) / (10 + count))
@@ -24,9 +24,10 @@ def ema_decay(step: Int[Array, ""], limit: float) -> Float[Array, ""]:
 def make_step(optimizer: optax.GradientTransformation, ema: float = 0.999) -> Callable:
     """The function `step(state, objective, batch, key) -> (state, metrics)`.
 
-    `objective` is an argument and a pytree, so weights inside it (a teacher's) are never constants of the program. `batch`
-    is what `objective.draw` takes, normally {"x1": (B, ...), "cond": (B,)}; `key` is the same at every step. `metrics` are
-    float32 scalars: "loss", "gradient_norm" and the batch means of the metrics of the objective.
+    `objective` is an argument and a pytree, so weights inside it (a teacher's) are never constants of the
+    program. `batch` is what `objective.draw` takes, normally {"x1": (B, ...), "cond": (B,)}; `key` is the
+    same at every step. `metrics` are float32 scalars: "loss", "gradient_norm" and the batch means of the
+    metrics of the objective.
 
     Args:
         optimizer: Applied to `state.network`.
@@ -73,4 +74,8 @@ def compile_step(step: Callable, state: TrainState, objective: Any, batch: Any, 
         The compiled function of the same four arguments; `.as_text()` shows its program.
     """
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(step, donate_argnums=0, out_shardings=(kept, None)).lower(state, objective, batch, key).compile()
+    return (
+        jax.jit(step, donate_argnums=0, out_shardings=(kept, None))
+        .lower(state, objective, batch, key)
+        .compile()
+    )

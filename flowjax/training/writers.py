@@ -1,12 +1,14 @@
 """Where a run writes what it measures: a JSON-lines file and the console."""
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,57 +24,78 @@ def write_json(path: str | Path, value: Any) -> None:
 class Writer:
     """The progress bar and `metrics.jsonl` of one run; silent in all processes but the first.
 
-    On a terminal the console shows one bar with loss, speed and time left; otherwise a line for each report. Each line of
-    the file is one report: {"step": ..., "loss": ..., ...}.
+    On a terminal the console shows one bar with loss, speed and time left; otherwise a line for each report.
+    Each line of the file is one report: {"step": ..., "loss": ..., ...}.
 
     Args:
         workdir: Folder of `metrics.jsonl`.
         steps: Number of steps of the whole run.
+        batch: Examples per step.
         start: Steps already done. Later reports of an earlier, interrupted run are removed from the file.
         active: False in processes that must not write.
+
+    Attributes:
+        console: For other output, so that it does not tear the bar.
+        last: The newest report, empty before the first.
     """
 
-    def __init__(self, workdir: str | Path, steps: int, start: int = 0, active: bool = True):
-        self._active = active
-        self._steps = steps
-        self._start = (start, time.perf_counter())
+    def __init__(self, workdir: str | Path, steps: int, batch: int, start: int = 0, active: bool = True):
+        self._active, self._steps, self._batch, self._start = active, steps, batch, start
         self.console = Console(quiet=not active)
-        if not active:
-            return
-        path = Path(workdir) / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
-        self._file = path.open("a")
+        self.last: dict[str, float] = {}
+        self._done, self._began = start, time.perf_counter()
+        self._file = None
+        if active:
+            path = Path(workdir) / "metrics.jsonl"
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            reports = [json.loads(line) for line in lines if line.endswith("\n")]
+            reports = [report for report in reports if report["step"] <= start]
+            path.write_text("".join(json.dumps(report) + "\n" for report in reports))
+            self.last = reports[-1] if reports else {}
+            self._file = path.open("a")
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[speed]:.1f} steps/s"),
+            TextColumn("{task.fields[speed]:.0f} examples/s"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, completed=start, loss=float("nan"), speed=0.0)
         self._bar.start()
 
+    @property
+    def speed(self) -> float:
+        """Examples per second of training up to the newest report, pauses left out; 0 before the first."""
+        return self._batch * (self._done - self._start) / self._seconds if self._done > self._start else 0.0
+
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of the file, and the state of the bar, after `step` steps."""
-        if not self._active:
-            return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        first, began = self._start
-        seconds = time.perf_counter() - began
-        speed = (step - first) / seconds
-        self._bar.update(self._task, completed=step, loss=metrics["loss"], speed=speed)
+        self._done, self._seconds = step, time.perf_counter() - self._began
+        self.last = {"step": step, **metrics}
+        if self._file is not None:
+            self._file.write(json.dumps(self.last) + "\n")
+            self._file.flush()
+        self._bar.update(self._task, completed=step, loss=metrics["loss"], speed=self.speed)
         if not self.console.is_terminal:
-            left = (self._steps - step) / speed
-            self.console.print(
-                f"step {step}/{self._steps}  loss {metrics['loss']:.4f}  {speed:.1f} steps/s  {left:.0f} s left"
-            )
+            left = (self._steps - step) * self._batch / self.speed
+            loss = f"loss {metrics['loss']:.4f}"
+            self.note(f"step {step}/{self._steps}  {loss}  {self.speed:.0f} examples/s  {left:.0f} s left")
+
+    def note(self, text: str) -> None:
+        """One line on the console."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def paused(self, state: Any) -> Iterator[None]:
+        """Waits for `state`, then leaves the time spent inside out of the speed."""
+        jax.block_until_ready(state)
+        stopped = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - stopped
 
     def close(self) -> None:
         """Ends the bar and the file."""
-        if self._active:
-            self._bar.stop()
+        self._bar.stop()
+        if self._file is not None:
             self._file.close()

@@ -1,0 +1,66 @@
+"""Class-conditional digits, 8x8: a small DiT on scikit-learn's 1,797 handwritten digits.
+
+Expected on 2 CPU cores: TO BE MEASURED.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `smoke` trains a tiny network for two steps.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    if argument not in ("", "smoke"):
+        raise ValueError(f"unknown argument {argument!r} (allowed: smoke)")
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "data": {"name": "digits", "options": {}},
+            "network": {
+                "name": "DiT",
+                "options": {
+                    "image_shape": (8, 8, 1),
+                    "patch": 2,
+                    "width": 96,
+                    "depth": 4,
+                    "heads": 4,
+                    "num_classes": 10,
+                },
+            },
+            "path": {"name": "Linear", "options": {}},
+            "objective": {
+                "prediction": "velocity",
+                "times": {"name": "LogitNormal", "options": {"mean": 0.0, "std": 1.0}},
+                "label_dropout": 0.1,
+            },
+            "train": {
+                "steps": 600,
+                "batch": 96,
+                "rate": 3e-3,
+                "warmup": 0.05,
+                "b2": 0.99,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+                "ema": 0.99,
+                "report_every": 10,
+                "sample_every": 200,
+                "checkpoint_every": 200,
+                "keep": 2,
+            },
+            "sample": {
+                "solver": {"name": "heun", "options": {}},
+                "steps": 5,
+                "guidance": 1.5,
+                "num": 1000,
+                "batch": 200,
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        }
+    )
+    if argument == "smoke":
+        config.network.options.update(width=16, depth=1, heads=2)
+        config.train.update(steps=2, batch=8, report_every=1, sample_every=1, checkpoint_every=1)
+        config.sample.update(num=40, batch=40, steps=2)
+    return config

@@ -1,0 +1,203 @@
+"""What sampling from a trained flow needs besides the weights, stored as `recipe.json` in the workdir."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+import flowjax.guidance
+import flowjax.models
+import flowjax.paths
+from flowjax import catalogue, times
+from flowjax.fields import guide
+from flowjax.flow import Flow
+from flowjax.keys import noise
+from flowjax.solving import solve
+from flowjax.training.checkpoint import restore_average
+from flowjax.training.mesh import batch_sharding, make_mesh, put_batch, shardings
+from flowjax.training.writers import write_json
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists back as tuples, at every depth."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Generated samples and what they cost.
+
+    Attributes:
+        x: (N, ...) samples in the data's own scale.
+        cond: (N,) labels, or None.
+        evaluations: Solver evaluations per sample that reached a network; a guided pair is one.
+        network_calls: Network rows per sample; a guided pair is two.
+    """
+
+    x: Float[np.ndarray, "N ..."]
+    cond: Int[np.ndarray, " N"] | None
+    evaluations: int
+    network_calls: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to rebuild a trained flow and how it is sampled by default.
+
+    Attributes:
+        network: {"name": a class of `flowjax.models`, "options": its arguments}.
+        path: {"name": a class of `flowjax.paths`, "options": its arguments}.
+        prediction: What the network predicts ("velocity", "noise", "data", "score", "v").
+        data: {"name": a data set of `flowjax.data`, "options": its arguments}.
+        shape: Shape of one sample.
+        shift: Normalised data = (x - shift) / scale.
+        scale: See `shift`.
+        low: Smallest value of the data in its own scale, black in pictures; None without a bound.
+        high: Largest value.
+        num_classes: Number of classes, or None for data without labels.
+        solver: {"name": an entry of `catalogue.solvers`, "options": its arguments}.
+        steps: Default number of solver steps, at least 1.
+        guidance: Default scale of classifier-free guidance; 1 asks the conditional network alone.
+    """
+
+    network: Mapping[str, Any]
+    path: Mapping[str, Any]
+    prediction: str
+    data: Mapping[str, Any]
+    shape: tuple[int, ...]
+    shift: float
+    scale: float
+    low: float | None
+    high: float | None
+    num_classes: int | None
+    solver: Mapping[str, Any]
+    steps: int
+    guidance: float = 1.0
+
+    @property
+    def null(self) -> int | None:
+        """The condition that stands for "no class": the number behind the last class."""
+        return self.num_classes
+
+    def build_network(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A new network."""
+        return getattr(flowjax.models, self.network["name"])(**self.network["options"], rngs=rngs)
+
+    def build_path(self) -> Any:
+        """The path."""
+        return getattr(flowjax.paths, self.path["name"])(**self.path["options"])
+
+    def build_solver(self, name: str | None = None) -> Any:
+        """The default solver, or the one called `name` with its own defaults."""
+        if name is None or name == self.solver["name"]:
+            return catalogue.solver(self.solver["name"], **self.solver["options"])
+        return catalogue.solver(name)
+
+    def flow(self, network: Any) -> Flow:
+        """The flow of a network of this recipe."""
+        return Flow(network, path=self.build_path(), prediction=self.prediction, null=self.null)
+
+    def field(self, flow: Flow, guidance: float | None = None) -> Any:
+        """The field to solve: `flow` itself, or guided if there are classes and the scale is not 1."""
+        scale = self.guidance if guidance is None else guidance
+        if self.num_classes is None or scale == 1.0:
+            return flow
+        return guide(flow, flowjax.guidance.CFG(scale=scale))
+
+    def balanced(self, num: int, classes: tuple[int, ...] | None = None) -> Int[np.ndarray, " num"] | None:
+        """Labels of samples 0..num-1: the classes in turn (all of them by default); None without classes."""
+        if self.num_classes is None:
+            return None
+        return np.resize(np.asarray(classes or range(self.num_classes), np.int32), num)
+
+    def sample(
+        self,
+        field: Any,
+        num: int,
+        *,
+        key: Key[Array, ""],
+        cond: Int[np.ndarray, " num"] | None = None,
+        solver: Any = None,
+        steps: int | None = None,
+        batch: int = 200,
+        mesh: Mesh | None = None,
+    ) -> Samples:
+        """Generates samples 0..num-1 in blocks; sample i depends on (key, i, its label) only.
+
+        Args:
+            field: From `field`.
+            num: Number of samples, at least 1.
+            key: Typed key.
+            cond: One label per sample.
+            solver: A solver; the recipe's by default.
+            steps: Number of solver steps; the recipe's by default.
+            batch: Samples per block, rounded up to a multiple of the devices.
+            mesh: Splits each block over its devices; all devices by default.
+        """
+        mesh = make_mesh() if mesh is None else mesh
+        grid = times.uniform(self.steps if steps is None else steps)
+        solver = self.build_solver() if solver is None else solver
+        noise_key, solver_key = jax.random.split(key)
+        batch = -(-batch // mesh.size) * mesh.size
+
+        def begin(key, index):
+            return field.path.start(noise(key, (batch, *self.shape), index), grid[0])
+
+        begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
+        blocks = []
+        for start in range(0, num, batch):
+            # The last block is as large as the others, so that nothing compiles twice; the surplus is cut
+            # below.
+            labels = None if cond is None else put_batch(np.resize(cond[start : start + batch], batch), mesh)
+            x0 = begin(noise_key, jnp.asarray(start))
+            result = solve(field, solver, x0, grid, cond=labels, key=solver_key, index=start)
+            blocks.append(multihost_utils.process_allgather(result.x, tiled=True))
+        x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
+        return Samples(
+            x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls)
+        )
+
+    def save(self, workdir: str | Path) -> None:
+        """Writes `recipe.json`."""
+        write_json(Path(workdir) / "recipe.json", dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, workdir: str | Path) -> "Recipe":
+        """Reads `recipe.json`.
+
+        Raises:
+            FileNotFoundError: The workdir has none.
+        """
+        return cls(**_tuples(json.loads((Path(workdir) / "recipe.json").read_text())))
+
+
+def load(workdir: str | Path, mesh: Mesh | None = None) -> tuple[Flow, Recipe]:
+    """A trained flow with the averaged weights of the newest checkpoint, and its recipe.
+
+    Args:
+        workdir: Folder of a training run.
+        mesh: Where the weights go; all devices by default.
+
+    Raises:
+        FileNotFoundError: The workdir has no recipe or no complete checkpoint.
+    """
+    recipe = Recipe.load(workdir)
+    mesh = make_mesh() if mesh is None else mesh
+    shapes = jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0)))
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+    return recipe.flow(restore_average(Path(workdir) / "checkpoints", placed)), recipe

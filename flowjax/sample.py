@@ -1,0 +1,119 @@
+"""Generates samples from a trained flow.
+
+    python -m flowjax.sample --workdir=runs/digits --num=1000 --out=samples.npz
+    python -m flowjax.sample --workdir=runs/digits --num=30 --labels=0,1,2 --out=few.npz
+    python -m flowjax.sample --workdir=runs/digits --num=1000 --solver=heun --steps=5 --guidance=1.5
+
+The npz holds `x` in the data's own scale and, for classes, `cond`; a picture with the same name lies beside
+it. Sample i depends on --seed, on i and on its label only, not on --batch. Solver, steps and guidance are
+those of the recipe in the workdir unless they are given.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from flowjax import _cli, catalogue
+from flowjax.recipe import Recipe, load
+from flowjax.training import make_mesh
+from flowjax.training.report import picture
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> None:
+    """The flags of this main."""
+    flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
+    flags.DEFINE_string("out", "samples.npz", "File to write; a .png goes beside it.", flag_values=values)
+    flags.DEFINE_integer("num", 100, "Number of samples.", flag_values=values)
+    flags.DEFINE_list("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
+    flags.DEFINE_string("solver", None, "Solver; the recipe's by default.", flag_values=values)
+    flags.DEFINE_integer(
+        "steps", None, "Number of solver steps; the recipe's by default.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
+    flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.", flag_values=values)
+
+
+def parse_labels(labels: list[str] | None, num_classes: int | None) -> tuple[int, ...] | None:
+    """The classes asked for with `--labels`.
+
+    Raises:
+        UsageError: The data has no classes, or a label is not one of them.
+    """
+    if labels is None:
+        return None
+    if num_classes is None:
+        raise _cli.UsageError("--labels is given, but the data of this run has no classes")
+    allowed = [str(label) for label in range(num_classes)]
+    for label in labels:
+        if label not in allowed:
+            raise _cli.UsageError(f"label {label!r} is out of range (allowed: 0 to {num_classes - 1})")
+    return tuple(int(label) for label in labels)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Checks, generates, writes."""
+    if values.workdir is None:
+        raise _cli.UsageError("--workdir=FOLDER is required")
+    out = Path(values.out)
+    if out.suffix != ".npz":
+        raise _cli.UsageError(f"--out must end in .npz, got {out}")
+    for name in ("num", "batch", "steps"):
+        if values[name].value is not None and values[name].value < 1:
+            raise _cli.UsageError(f"--{name} must be at least 1, got {values[name].value}")
+    try:
+        recipe = Recipe.load(values.workdir)
+    except FileNotFoundError:
+        raise _cli.UsageError(
+            f"{values.workdir} is not the workdir of a training run (no recipe.json)"
+        ) from None
+    if values.solver is not None:
+        _cli.choose("solver", values.solver, sorted(catalogue.solvers))
+    if values.guidance is not None and recipe.num_classes is None:
+        raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
+    cond = recipe.balanced(values.num, parse_labels(values.labels, recipe.num_classes))
+    mesh = make_mesh()
+    if out.exists() and not values.overwrite:
+        raise _cli.UsageError(f"{out} exists; add --overwrite or choose another --out")
+    _cli.use_compilation_cache()
+    try:
+        flow, recipe = load(values.workdir, mesh)
+    except FileNotFoundError as error:
+        raise _cli.UsageError(str(error)) from None
+
+    clock = time.perf_counter()
+    with _cli.usage_errors():
+        samples = recipe.sample(
+            recipe.field(flow, values.guidance),
+            values.num,
+            key=jax.random.key(values.seed),
+            cond=cond,
+            solver=recipe.build_solver(values.solver),
+            steps=values.steps,
+            batch=values.batch,
+            mesh=mesh,
+        )
+    seconds = time.perf_counter() - clock
+    if jax.process_index() == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out, x=samples.x, **({} if cond is None else {"cond": cond}))
+        picture(recipe, samples, out.with_suffix(".png"))
+        print(
+            f"{out}: {values.num} samples, {samples.evaluations} evaluations "
+            f"({samples.network_calls} network calls) each, {seconds:.1f} s with compilation"
+        )
+
+
+def cli() -> None:
+    """Entry point."""
+    _cli.run(main, define)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,63 @@
+"""Pictures and numbers of what a flow generates, during training and at its end."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from flowjax import data, times
+from flowjax.evaluation import class_report, frechet_distance, pictures, train_classifier
+from flowjax.flow import Flow
+from flowjax.keys import noise
+from flowjax.recipe import Recipe, Samples
+from flowjax.solving import solve
+
+
+def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
+    """A PNG of samples: images in a grid, one row per class; points in the plane as a density.
+
+    The density of the real data stands beside it. Data of other shapes has no picture.
+    """
+    if len(recipe.shape) == 3:
+        shown = samples.x if samples.cond is not None else samples.x[:100]
+        pictures.grid(shown, path, low=recipe.low, high=recipe.high, cond=samples.cond)
+    elif recipe.shape == (2,):
+        pictures.density(samples.x, data.load(recipe.data["name"], **recipe.data["options"]).x, path)
+
+
+def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:
+    """A PNG of the ways of `num` points in the plane from noise to data, in the data's own scale."""
+    grid = times.uniform(recipe.steps)
+    x0 = flow.path.start(noise(key, (num, *recipe.shape)), grid[0])
+    result = solve(flow, recipe.build_solver(), x0, grid, key=key, trajectory=True)
+    pictures.trajectories(jax.device_get(result.trajectory) * recipe.scale + recipe.shift, path)
+
+
+def measure(
+    recipe: Recipe, flow: Flow, source: data.Source, num: int, *, key: Key[Array, ""], batch: int, mesh: Mesh
+) -> dict[str, Any]:
+    """Compares `num` new samples with the data, by default solver, steps and guidance.
+
+    With classes: accuracy of the samples under a classifier trained on the real data, their spread, the
+    Frechet distance in its features and the search for copies (`flowjax.evaluation.class_report`). Without:
+    the Frechet distance of the data itself.
+
+    Returns:
+        These numbers, the solver evaluations per sample, and samples per second (compiled before, if samples
+        were made with the same `batch` before).
+    """
+    cond = recipe.balanced(num)
+    clock = time.perf_counter()
+    samples = recipe.sample(recipe.field(flow), num, key=key, cond=cond, batch=batch, mesh=mesh)
+    seconds = time.perf_counter() - clock
+    if cond is None:
+        flat = [x.reshape(len(x), -1) for x in (samples.x, source.x)]
+        numbers = {"FD": frechet_distance(*flat)}
+    else:
+        classifier = train_classifier(source.x, source.cond, source.num_classes)
+        numbers = class_report(classifier, samples.x, cond, source.x, source.cond)
+        numbers["classifier_accuracy"] = classifier.accuracy
+    return numbers | {"evaluations": samples.evaluations, "samples_per_second": num / seconds}
