@@ -1,0 +1,170 @@
+"""Data sets small enough for memory, each with the numbers that normalise it."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from sklearn.datasets import load_digits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A data set in its own scale.
+
+    Attributes:
+        x: (N, ...) examples as they were loaded; images are (N, H, W, C).
+        cond: (N,) int32 labels in [0, num_classes), or None.
+        num_classes: Number of classes, or None.
+        shift: Normalised data = (x - shift) / scale.
+        scale: See `shift`; positive.
+        low: Smallest value that the data can take (black in pictures), or None where there is no bound.
+        high: Largest value, or None.
+        names: One name for each class; may be empty.
+
+    Raises:
+        ValueError: No examples, a scale that is not positive, labels without `num_classes` or outside their
+            range, or a number of labels or names that does not fit.
+    """
+
+    x: Float[np.ndarray, "N ..."]
+    cond: Int[np.ndarray, " N"] | None = None
+    num_classes: int | None = None
+    shift: float = 0.0
+    scale: float = 1.0
+    low: float | None = None
+    high: float | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if len(self.x) == 0:
+            raise ValueError("a source needs at least one example")
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+        if (self.cond is None) != (self.num_classes is None):
+            raise ValueError("cond and num_classes must be given together")
+        if self.cond is not None:
+            if self.cond.shape != (len(self.x),):
+                raise ValueError(f"{len(self.x)} examples need cond of shape ({len(self.x)},), got {self.cond.shape}")
+            if self.cond.min() < 0 or self.cond.max() >= self.num_classes:
+                raise ValueError(f"labels must be 0..{self.num_classes - 1}, got {self.cond.min()}..{self.cond.max()}")
+        if self.names and len(self.names) != self.num_classes:
+            raise ValueError(f"{self.num_classes} classes, but {len(self.names)} names")
+
+    def normalize(self, x: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Data scale to the scale in which networks work."""
+        return (x - self.shift) / self.scale
+
+    def denormalize(self, x: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """The inverse of `normalize`."""
+        return x * self.scale + self.shift
+
+
+def digits() -> Source:
+    """The 1,797 handwritten digits that come with scikit-learn: (8, 8, 1), values 0..16, ten classes.
+
+    References:
+        Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
+        1998.
+    """
+    bunch = load_digits()
+    return Source(
+        x=bunch.images[..., None].astype(np.float32),
+        cond=bunch.target.astype(np.int32),
+        num_classes=10,
+        shift=8.0,
+        scale=8.0,
+        low=0.0,
+        high=16.0,
+        names=tuple("0123456789"),
+    )
+
+
+def _eight_gaussians(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Eight equally likely Gaussians of standard deviation 0.3, evenly on a circle of radius 4."""
+    angle = 2 * np.pi * rng.integers(8, size=size) / 8
+    return 4.0 * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.3 * rng.normal(size=(size, 2))
+
+
+def _two_moons(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Two interleaved half circles of radius 1 with noise 0.1; a half turn around the origin swaps them."""
+    side = rng.choice([-1.0, 1.0], size=size)
+    angle = np.pi * rng.random(size)
+    moon = np.stack([np.cos(angle) - 0.5, np.sin(angle) - 0.25], 1)
+    return side[:, None] * moon + 0.1 * rng.normal(size=(size, 2))
+
+
+def _checkerboard(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Uniform on the eight squares of [-4, 4]^2, side 2, whose column and row numbers have an even sum."""
+    column = rng.integers(4, size=size)
+    row = 2 * rng.integers(2, size=size) + column % 2
+    return 2.0 * (np.stack([column, row], 1) + rng.random((size, 2))) - 4.0
+
+
+def _spiral(rng: np.random.Generator, size: int) -> np.ndarray:
+    """An Archimedean spiral, radius 4 angle / (3 pi), angle 3 pi sqrt(U), with noise 0.1."""
+    angle = 3 * np.pi * np.sqrt(rng.random(size))
+    radius = 4.0 * angle / (3 * np.pi)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1) + 0.1 * rng.normal(size=(size, 2))
+
+
+# Each law with the root mean square of its coordinates, which brings the normalised data to unit size.
+_LAWS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], float]] = {
+    "checkerboard": (_checkerboard, float(np.sqrt(16 / 3))),
+    "eight_gaussians": (_eight_gaussians, float(np.sqrt(8 + 0.09))),
+    "spiral": (_spiral, float(np.sqrt(4 + 0.01))),
+    "two_moons": (_two_moons, float(np.sqrt((1 + 0.25 + 0.0625 - 1 / np.pi) / 2 + 0.01))),
+}
+
+
+def toy2d(law: str, *, size: int = 50_000, seed: int = 0) -> Source:
+    """Independent points from a law in the plane, without labels.
+
+    Args:
+        law: "checkerboard", "eight_gaussians", "spiral" or "two_moons".
+        size: Number of points, at least 1.
+        seed: Equal seeds give equal points, different seeds independent ones.
+
+    Raises:
+        ValueError: Unknown law, or a size below 1.
+    """
+    sampler, scale = _LAWS[_choose("law", law, _LAWS)]
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    x = sampler(np.random.default_rng(seed), size)
+    return Source(x=x.astype(np.float32), scale=scale)
+
+
+_SOURCES: dict[str, Callable[..., Source]] = {"digits": digits, "toy2d": toy2d}
+
+
+def load(name: str, **options: object) -> Source:
+    """The data set called `name`.
+
+    Args:
+        name: "digits" or "toy2d".
+        **options: Arguments of the function of that name.
+
+    Raises:
+        ValueError: Unknown name or option, with the closest one and the allowed ones, or a missing option.
+    """
+    maker = _SOURCES[_choose("data set", name, _SOURCES)]
+    parameters = inspect.signature(maker).parameters
+    for option in options:
+        _choose(f"option of {name}", option, parameters)
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise ValueError(f"data set {name!r} needs the option {parameter.name!r}")
+    return maker(**options)
+
+
+def _choose(what: str, name: str, allowed: Iterable[str]) -> str:
+    """`name` if it is allowed, else a ValueError that helps."""
+    allowed = list(allowed)
+    if name in allowed:
+        return name
+    close = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"unknown {what} {name!r}{hint} (allowed: {', '.join(allowed) or 'none'})")

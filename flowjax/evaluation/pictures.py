@@ -1,0 +1,138 @@
+"""Pictures of samples and runs as PNG files, without a display or global state of matplotlib."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Num
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def grid(
+    x: Num[np.ndarray, "..."],
+    path: str | Path,
+    *,
+    low: float,
+    high: float,
+    cond: Int[np.ndarray, " N"] | None = None,
+    columns: int = 10,
+    zoom: int = 6,
+) -> None:
+    """Images side by side, every pixel a block of equal colour.
+
+    Args:
+        x: (N, H, W, C) grey (C = 1) or colour (C = 3) images in the data's own scale.
+        path: The file; its folder is made if needed.
+        low: Value shown black; smaller ones are clipped.
+        high: Value shown white; larger ones are clipped.
+        cond: Labels. With them each class has its own row, in ascending order, with its first `columns`
+            images.
+        columns: Images in a row.
+        zoom: Screen pixels per image pixel, in each direction.
+
+    Raises:
+        ValueError: Another shape, or an empty range of values.
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 4 or x.shape[-1] not in (1, 3) or len(x) == 0:
+        raise ValueError(f"needs (N, H, W, C) images with C = 1 or 3, got shape {x.shape}")
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    order = np.arange(len(x))
+    if cond is None:
+        rows = [order[i : i + columns] for i in range(0, len(x), columns)]
+    else:
+        rows = [order[np.asarray(cond) == c][:columns] for c in np.unique(cond)]
+    _, height, width, channels = x.shape
+    columns = max(len(row) for row in rows)
+    # Cells are separated, and missing images shown, by a middle grey that no digit's border has.
+    gap = 2
+    cell_height, cell_width = height * zoom + gap, width * zoom + gap
+    canvas = np.full((len(rows) * cell_height + gap, columns * cell_width + gap, channels), 96, np.uint8)
+    # A NaN is no colour; it is shown black rather than cast to an arbitrary one.
+    levels = np.rint(255 * np.clip(np.nan_to_num((x - low) / (high - low), nan=0.0), 0, 1)).astype(np.uint8)
+    for i, row in enumerate(rows):
+        for j, index in enumerate(row):
+            top, left = gap + i * cell_height, gap + j * cell_width
+            block = levels[index].repeat(zoom, 0).repeat(zoom, 1)
+            canvas[top : top + height * zoom, left : left + width * zoom] = block
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(path)
+
+
+def density(x: Num[np.ndarray, "N 2"], real: Num[np.ndarray, "M 2"], path: str | Path, *, bins: int = 60) -> None:
+    """Histogram of points in the plane beside that of the real law, in the same window and colours.
+
+    Args:
+        x: Samples.
+        real: Points from the real law; they decide the window and the colours.
+        path: The file; its folder is made if needed.
+        bins: Bins in each direction.
+    """
+    real, x = np.asarray(real, np.float64), np.asarray(x, np.float64)
+    middle = (real.max(0) + real.min(0)) / 2
+    half = 0.55 * np.ptp(real, axis=0).max()
+    window = np.stack([middle - half, middle + half], 1)
+    area = (2 * half / bins) ** 2
+    maps = [np.histogram2d(p[:, 0], p[:, 1], bins=bins, range=window)[0].T / (len(p) * area) for p in (x, real)]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, title, values in zip(panels, (f"{len(x):,} samples", f"{len(real):,} real points"), maps):
+        image = panel.imshow(values, origin="lower", extent=window.ravel(), vmin=0, vmax=maps[1].max())
+        panel.set_title(title)
+    figure.colorbar(image, ax=panels, label="density")
+    _save(figure, path)
+
+
+def trajectories(trajectory: Num[np.ndarray, "..."], path: str | Path, *, num: int = 200) -> None:
+    """Ways of points in the plane from noise (grey) to data (dark).
+
+    Args:
+        trajectory: (steps + 1, B, 2) points at every grid time, `result.trajectory` of `flowjax.solve`.
+        path: The file; its folder is made if needed.
+        num: At most so many of the B ways are drawn; all end points are.
+
+    Raises:
+        ValueError: Another shape.
+    """
+    trajectory = np.asarray(trajectory)
+    if trajectory.ndim != 3 or trajectory.shape[-1] != 2:
+        raise ValueError(f"needs a trajectory of shape (steps + 1, B, 2), got {trajectory.shape}")
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    panel = figure.subplots()
+    shown = trajectory[:, :num]
+    panel.plot(*np.moveaxis(shown, -1, 0), color="tab:olive", linewidth=0.4, alpha=0.6)
+    panel.scatter(*trajectory[0].T, s=3, color="0.6", label="t = start", zorder=2)
+    panel.scatter(*trajectory[-1].T, s=3, color="tab:blue", label="t = end", zorder=3)
+    panel.set_aspect("equal")
+    panel.legend(loc="upper right")
+    _save(figure, path)
+
+
+def loss_curve(metrics: str | Path, path: str | Path) -> None:
+    """The loss over the steps, as recorded in a run's `metrics.jsonl`.
+
+    Args:
+        metrics: File with one JSON object {"step": ..., "loss": ...} per line; lines without a loss are left
+            out.
+        path: The picture; its folder is made if needed.
+
+    Raises:
+        ValueError: No line has a loss.
+    """
+    lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    points: list[tuple[float, float]] = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    if not points:
+        raise ValueError(f"{metrics} has no loss")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(*zip(*points), marker="." if len(points) < 50 else None)
+    panel.set(xlabel="step", ylabel="loss")
+    panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=120)

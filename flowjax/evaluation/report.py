@@ -1,0 +1,105 @@
+"""Measures of class-conditional samples against real data, and how they are printed."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int, Num
+from rich.table import Table
+from sklearn.neighbors import NearestNeighbors
+
+from flowjax.evaluation.classifier import Classifier
+from flowjax.evaluation.frechet import frechet_distance
+
+
+def _flat(x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N D"]:
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def within_class_spread(x: Num[np.ndarray, "N ..."], cond: Int[np.ndarray, " N"]) -> dict[int, float]:
+    """Root of the trace of the covariance of each class with at least two examples, in the units of `x`."""
+    rows, cond = _flat(x), np.asarray(cond)
+    classes = [int(c) for c, count in zip(*np.unique(cond, return_counts=True)) if count > 1]
+    return {c: float(np.sqrt(rows[cond == c].var(0, ddof=1).sum())) for c in classes}
+
+
+def nearest_distances(
+    x: Num[np.ndarray, "N ..."], train_x: Num[np.ndarray, "M ..."] | None = None
+) -> Float[np.ndarray, " N"]:
+    """Euclidean distance of each row of `x` to the nearest of `train_x`, or else to its nearest other row."""
+    rows = _flat(x)
+    neighbours = NearestNeighbors(n_neighbors=1).fit(rows if train_x is None else _flat(train_x))
+    # Without an argument scikit-learn leaves the row itself out.
+    return neighbours.kneighbors(None if train_x is None else rows)[0][:, 0]
+
+
+def class_report(
+    classifier: Classifier,
+    x: Num[np.ndarray, "N ..."],
+    cond: Int[np.ndarray, " N"],
+    real_x: Num[np.ndarray, "M ..."],
+    real_cond: Int[np.ndarray, " M"],
+    held_out_x: Num[np.ndarray, "K ..."] | None = None,
+) -> dict[str, float]:
+    """Compares samples with the data that the generator was trained on, both in the data's own scale.
+
+    Copies: a sample is close if it is nearer to a training example than 99 % of fresh real examples are.
+        Fresh means
+    `held_out_x`, or else each training example against all others. Independent samples of the true law give
+    `nearest_ratio` near 1 and `nearest_close` near 0.01; a ratio far below 1 or a fraction far above 0.01
+    means copies.
+
+    Args:
+        classifier: Trained on real data.
+        x: Samples.
+        cond: The classes that were asked for.
+        real_x: The generator's training data.
+        real_cond: Their labels.
+        held_out_x: Real examples that the generator was not trained on.
+
+    Returns:
+        accuracy: Fraction of samples recognised as the class asked for.
+        accuracy_0, ...: The same within each class.
+        FD[digest]: Frechet distance to `real_x` in the features of the classifier with that digest.
+        spread: Within-class spread of the samples over that of `real_x`, 1 for a perfect generator: root of
+            the ratio of the mean traces over classes that have two samples or more.
+        spread_0, ...: The same for each of these classes.
+        nearest_ratio: Median distance from a sample to the nearest training example, over that of fresh
+            examples.
+        nearest_close: Fraction of close samples.
+    """
+    cond = np.asarray(cond)
+    right = classifier.predict(x) == cond
+    report = {"accuracy": float(right.mean())}
+    report |= {f"accuracy_{c}": float(right[cond == c].mean()) for c in np.unique(cond)}
+    report[f"FD[{classifier.digest}]"] = frechet_distance(classifier.features(x), classifier.features(real_x))
+
+    made, real = within_class_spread(x, cond), within_class_spread(real_x, real_cond)
+    shared = sorted(made.keys() & real.keys())
+    if shared:
+        traces = np.array([(made[c] ** 2, real[c] ** 2) for c in shared]).mean(0)
+        report["spread"] = float(np.sqrt(traces[0] / traces[1]))
+        report |= {f"spread_{c}": made[c] / real[c] for c in shared}
+
+    distances = nearest_distances(x, real_x)
+    fresh = nearest_distances(real_x) if held_out_x is None else nearest_distances(held_out_x, real_x)
+    report["nearest_ratio"] = float(np.median(distances) / np.median(fresh))
+    report["nearest_close"] = float(np.mean(distances < np.quantile(fresh, 0.01)))
+    return report
+
+
+def table(values: Mapping[str, float], title: str | None = None) -> Table:
+    """A table of names and numbers for `rich.print`; `name_0, name_1, ...` become one row."""
+    result = Table("measure", "value", title=title, show_edge=False)
+    result.columns[1].justify = "right"
+    classes: dict[str, list[str]] = {}
+    for name, value in values.items():
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        stem, _, suffix = name.rpartition("_")
+        if suffix.isdigit():
+            classes.setdefault(stem, []).append(text if not isinstance(value, float) else f"{value:.2f}")
+        else:
+            # An escaped bracket, or rich would take FD[...] for its markup.
+            result.add_row(name.replace("_", " ").replace("[", "\\["), text)
+    for stem, texts in classes.items():
+        result.add_row(f"{stem} by class", " ".join(texts))
+    return result

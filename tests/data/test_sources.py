@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from flowjax import data
+
+LAWS = ("checkerboard", "eight_gaussians", "spiral", "two_moons")
+
+
+def test_digits_are_the_1797_images_in_their_own_scale():
+    source = data.load("digits")
+    assert source.x.shape == (1797, 8, 8, 1)
+    assert (source.x.min(), source.x.max()) == (source.low, source.high) == (0.0, 16.0)
+    assert source.cond.dtype == np.int32
+    assert sorted(set(source.cond.tolist())) == list(range(source.num_classes)) == [int(n) for n in source.names]
+    normalised = source.normalize(source.x)
+    assert (normalised.min(), normalised.max()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(source.denormalize(normalised), source.x)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_laws_are_keyed_centred_and_of_unit_size(law):
+    source = data.toy2d(law, size=200_000, seed=1)
+    assert source.x.shape == (200_000, 2)
+    assert source.cond is None
+    np.testing.assert_array_equal(source.x, data.toy2d(law, size=200_000, seed=1).x)
+    assert not np.array_equal(source.x, data.toy2d(law, size=200_000, seed=2).x)
+    z = source.normalize(source.x.astype(np.float64))
+    np.testing.assert_allclose(np.mean(z**2), 1.0, atol=0.01)
+    if law != "spiral":
+        np.testing.assert_allclose(z.mean(0), 0.0, atol=0.01)
+
+
+def test_eight_gaussians_have_equal_weights_and_radial_noise():
+    x = data.toy2d("eight_gaussians", size=80_000).x.astype(np.float64)
+    angle = np.arctan2(x[:, 1], x[:, 0])
+    nearest = np.rint(angle / (np.pi / 4)).astype(int) % 8
+    assert stats.chisquare(np.bincount(nearest)).pvalue > 1e-3
+    centre = 4 * np.stack([np.cos(nearest * np.pi / 4), np.sin(nearest * np.pi / 4)], 1)
+    assert stats.kstest(((x - centre) / 0.3).ravel(), "norm").pvalue > 1e-3
+
+
+def test_checkerboard_is_uniform_on_eight_squares():
+    x = data.toy2d("checkerboard", size=80_000).x.astype(np.float64)
+    column, row = np.floor((x + 4) / 2).astype(int).T
+    assert np.all((column + row) % 2 == 0)
+    counts = np.bincount(4 * column + row, minlength=16)
+    assert stats.chisquare(counts[counts > 0]).pvalue > 1e-3
+    assert np.count_nonzero(counts) == 8
+    assert stats.kstest((x / 2 % 1).ravel(), "uniform").pvalue > 1e-3
+
+
+def test_moons_and_spiral_lie_on_their_curves():
+    x = data.toy2d("two_moons", size=20_000).x.astype(np.float64)
+    upper = np.linalg.norm(x + np.array([0.5, 0.25]), axis=1) - 1
+    lower = np.linalg.norm(x - np.array([0.5, 0.25]), axis=1) - 1
+    assert np.quantile(np.minimum(abs(upper), abs(lower)), 0.99) < 0.3
+    x = data.toy2d("spiral", size=20_000).x.astype(np.float64)
+    radius, angle = np.linalg.norm(x, axis=1), np.arctan2(x[:, 1], x[:, 0])
+    turns = (3 * radius / 8 - angle / (2 * np.pi)) % 1
+    outside = radius > 1
+    assert np.quantile(np.minimum(turns, 1 - turns)[outside], 0.99) < 0.13
+
+
+def test_load_names_the_closest():
+    with pytest.raises(ValueError, match=r"unknown data set 'digit'; did you mean 'digits'\? \(allowed: digits, toy2d"):
+        data.load("digit")
+    with pytest.raises(ValueError, match="did you mean 'two_moons'"):
+        data.load("toy2d", law="two_moon")
+    with pytest.raises(ValueError, match="option of toy2d 'sed'; did you mean 'seed'"):
+        data.load("toy2d", law="spiral", sed=1)
+    with pytest.raises(ValueError, match="allowed: none"):
+        data.load("digits", size=3)
+    with pytest.raises(ValueError, match="needs the option 'law'"):
+        data.load("toy2d")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(x=np.zeros((0, 2))), "at least one"),
+        (dict(scale=0.0), "positive"),
+        (dict(num_classes=None), "together"),
+        (dict(num_classes=2), r"0\.\.1, got 0\.\.2"),
+        (dict(names=("a",)), "1 names"),
+    ],
+)
+def test_source_refuses(change, message):
+    good = dict(x=np.zeros((3, 2)), cond=np.arange(3, dtype=np.int32), num_classes=3)
+    data.Source(**good)
+    if "x" in change:
+        good |= dict(cond=None, num_classes=None)
+    with pytest.raises(ValueError, match=message):
+        data.Source(**(good | change))
