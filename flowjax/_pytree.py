@@ -1,6 +1,7 @@
 """Frozen keyword-only dataclasses that are JAX pytrees."""
 
 import dataclasses
+import inspect
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -28,7 +29,7 @@ def pytree(cls: T) -> T:
     `positional = ("name", ...)` as a class attribute.
     """
     positional = getattr(cls, "positional", ())
-    for name in cls.__dict__.get("__annotations__", {}):
+    for name in inspect.get_annotations(cls):
         if name not in positional:
             default = cls.__dict__.get(name, dataclasses.MISSING)
             if isinstance(default, dataclasses.Field):
@@ -47,8 +48,7 @@ def pytree(cls: T) -> T:
         functions = tuple((n, v) for n, v in zip(children, values) if _is_plain_function(v))
         hidden = {name for name, _ in functions}
         keyed = [
-            (jax.tree_util.GetAttrKey(n), None if n in hidden else v)
-            for n, v in zip(children, values, strict=True)
+            (jax.tree_util.GetAttrKey(n), None if n in hidden else v) for n, v in zip(children, values, strict=True)
         ]
         return keyed, (tuple(getattr(node, name) for name in statics), functions)
 

@@ -7,7 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath, check_prediction, check_time_and_state
@@ -101,9 +101,7 @@ class Counts:
 
 def count(memory: Memory) -> tuple[Array, Array]:
     """(evaluations, network_calls) summed over all networks in a field's memory."""
-    counts = [
-        c for c in jax.tree.leaves(memory, is_leaf=lambda m: isinstance(m, Counts)) if isinstance(c, Counts)
-    ]
+    counts = [c for c in jax.tree.leaves(memory, is_leaf=lambda m: isinstance(m, Counts)) if isinstance(c, Counts)]
     zero = jnp.int32(0)
     return sum((c.evaluations for c in counts), zero), sum((c.network_calls for c in counts), zero)
 
@@ -231,7 +229,7 @@ def term(field: Field) -> diffrax.ODETerm:
     """
     if not field.stateless:
         raise ValueError(
-            f"{type(field).__name__} carries a memory from one evaluation to the next, which diffrax's own solvers would "
-            "lose; use a solver of flowjax: diffeqsolve(bound.term(field), bound, ...)"
+            f"{type(field).__name__} carries a memory from one evaluation to the next, which diffrax's own solvers "
+            "would lose; use a solver of flowjax: diffeqsolve(bound.term(field), bound, ...)"
         )
     return diffrax.ODETerm(Velocity(field))

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 
-def noise(
-    key: Key[Array, ""], shape: tuple[int, ...], index: Any = 0, dtype: Any = jnp.float32
-) -> Float[Array, "..."]:
+def noise(key: Key[Array, ""], shape: tuple[int, ...], index: Any = 0, dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """Standard normal noise keyed by the global sample index.
 
     Sample i of the result depends on (key, index + i) only, so that a batch drawn whole, in parts or sharded holds the

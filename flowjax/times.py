@@ -52,15 +52,13 @@ def karras(
 ) -> Times:
     """The grid of EDM (Karras et al., 2206.00364, eq. 5) in the noise level k = sigma / alpha.
 
-    n points with k^(1/rho) equally spaced from min(sigma_max, k(start)) to max(sigma_min, k(end)), then `end` itself. If
-    k(end) is not below sigma_min, the n + 1 points reach k(end) directly. The first time is above `start` when the path
-    begins with more noise than sigma_max: start the state with `path.start(noise, times[0])`.
+    n points with k^(1/rho) equally spaced from min(sigma_max, k(start)) to max(sigma_min, k(end)), then `end` itself.
+    If k(end) is not below sigma_min, the n + 1 points reach k(end) directly. The first time is above `start` when the
+    path begins with more noise than sigma_max: start the state with `path.start(noise, times[0])`.
     """
     _check(n, start, end)
     if not (rho > 0 and 0 < sigma_min < sigma_max):
-        raise ValueError(
-            f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}"
-        )
+        raise ValueError(f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}")
     with np.errstate(over="ignore"):
         first, last = (float(np.exp(-path.lam(t))) for t in (start, end))
     reaches_end = last >= sigma_min
@@ -93,9 +91,7 @@ def check_times(times: Any) -> Times:
     """
     times = np.asarray(times, dtype=np.float64)
     if times.ndim != 1 or len(times) < 2:
-        raise ValueError(
-            f"times must hold n + 1 values for n >= 1 steps, got an array of shape {times.shape}"
-        )
+        raise ValueError(f"times must hold n + 1 values for n >= 1 steps, got an array of shape {times.shape}")
     if not (np.all(np.diff(times) >= 0) and times[0] >= 0 and times[-1] <= 1):
         raise ValueError(f"times must increase within [0, 1] (0 is noise, 1 is data), got {times}")
     return times

@@ -1,8 +1,8 @@
 """A field steered by a guidance rule.
 
-The pair with and without condition is one call of the network on a doubled batch, interleaved (c_0, u_0, c_1, u_1, ...) so that
-each device of a sharded batch holds whole pairs and nothing moves. Where the rule is neutral (scale 1, outside its
-interval) the half without condition is not computed.
+The pair with and without condition is one call of the network on a doubled batch, interleaved (c_0, u_0, c_1, u_1, ...)
+so that each device of a sharded batch holds whole pairs and nothing moves. Where the rule is neutral (scale 1, outside
+its interval) the half without condition is not computed.
 """
 
 from typing import Any
@@ -78,11 +78,7 @@ class Guided(Field):
                     jax.tree.map(_interleave, cond, _like(self.against, cond)),
                     own,
                     to=space,
-                    **{
-                        k: v if jnp.ndim(v) == 0 else _interleave(v, v)
-                        for k, v in extra.items()
-                        if v is not None
-                    },
+                    **{k: v if jnp.ndim(v) == 0 else _interleave(v, v) for k, v in extra.items() if v is not None},
                 )
                 c, u = both[0::2], both[1::2]
             value, state = self.rule.combine(t, c, u, state)
@@ -107,14 +103,15 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
     Args:
         field: a `Flow` (or another field without memory).
         rule: from `flowjax.guidance`.
-        against: what the rule compares with: a condition (a pytree like `cond` whose leaves are broadcast over the batch)
-            or a field, for example a weaker model (autoguidance). None takes the flow's own `null` condition.
+        against: what the rule compares with: a condition (a pytree like `cond` whose leaves are broadcast over the
+            batch) or a field, for example a weaker model (autoguidance). None takes the flow's own `null` condition.
 
     Returns:
         A field; the condition itself is given at sampling time, as for `field`.
 
     Raises:
-        ValueError: nothing to compare with, or a field with a memory (put the guidance inside: SADA(guide(flow, rule))).
+        ValueError: nothing to compare with, or a field with a memory (put the guidance inside: SADA(guide(flow,
+            rule))).
 
     Example:
         >>> import flowjax as fj
@@ -125,8 +122,8 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
         against = field.null if isinstance(field, Flow) else None
         if against is None:
             raise ValueError(
-                "guidance needs something to compare the condition with: pass against=, the condition that stands for none "
-                "(for class labels the number of classes) or a second field, or give the Flow its null="
+                "guidance needs something to compare the condition with: pass against=, the condition that stands for "
+                "none (for class labels the number of classes) or a second field, or give the Flow its null="
             )
     for part in (field, against):
         if isinstance(part, Field) and not part.stateless:
@@ -144,9 +141,7 @@ def _like(null: Any, cond: Any) -> Any:
     """The null condition broadcast to the batch of `cond`."""
     if cond is None:
         raise ValueError("guidance needs a condition: pass cond= with a leading batch axis")
-    return jax.tree.map(
-        lambda n, c: jnp.broadcast_to(jnp.asarray(n, jnp.asarray(c).dtype), jnp.shape(c)), null, cond
-    )
+    return jax.tree.map(lambda n, c: jnp.broadcast_to(jnp.asarray(n, jnp.asarray(c).dtype), jnp.shape(c)), null, cond)
 
 
 def _not_an_evaluation(memory: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Classifier-free guidance (Ho and Salimans, 2207.12598): v = u + w (c - u), linear, so the same in every prediction."""
+"""Classifier-free guidance (Ho and Salimans, 2207.12598).
+
+v = u + w (c - u): linear, so the same in every prediction.
+"""
 
 from typing import Any
 

@@ -60,9 +60,7 @@ def check_time_and_state(t: Time, x: Array) -> None:
 def check_prediction(name: str, prediction: str, more: tuple[str, ...] = ()) -> None:
     """Raises ValueError unless `prediction` is a known one."""
     if prediction not in PREDICTIONS + more:
-        raise ValueError(
-            f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}"
-        )
+        raise ValueError(f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}")
 
 
 class GaussianPath(abc.ABC):
@@ -108,7 +106,10 @@ class GaussianPath(abc.ABC):
         return bool(abs(self.dsigma(t)) < INFINITE_SLOPE)
 
     def determines(self, given: str, to: str, t: float) -> bool:
-        """Whether the prediction `given` determines the prediction `to` at the concrete time t (it does inside (0, 1))."""
+        """Whether the prediction `given` determines the prediction `to` at the concrete time t.
+
+        Inside (0, 1) it always does.
+        """
         if given == to:
             return True
         if self.alpha(t) == 0 and given in ("noise", "score"):  # x is all noise: nothing is known of the data

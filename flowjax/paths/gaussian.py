@@ -1,12 +1,12 @@
 """The one-sided Gaussian paths in common use.
 
-| path   | alpha(t)                           | sigma(t)                        | used by |
-|---|---|---|---|
-| Linear | t                                  | 1 - t                           | flow matching (2210.02747), rectified flow (2209.03003), SD3 |
-| Trig   | sin(pi t / 2)                      | cos(pi t / 2)                   | GVP of SiT (2401.08740), trigonometric interpolants (2303.08797) |
-| VP     | exp(-(b1-b0) u^2 / 4 - b0 u / 2)   | sqrt(1 - alpha^2)               | DDPM, score SDEs (2011.13456); u = 1 - t |
-| Cosine | cos(phi(u)) / cos(phi(0))          | sqrt(1 - alpha^2)               | improved DDPM (2102.09672); phi(u) = (u + s)/(1 + s) pi/2 |
-| VE     | 1                                  | sigma_max^(1-t) sigma_min^t     | NCSN, score SDEs, EDM (2206.00364) |
+| path   | alpha(t)                         | sigma(t)                    | source                              |
+|--------|----------------------------------|-----------------------------|-------------------------------------|
+| Linear | t                                | 1 - t                       | flow matching, rectified flow, SD3  |
+| Trig   | sin(pi t / 2)                    | cos(pi t / 2)               | stochastic interpolants, GVP of SiT |
+| VP     | exp(-(b1-b0) u^2 / 4 - b0 u / 2) | sqrt(1 - alpha^2)           | DDPM, score SDEs; u = 1 - t         |
+| Cosine | sin(a t) / sin(a)                | sqrt(1 - alpha^2)           | improved DDPM; a = pi/2 / (1 + s)   |
+| VE     | 1                                | sigma_max^(1-t) sigma_min^t | NCSN, score SDEs, EDM               |
 """
 
 import math
@@ -19,7 +19,7 @@ from flowjax.paths.base import INFINITE_SLOPE, GaussianPath, Time, namespace
 
 @pytree
 class Linear(GaussianPath):
-    """Straight lines from noise to data: alpha = t, sigma = 1 - t."""
+    """Straight lines from noise to data (2210.02747, 2209.03003): alpha = t, sigma = 1 - t."""
 
     def alpha(self, t: Time) -> Time:
         """Coefficient of the data, t."""
@@ -45,7 +45,7 @@ class Linear(GaussianPath):
 
 @pytree
 class Trig(GaussianPath):
-    """Constant-speed rotation from noise to data: alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
+    """Constant-speed rotation (2303.08797; GVP of 2401.08740): alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
 
     def alpha(self, t: Time) -> Time:
         """Coefficient of the data."""

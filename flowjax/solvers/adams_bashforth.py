@@ -5,10 +5,10 @@ With y = x, u = t, f = v ("velocity") or y = x/alpha, u = k, f = e ("noise") the
     y' = y + (u_t - u_s) sum_j w_j f_{s-j}
 
 with the weights of the interpolating polynomial through the last `order` values: for equal steps 1; (3, -1)/2;
-(23, -16, 5)/12; (55, -59, 37, -9)/24. "variable" integrates the polynomial on the actual nodes; "fixed" uses the equal-step
-weights on any grid, as PNDM (2202.09778) and iPNDM do. One evaluation per step. The first steps either use lower orders
-("lower", which limits the asymptotic order to 2) or classical Runge-Kutta steps ("rk4", four evaluations each). The
-noise form is undefined where alpha = 0 and says so.
+(23, -16, 5)/12; (55, -59, 37, -9)/24. "variable" integrates the polynomial on the actual nodes; "fixed" uses the
+equal-step weights on any grid, as PNDM (2202.09778) and iPNDM do. One evaluation per step. The first steps either use
+lower orders ("lower", which limits the asymptotic order to 2) or classical Runge-Kutta steps ("rk4", four evaluations
+each). The noise form is undefined where alpha = 0 and says so.
 """
 
 from typing import Any
@@ -79,17 +79,13 @@ class AdamsBashforth(Solver):
                 d = yield evaluate(t, scale(t) * (y + h * c), to=self.form)
                 total = (f + 2 * b + 2 * c + d) / 6
             else:
-                weights = (
-                    adams_weights(nodes, u + h) if self.weights == "variable" else EQUAL_STEPS[len(nodes)]
-                )
-                total = sum(
-                    (w * v for w, v in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0]
-                )
+                weights = adams_weights(nodes, u + h) if self.weights == "variable" else EQUAL_STEPS[len(nodes)]
+                total = sum((w * v for w, v in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0])
             x = yield step(scale(t) / scale(s) * x + scale(t) * h * (yield direction(total)))
 
 
 def adams_weights(nodes: list[float], end: float) -> list[float]:
-    """Weights, summing to 1, of values at `nodes` (newest first) in the mean of their polynomial from nodes[0] to `end`."""
+    """Weights of values at `nodes` (newest first) in the mean of their polynomial from nodes[0] to `end`; they sum to 1."""
     if len(nodes) == 1:
         return [1.0]
     h = end - nodes[0]

@@ -1,8 +1,8 @@
 """diffrax's adaptive Runge-Kutta methods on a field, for `solve` and the command line.
 
 Order and stages are the wrapped method's. The step size is shared by the batch (its error norm is taken over all
-samples), so a sample depends slightly on its batch mates. Evaluations are counted from diffrax's statistics: two for the
-guess of the first step, then the method's stages for every attempted step.
+samples), so a sample depends slightly on its batch mates. Evaluations are counted from diffrax's statistics: two for
+the guess of the first step, then the method's stages for every attempted step.
 """
 
 from typing import Any
@@ -45,16 +45,11 @@ class Adaptive:
         if self.solver is None:
             object.__setattr__(self, "solver", diffrax.Tsit5())
         if not (
-            isinstance(self.solver, diffrax.AbstractERK)
-            and isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
+            isinstance(self.solver, diffrax.AbstractERK) and isinstance(self.solver, diffrax.AbstractAdaptiveSolver)
         ):
-            raise ValueError(
-                f"Adaptive wraps explicit adaptive Runge-Kutta solvers of diffrax, got {self.solver!r}"
-            )
+            raise ValueError(f"Adaptive wraps explicit adaptive Runge-Kutta solvers of diffrax, got {self.solver!r}")
 
-    def solve(
-        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False
-    ) -> dict[str, Any]:
+    def solve(self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; the times between are only where `trajectory` is read off.
 
         Returns:
@@ -75,9 +70,7 @@ class Adaptive:
 
 
 @jax.jit(static_argnames="trajectory")
-def _integrate(
-    adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool
-) -> dict[str, Any]:
+def _integrate(adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool) -> dict[str, Any]:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     solution = diffrax.diffeqsolve(
         velocity,

@@ -1,23 +1,26 @@
 """DPM-Solver and DPM-Solver++ (Lu et al., 2206.00927, 2211.01095), multistep.
 
-The linear part of the flow is solved exactly in lam = log(alpha/sigma); the network's output f is expanded at s from its
+The linear part of the flow is solved exactly in lam = log(alpha/sigma); the prediction f is expanded at s from its
 history. With h = lam_t - lam_s, and
 
-    noise form: f = e, A = alpha_t/alpha_s, c = sigma_t, z = h        data form ("++"): f = m, A = sigma_t/sigma_s, c = alpha_t, z = -h
+    noise form: f = e, A = alpha_t/alpha_s, c = sigma_t, z = h
+    data form ("++"): f = m, A = sigma_t/sigma_s, c = alpha_t, z = -h
 
-a step is
+a step is, with the functions phi_k of exponential integrators at z,
 
-    x' = A x - c (P1 f + P2 D1' + P3 D2'),        P1 = e^z - 1,   P2 = z phi_2(z),   P3 = z phi_3(z)
+    x' = A x - c (e^z - 1) (f + (phi_2/phi_1) D1 + (phi_3/phi_1) D2),        D1 ~ h f'(lam),  D2 ~ h^2 f''(lam)
 
-with D1' = z f'(lam)·(h/z) and D2' = h^2 f''(lam) from differences of the last outputs: order 1 is DDIM; order 2 "taylor" uses
-D1 = (f_s - f_{s-1})/r0 with r0 = h0/h, order 2 "midpoint" replaces P2 D1' by P1 D1/2; order 3 uses
+and, with r0 = h0/h, r1 = h1/h the lengths of the steps before, d0 = (f_s - f_{s-1})/r0, d1 = (f_{s-1} - f_{s-2})/r1,
 
-    d0 = (f_s - f_{s-1})/r0,  d1 = (f_{s-1} - f_{s-2})/r1,  D1 = d0 + r0/(r0 + r1) (d0 - d1),  D2 = 2 (d0 - d1)/(r0 + r1).
+    order 1: D1 = D2 = 0, which is DDIM
+    order 2: D1 = d0, D2 = 0 ("taylor"), or 1/2 for phi_2/phi_1 ("midpoint")
+    order 3: D1 = d0 + r0/(r0 + r1) (d0 - d1), D2 = 2 (d0 - d1)/(r0 + r1)
 
-The authors' code and its ports omit the 2 in D2, which makes the method second order; `compat="official"` reproduces them.
-One evaluation per step. The first steps use lower orders (so the asymptotic order of a whole run is at most 2), and so do
-the last ones when `lower_order_final` says so. Where lam is infinite (alpha = 0 at the start, sigma = 0 at the end) the data
-form takes its order-1 limit, x' = A x + alpha_t m; the noise form is undefined there and says which end to move.
+The authors' code and its ports omit the 2 in D2, which makes the method second order; `compat="official"` reproduces
+them. One evaluation per step. The first steps use lower orders (so the asymptotic order of a whole run is at most 2),
+and so do the last ones when `lower_order_final` says so. Where lam is infinite (alpha = 0 at the start, sigma = 0 at
+the end) the data form takes its order-1 limit, x' = A x + alpha_t m; the noise form is undefined there and says which
+end to move.
 """
 
 import math
@@ -40,8 +43,8 @@ class DPMSolver(Solver):
         scheme: "multistep".
         form: "data" (DPM-Solver++, stable under guidance) or "noise" (DPM-Solver).
         solver_type: second-order update, "midpoint" or "taylor" ("heun" in diffusers).
-        lower_order_final: order 1 in the last step, at most 2 in the one before, ...: True, False or "auto" (when there are
-            fewer than 10 steps).
+        lower_order_final: order 1 in the last step, at most 2 in the one before, ...: True, False or "auto" (when there
+            are fewer than 10 steps).
         compat: None, or "official" for the authors' third-order update, which is second order.
 
     Raises:
@@ -118,6 +121,6 @@ def check_finite_lam(path: GaussianPath, times: list[float], what: str) -> None:
     for end, inside, t in (("start", "above", times[0]), ("end", "below", times[-1])):
         if not np.isfinite(path.lam(t)):
             raise ValueError(
-                f"{what} needs a finite lam = log(alpha/sigma), but lam({t:g}) = {float(path.lam(t))}: move the {end} of the "
-                f"times {inside} {t:g}, or use the data form"
+                f"{what} needs a finite lam = log(alpha/sigma), but lam({t:g}) = {float(path.lam(t))}: "
+                f"move the {end} of the times {inside} {t:g}, or use the data form"
             )

@@ -1,9 +1,9 @@
 """Heavy-ball momentum on any method (Wizadwongsa et al., 2307.11118).
 
-The direction d_n of the wrapped method's step is replaced by v_n = (1 - beta) v_{n-1} + beta d_n, with v = d at the first
-step that has one. beta is the weight of the NEW direction: beta = 1 is the wrapped method. It enlarges the stability region
-(for Adams-Bashforth by (2 - beta)/beta) and lowers the order to 1. Evaluations are those of the wrapped method.
-DPM-Solver's order-1 steps at the start and the end have no direction and stay as they are.
+The direction d_n of the wrapped method's step is replaced by v_n = (1 - beta) v_{n-1} + beta d_n, with v = d at the
+first step that has one. beta is the weight of the NEW direction: beta = 1 is the wrapped method. It enlarges the
+stability region (for Adams-Bashforth by (2 - beta)/beta) and lowers the order to 1. Evaluations are those of the
+wrapped method. DPM-Solver's order-1 steps at the start and the end have no direction and stay as they are.
 """
 
 from typing import Any
@@ -35,9 +35,7 @@ class HeavyBall(Solver):
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a fixed-grid solver of flowjax, got {self.solver!r}")
         if not isinstance(self.beta, jax.core.Tracer) and not 0 < self.beta <= 1:
-            raise ValueError(
-                f"beta is the weight of the new direction and must be in (0, 1], got {self.beta}"
-            )
+            raise ValueError(f"beta is the weight of the new direction and must be in (0, 1], got {self.beta}")
 
     @property
     def refiner(self) -> Any:
@@ -55,9 +53,7 @@ class HeavyBall(Solver):
                 return
             if isinstance(request, Direction):
                 new = request.value
-                momentum = yield keep(
-                    new if momentum is None else (1 - self.beta) * momentum + self.beta * new
-                )
+                momentum = yield keep(new if momentum is None else (1 - self.beta) * momentum + self.beta * new)
                 answer = momentum
             else:
                 answer = yield request

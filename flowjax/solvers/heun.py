@@ -1,7 +1,7 @@
 """Heun's method in t, the explicit trapezoid: d = v(s, x), e = v(t, x + (t - s) d), x' = x + (t - s)(d + e)/2.
 
-Order 2, two evaluations per step. On a path whose velocity is infinite at t = 1 (VP, cosine) a last step that ends there
-is an Euler step: 2 n - 1 evaluations.
+Order 2, two evaluations per step. On a path whose velocity is infinite at t = 1 (VP, cosine) a last step that ends
+there is an Euler step: 2 n - 1 evaluations.
 """
 
 from typing import Any

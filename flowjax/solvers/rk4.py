@@ -1,8 +1,8 @@
 """The classical Runge-Kutta method in t.
 
 With h = t - s: a = v(s, x), b = v(s + h/2, x + h/2 a), c = v(s + h/2, x + h/2 b), d = v(t, x + h c),
-x' = x + h (a + 2 b + 2 c + d) / 6. Order 4, four evaluations per step. On a path whose velocity is infinite at t = 1 (VP,
-cosine) a last step that ends there is a midpoint step: 4 n - 2 evaluations.
+x' = x + h (a + 2 b + 2 c + d) / 6. Order 4, four evaluations per step. On a path whose velocity is infinite at t = 1
+(VP, cosine) a last step that ends there is a midpoint step: 4 n - 2 evaluations.
 """
 
 from typing import Any

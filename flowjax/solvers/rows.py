@@ -15,6 +15,7 @@ compiled program depends on their pattern only, not on their numbers.
 import abc
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
@@ -122,8 +123,7 @@ def direction(value: Any) -> Direction:
 
 def pairs(times: Iterable[float]) -> Iterator[tuple[float, float]]:
     """Consecutive pairs (s, t) of a grid."""
-    times = list(times)
-    return zip(times[:-1], times[1:], strict=True)
+    return itertools.pairwise(times)
 
 
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
@@ -186,11 +186,7 @@ class _Stage:
     def uses(self) -> list[Combination]:
         """The combinations this stage needs of what existed before it."""
         request = self.request
-        inputs = (
-            []
-            if request is None
-            else [request.x] + ([request.velocity] if request.velocity is not None else [])
-        )
+        inputs = [] if request is None else [request.x] + ([request.velocity] if request.velocity is not None else [])
         return inputs + list(self.definitions.values())
 
 
@@ -303,7 +299,8 @@ class Bound(diffrax.AbstractSolver):
     term_structure = diffrax.AbstractTerm
     interpolation_cls = diffrax.LocalLinearInterpolation
 
-    # ------------------------------------------------------------------------------------------- one evaluation at a time
+    # ------------------------------------------------------------------------------------------- one evaluation at a
+    # time
 
     def start(self, x: Any) -> Registers:
         """The registers before the first row: x of shape (B, ...) in at least single precision, then zeros."""
@@ -346,9 +343,7 @@ class Bound(diffrax.AbstractSolver):
             total = term if total is None else total + term
         return total
 
-    def evaluate(
-        self, ask: Callable[..., Any], row: Any, registers: Registers, noise: tuple[Any, ...]
-    ) -> Any:
+    def evaluate(self, ask: Callable[..., Any], row: Any, registers: Registers, noise: tuple[Any, ...]) -> Any:
         """Runs one row: `ask(t, x, extra)` answers (value, memory); returns (registers, memory)."""
         t, x = self.point(row, registers, noise)
         extra = {} if self.ends is None else {"end": self.ends[row]}
@@ -364,7 +359,8 @@ class Bound(diffrax.AbstractSolver):
         keys = [jax.random.fold_in(key, row * self.pattern.noises + i) for i in range(self.pattern.noises)]
         return tuple(standard_normal(k, x.shape, index, x.dtype) for k in keys)
 
-    # ------------------------------------------------------------------------------------------------------------- diffrax
+    # -------------------------------------------------------------------------------------------------------------
+    # diffrax
 
     def term(self, field: Field, key: Any = None, index: Any = 0) -> FieldTerm:
         """The term to hand to `diffrax.diffeqsolve` together with this solver.
@@ -385,17 +381,13 @@ class Bound(diffrax.AbstractSolver):
                 f"this one makes {self.pattern.rows} evaluations in {len(self.grid) - 1} steps"
             )
         if not isinstance(self.times, jax.core.Tracer):
-            field.check(
-                [t for t, r in zip(self.times, self.pattern.refiner, strict=True) if not r], self.pattern.to
-            )
+            field.check([t for t, r in zip(self.times, self.pattern.refiner, strict=True) if not r], self.pattern.to)
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
         """The number of the next step, the registers but the first, and the memories of the field and the refiner."""
         return jnp.int32(0), self.start(y0)[1:], terms.vf(t0, y0, Ask("init", self.grid))
 
-    def step(
-        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
-    ) -> Any:
+    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
         """Runs the rows of one step of the grid.
 
         The result is `dt_min_reached` when (t0, t1) is not that step: use `flowjax.solvers.StepTo(ts=bound.grid)`.
@@ -456,7 +448,10 @@ class Bound(diffrax.AbstractSolver):
 
 
 class StepTo(diffrax.StepTo):
-    """diffrax's `StepTo` without its run-time checks, which are host callbacks: a bound solver checks its grid itself."""
+    """diffrax's `StepTo` without its run-time checks, which are host callbacks.
+
+    A bound solver checks its grid itself.
+    """
 
     def wrap(self, direction: Any) -> "StepTo":
         """The grid in the direction of integration."""
@@ -617,13 +612,10 @@ def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner
     dense = None if registers is None else tuple(range(size))
     table = _Table(len(stages))
     advance = tuple(
-        table.entry(lines, dense and (*dense, size, *range(size + 1, size + 1 + noises)))
-        for lines in advance_lines
+        table.entry(lines, dense and (*dense, size, *range(size + 1, size + 1 + noises))) for lines in advance_lines
     )
     point = table.entry(point_lines, dense and (*dense, *range(size + 1, size + 1 + noises)))
-    velocity = (
-        table.entry(velocity_lines, dense) if any(line is not None for line in velocity_lines) else None
-    )
+    velocity = table.entry(velocity_lines, dense) if any(line is not None for line in velocity_lines) else None
     ends = None
     if any(request.end is not None for request in rows):
         ends = np.array([request.t if request.end is None else request.end for request in rows])
@@ -693,9 +685,7 @@ class _Table:
                     raise ValueError("per-element coefficients have no dense form; use registers=None")
                 shape = np.broadcast_shapes(*(np.shape(c) for c in column))
                 xp = namespace(*column)
-                self.arrays[len(self.columns)] = xp.stack(
-                    [xp.broadcast_to(xp.asarray(c), (1, *shape)) for c in column]
-                )
+                self.arrays[len(self.columns)] = xp.stack([xp.broadcast_to(xp.asarray(c), (1, *shape)) for c in column])
                 column = [0.0] * self.stages
             self.columns.append(namespace(*column).stack(column))
         return Combine(sources=sources or (0,), first=first) if sources else self._zero(first)

@@ -1,0 +1,257 @@
+"""One table of everything that has a name: solvers, guidance rules, fields, objectives, with references and properties.
+
+The conformance tests, `--help`, the tables in the documentation and `cite` read it.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from flowjax import fields as _fields
+from flowjax import guidance as _guidance
+from flowjax import objectives as _objectives
+from flowjax import solvers as _solvers
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Where a method was published."""
+
+    key: str
+    authors: str
+    title: str
+    year: int
+    url: str
+
+    def bibtex(self) -> str:
+        """The reference as a BibTeX entry."""
+        return (
+            f"@misc{{{self.key},\n  author = {{{self.authors}}},\n  title = {{{self.title}}},\n"
+            f"  year = {{{self.year}}},\n  url = {{{self.url}}},\n}}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One named thing.
+
+    Attributes:
+        make: the class.
+        summary: what it is, in one line.
+        reference: where it was published.
+        order: order of convergence of a whole run with default settings; None where the notion does not apply.
+        stochastic: whether it draws noise while sampling with default settings.
+        couples_batch: whether a sample depends on its batch mates.
+        evaluations: evaluations for n steps on a path with finite velocity; None where they depend on the problem.
+        example: keyword arguments of a typical instance, for those that cannot be made without any.
+    """
+
+    make: Callable[..., Any]
+    summary: str
+    reference: Reference
+    order: int | None = None
+    stochastic: bool = False
+    couples_batch: bool = False
+    evaluations: Callable[[int], int] | None = None
+    example: Callable[[], dict[str, Any]] = dict
+
+
+def _arxiv(key: str, authors: str, title: str, year: int, number: str) -> Reference:
+    return Reference(key, authors, title, year, f"https://arxiv.org/abs/{number}")
+
+
+_RUNGE_KUTTA = Reference(
+    "hairer1993solving",
+    "Hairer, E. and Norsett, S. P. and Wanner, G.",
+    "Solving Ordinary Differential Equations I",
+    1993,
+    "https://doi.org/10.1007/978-3-540-78862-1",
+)
+_FLOW_MATCHING = _arxiv(
+    "lipman2022flow",
+    "Lipman, Y. and Chen, R. T. Q. and Ben-Hamu, H. and Nickel, M. and Le, M.",
+    "Flow Matching for Generative Modeling",
+    2022,
+    "2210.02747",
+)
+
+solvers = {
+    "euler": Entry(_solvers.Euler, "Euler's method on the velocity", _FLOW_MATCHING, order=1, evaluations=lambda n: n),
+    "heun": Entry(
+        _solvers.Heun, "Heun's method (explicit trapezoid)", _RUNGE_KUTTA, order=2, evaluations=lambda n: 2 * n
+    ),
+    "midpoint": Entry(_solvers.Midpoint, "explicit midpoint rule", _RUNGE_KUTTA, order=2, evaluations=lambda n: 2 * n),
+    "rk4": Entry(_solvers.RK4, "classical Runge-Kutta method", _RUNGE_KUTTA, order=4, evaluations=lambda n: 4 * n),
+    "ddim": Entry(
+        _solvers.DDIM,
+        "DDIM; ancestral sampling with eta=1",
+        _arxiv(
+            "song2020denoising",
+            "Song, J. and Meng, C. and Ermon, S.",
+            "Denoising Diffusion Implicit Models",
+            2020,
+            "2010.02502",
+        ),
+        order=1,
+        evaluations=lambda n: n,
+    ),
+    "adams_bashforth": Entry(
+        _solvers.AdamsBashforth,
+        "Adams-Bashforth, PLMS, iPNDM",
+        _arxiv(
+            "liu2022pseudo",
+            "Liu, L. and Ren, Y. and Lin, Z. and Zhao, Z.",
+            "Pseudo Numerical Methods for Diffusion Models on Manifolds",
+            2022,
+            "2202.09778",
+        ),
+        order=2,
+        evaluations=lambda n: n,
+    ),
+    "dpm_solver": Entry(
+        _solvers.DPMSolver,
+        "DPM-Solver++ and DPM-Solver, multistep",
+        _arxiv(
+            "lu2022dpmsolverpp",
+            "Lu, C. and Zhou, Y. and Bao, F. and Chen, J. and Li, C. and Zhu, J.",
+            "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+            2022,
+            "2211.01095",
+        ),
+        order=2,
+        evaluations=lambda n: n,
+    ),
+    "heavy_ball": Entry(
+        _solvers.HeavyBall,
+        "heavy-ball momentum on another solver",
+        _arxiv(
+            "wizadwongsa2023diffusion",
+            "Wizadwongsa, S. and Chinchuthakun, W. and Khungurn, P. and Raj, A. and Suwajanakorn, S.",
+            "Diffusion Sampling with Momentum for Mitigating Divergence Artifacts",
+            2023,
+            "2307.11118",
+        ),
+        order=1,
+        evaluations=lambda n: n,
+        example=lambda: {"solver": _solvers.DPMSolver()},
+    ),
+    "adaptive": Entry(
+        _solvers.Adaptive,
+        "adaptive Runge-Kutta of diffrax (Tsit5)",
+        _arxiv("kidger2022neural", "Kidger, P.", "On Neural Differential Equations", 2022, "2202.02435"),
+        couples_batch=True,
+    ),
+}
+
+rules = {
+    "cfg": Entry(
+        _guidance.CFG,
+        "classifier-free guidance",
+        _arxiv("ho2022classifier", "Ho, J. and Salimans, T.", "Classifier-Free Diffusion Guidance", 2022, "2207.12598"),
+        example=lambda: {"scale": 2.0},
+    ),
+    "interval": Entry(
+        _guidance.Interval,
+        "a rule inside an interval of times",
+        _arxiv(
+            "kynkaanniemi2024applying",
+            "Kynkaanniemi, T. and Aittala, M. and Karras, T. and Laine, S. and Aila, T. and Lehtinen, J.",
+            "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models",
+            2024,
+            "2404.07724",
+        ),
+        example=lambda: {"rule": _guidance.CFG(scale=2.0), "start": 0.2, "end": 0.8},
+    ),
+    "apg": Entry(
+        _guidance.APG,
+        "adaptive projected guidance",
+        _arxiv(
+            "sadat2024eliminating",
+            "Sadat, S. and Hilliges, O. and Weber, R. M.",
+            "Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models",
+            2024,
+            "2410.02416",
+        ),
+        example=lambda: {"scale": 2.0},
+    ),
+}
+
+fields = {
+    "guided": Entry(_fields.Guided, "a field steered by a rule", rules["cfg"].reference),
+}
+
+objectives = {
+    "flow_matching": Entry(
+        _objectives.FlowMatching, "regression on the conditional prediction of any path", _FLOW_MATCHING
+    ),
+}
+
+
+def find(table: dict[str, Entry], name: str, what: str) -> Entry:
+    """The entry of a name, whatever its case, hyphens and underscores.
+
+    Raises:
+        ValueError: no such entry; the message holds the closest name and all names.
+    """
+    plain = {_plain(key): key for key in table}
+    if _plain(name) in plain:
+        return table[plain[_plain(name)]]
+    close = difflib.get_close_matches(_plain(name), plain, n=1)
+    hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
+    raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(table)}")
+
+
+def solver(name: str, **options: Any) -> Any:
+    """A solver by its name, for example solver("dpm_solver", order=3).
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    return _make(find(solvers, name, "solver"), name, options)
+
+
+def rule(name: str, **options: Any) -> _guidance.Rule:
+    """A guidance rule by its name, for example rule("cfg", scale=4.0).
+
+    Raises:
+        ValueError: unknown name or option.
+    """
+    return _make(find(rules, name, "guidance rule"), name, options)
+
+
+def cite(*parts: Any) -> str:
+    """BibTeX entries of everything the given solvers, fields, rules and objectives are made of, in order, once each.
+
+    Example:
+        >>> import flowjax as fj
+        >>> print(fj.cite(fj.solvers.DDIM()).splitlines()[0])
+        @misc{song2020denoising,
+    """
+    by_class = {
+        entry.make: entry.reference for table in (solvers, rules, fields, objectives) for entry in table.values()
+    }
+    found: dict[str, Reference] = {}
+
+    def walk(part: Any) -> None:
+        if type(part) in by_class:
+            found.setdefault(by_class[type(part)].key, by_class[type(part)])
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            for field in dataclasses.fields(part):
+                walk(getattr(part, field.name))
+
+    for part in parts:
+        walk(part)
+    return "\n\n".join(reference.bibtex() for reference in found.values())
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _make(entry: Entry, name: str, options: dict[str, Any]) -> Any:
+    allowed = [field.name for field in dataclasses.fields(entry.make)]  # type: ignore[arg-type]
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
+    return entry.make(**options)
