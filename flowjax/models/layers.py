@@ -1,0 +1,177 @@
+"""Layers shared by the networks: named parameters, time features, embeddings.
+
+Every parameter carries one logical axis name per dimension (None: never sharded) in the metadata
+`out_sharding` of its `nnx.Variable`; `flowjax.training.mesh` maps the names to mesh axes. The metadata
+`eager_sharding=False` keeps flax from reading the names as axes of the mesh that happens to be active while
+the network is built.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+
+def named(*axes: str | None) -> dict[str, Any]:
+    """Variable metadata that gives the dimensions of a parameter the logical names `axes`."""
+    return {"out_sharding": axes, "eager_sharding": False}
+
+
+def dense(
+    inputs: int | tuple[int, ...],
+    outputs: int | tuple[int, ...],
+    names: tuple[str | None, ...],
+    *,
+    rngs: nnx.Rngs,
+    init: nnx.Initializer | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+) -> nnx.LinearGeneral:
+    """An affine layer over the trailing axes, with named parameters.
+
+    Args:
+        inputs: Sizes of the trailing axes that are contracted.
+        outputs: Sizes of the axes that replace them.
+        names: Logical names of the kernel's axes, those of `inputs` first; the bias takes the last ones.
+        rngs: Source of the initial values.
+        init: Initialiser of the kernel seen as a matrix; Glorot-uniform unless given. The bias starts at
+            zero.
+        dtype: Type of the computation.
+        param_dtype: Type of the stored parameters.
+    """
+    inputs = (inputs,) if isinstance(inputs, int) else inputs
+    outputs = (outputs,) if isinstance(outputs, int) else outputs
+    return nnx.LinearGeneral(
+        inputs,
+        outputs,
+        axis=tuple(range(-len(inputs), 0)),
+        kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
+        kernel_metadata=named(*names),
+        bias_metadata=named(*names[len(inputs) :]),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array, "B size"]:
+    """Cosines and sines of times: [cos(w_i t), sin(w_i t)], w_i = scale * 10000^(-2i/size), i < size/2.
+
+    Times are in [0, 1]; `scale` is the highest angular frequency in radians per unit of time. It bounds how
+    fast a network can vary in t, and therefore the size of its time derivative.
+
+    References:
+        Vaswani et al. (2017), Attention Is All You Need, section 3.5, arXiv:1706.03762.
+    """
+    frequencies = scale * 10_000.0 ** (-np.arange(size // 2) / (size // 2))
+    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nnx.Module):
+    """Time features through a two-layer SiLU network; weights start as N(0, 0.02^2)."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        scale: float,
+        features: int = 256,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.features, self.scale, self.dtype = features, scale, dtype
+        options = {
+            "init": nnx.initializers.normal(0.02),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.inner = dense(features, width, ("time", "embed"), **options)
+        self.outer = dense(width, width, ("embed", None), **options)
+
+    def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B width"]:
+        """Embeds times in [0, 1]."""
+        features = time_features(t, self.features, self.scale).astype(self.dtype)
+        return self.outer(jax.nn.silu(self.inner(features)))
+
+
+def embed_times(
+    time: TimeEmbedding, span: TimeEmbedding | None, t: Float[Array, " B"], end: Float[Array, " B"] | None
+) -> Float[Array, "B width"]:
+    """Embeds t and, for networks with a second time, the span end - t (zero for end=None).
+
+    Raises:
+        ValueError: an end is given to a network without a second time.
+    """
+    if span is None:
+        if end is not None:
+            raise ValueError("end= needs a network built with second_time=True")
+        return time(t)
+    return time(t) + span(jnp.zeros_like(t) if end is None else end - t)
+
+
+class Condition(nnx.Module):
+    """Embeds a class label, a vector, or both, as one vector.
+
+    With `num_classes` the condition is a label in 0..num_classes, the last of which means "no class"; with
+    `cond_dim` it is a vector; with both it is a dictionary with the keys "label" and "vector". None stands
+    for the null label and the zero vector. A label out of range gives NaN. The table starts as N(0, 0.02^2).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int | None,
+        cond_dim: int | None = None,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.num_classes, self.cond_dim, self.dtype = num_classes, cond_dim, dtype
+        if num_classes is not None:
+            values = nnx.initializers.normal(0.02)(rngs.params(), (num_classes + 1, width), param_dtype)
+            self.table = nnx.Param(values, **named("classes", "embed"))
+        if cond_dim is not None:
+            self.project = dense(cond_dim, width, (None, "embed"), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    def __call__(
+        self, cond: Int[Array, " B"] | Float[Array, "B cond_dim"] | dict[str, Array] | None, batch: int
+    ) -> Float[Array, "B width"] | float:
+        """Returns the embedding; 0.0 for a network without conditions."""
+        if self.num_classes is None and self.cond_dim is None:
+            if cond is not None:
+                raise ValueError("this network takes no condition; build it with num_classes= or cond_dim=")
+            return 0.0
+        if cond is None:
+            cond = {
+                "label": jnp.full((batch,), self.num_classes or 0),
+                "vector": jnp.zeros((batch, self.cond_dim or 0)),
+            }
+        elif self.num_classes is None:
+            cond = {"vector": cond}
+        elif self.cond_dim is None:
+            cond = {"label": cond}
+        embedding = jnp.zeros((), self.dtype)
+        if self.num_classes is not None:
+            rows = jnp.take(self.table[...], cond["label"], axis=0, mode="fill", fill_value=jnp.nan)
+            embedding = embedding + rows.astype(self.dtype)
+        if self.cond_dim is not None:
+            embedding = embedding + self.project(cond["vector"].astype(self.dtype))
+        return embedding
+
+
+def check_input(x: Array, shape: Sequence[int], t: Array) -> None:
+    """Refuses swapped or misshapen arguments.
+
+    Raises:
+        ValueError: `x` is not (B, *shape) or `t` is not (B,).
+    """
+    if x.shape[1:] != tuple(shape) or t.shape != x.shape[:1]:
+        raise ValueError(f"expected x (B, {', '.join(map(str, shape))}) and t (B,), got x {x.shape} and t {t.shape}")

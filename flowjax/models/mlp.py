@@ -1,0 +1,106 @@
+"""Residual multilayer perceptron for points in a plane and other short vectors.
+
+h <- h + outer(silu(inner(silu(h)) + modulation(c))), with c made from the time, the optional span end and the
+condition. The output layer starts at zero, so the network starts as the zero function.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flowjax.models.layers import Condition, TimeEmbedding, check_input, dense, embed_times
+
+
+class Layer(nnx.Module):
+    """One residual layer; see the module's formula."""
+
+    def __init__(self, width: int, **options: Any):
+        self.inner = dense(width, width, ("embed", "mlp"), **options)
+        self.modulation = dense(width, width, ("embed", "mlp"), **options)
+        self.outer = dense(width, width, ("mlp", "embed"), **options)
+
+    def __call__(self, h: Float[Array, "B width"], c: Float[Array, "B width"]) -> Float[Array, "B width"]:
+        """Applies the layer."""
+        return h + self.outer(jax.nn.silu(self.inner(jax.nn.silu(h)) + self.modulation(c)))
+
+
+class MLP(nnx.Module):
+    """Residual perceptron for points (B, dim).
+
+    Computes in `dtype`, stores parameters in `param_dtype`, answers in the type of x. Dense layers start
+    Glorot-uniform with zero bias, embeddings as N(0, 0.02^2), the output layer at zero. Times in [0, 1] enter
+    as sines and cosines of angular frequency at most `time_scale`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> MLP(2, width=32, depth=2, rngs=nnx.Rngs(0))(jnp.ones((5, 2)), jnp.zeros(5)).shape
+        (5, 2)
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 128,
+        depth: int = 3,
+        num_classes: int | None = None,
+        cond_dim: int | None = None,
+        *,
+        second_time: bool = False,
+        time_scale: float = 100.0,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+            dim: Number of coordinates of a point.
+            width: Width of the hidden layers.
+            depth: Number of residual layers.
+            num_classes: Number of classes; label `num_classes` means "no class".
+            cond_dim: Size of a condition vector; with `num_classes` too, conditions are {"label": ...,
+                "vector": ...}.
+            second_time: Whether the network takes the end of a span (flow maps).
+            time_scale: Highest angular frequency of the time features, radians per unit of time.
+            dtype: Type of the computation.
+            param_dtype: Type of the stored parameters.
+            rngs: Source of the initial values.
+        """
+        self.dim, self.dtype = dim, dtype
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.embed = dense(dim, width, (None, "embed"), **options)
+        self.time = TimeEmbedding(width, scale=time_scale, features=64, **options)
+        self.span = TimeEmbedding(width, scale=time_scale, features=64, **options) if second_time else None
+        self.condition = Condition(width, num_classes, cond_dim, **options)
+        self.layers = nnx.List([Layer(width, **options) for _ in range(depth)])
+        self.unembed = dense(width, dim, ("embed", None), init=nnx.initializers.zeros_init(), **options)
+
+    def __call__(
+        self,
+        x: Float[Array, "B dim"],
+        t: Float[Array, " B"],
+        cond: Any = None,
+        end: Float[Array, " B"] | None = None,
+    ) -> Float[Array, "B dim"]:
+        """Evaluates the network.
+
+        Args:
+            x: Points.
+            t: Times in [0, 1].
+            cond: Labels, vectors or both (see `Condition`); None is the null condition.
+            end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
+
+        Raises:
+            ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
+        """
+        check_input(x, (self.dim,), t)
+        h = self.embed(x.astype(self.dtype))
+        c = jax.nn.silu(embed_times(self.time, self.span, t, end) + self.condition(cond, x.shape[0]))
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer{index}"):
+                h = layer(h, c)
+        return self.unembed(jax.nn.silu(h)).astype(x.dtype)

@@ -1,0 +1,151 @@
+"""Flow matching: regress the network on what it should predict when noise and data are known.
+
+With x_t = alpha(t) x1 + sigma(t) x0, x0 ~ N(0, I), the loss of one example is
+
+    w(t) mean |network(x_t, t, cond) - target|^2,   target = alpha' x1 + sigma' x0 for the velocity, x0 for
+    the noise, ...
+
+and its minimiser, for every positive weight w, is the conditional mean of the target given x_t and cond: the
+marginal velocity E[alpha' x1 + sigma' x0 | x_t], or whichever prediction was asked for.
+
+References:
+    Lipman et al. (2022), Flow Matching for Generative Modeling, equation 9, arXiv:2210.02747.
+    Albergo, Boffi and Vanden-Eijnden (2023), Stochastic Interpolants, section 3, arXiv:2303.08797.
+    Ho and Salimans (2022), Classifier-Free Diffusion Guidance, algorithm 1 (label dropout), arXiv:2207.12598.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from flowjax._pytree import pytree, static
+from flowjax.objectives.times import LogitNormal, Uniform
+from flowjax.paths import PREDICTIONS, GaussianPath
+
+LATEST = 1 - 1e-3  # latest time for targets without a bound at t = 1
+
+
+@pytree
+class Draws:
+    """Everything random of one training step, for the global batch.
+
+    Attributes:
+        x0: Noise, (B, ...).
+        x1: Data, (B, ...).
+        t: Times, (B,).
+        cond: Condition with a leading axis B after label dropout, or None.
+    """
+
+    x0: Float[Array, "B ..."]
+    x1: Float[Array, "B ..."]
+    t: Float[Array, " B"]
+    cond: Any = None
+
+
+@pytree
+class FlowMatching:
+    """The flow-matching objective on a Gaussian path.
+
+    The target of the score, -x0 / sigma, has no bound where sigma = 0, nor has the velocity of a path with
+    infinite sigma'(1) (VP, cosine). For these `draw` moves later times back to t = 0.999; all other targets
+    use the whole of [0, 1]. A score is best given `weight=lambda t: path.sigma(t) ** 2`.
+
+    Attributes:
+        path: The path from noise to data.
+        prediction: What the network outputs: "velocity", "noise", "data", "score" or "v".
+        times: Distribution of training times: an object whose `sample(key)` draws one time.
+        weight: Function of t (B,) that returns the weights w(t) (B,); None is 1.
+        label_dropout: Probability in [0, 1] that an example's condition is replaced by `null`.
+        null: The null condition: a pytree of scalars like one example's condition (num_classes for class
+            labels).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flowjax.paths import Linear
+        >>> objective = FlowMatching(path=Linear())
+        >>> draws = objective.draw(jax.random.key(0), {"x1": jnp.zeros((4, 2))})
+        >>> per_example, metrics = objective.loss(lambda x, t, cond: jnp.zeros_like(x), draws)
+        >>> per_example.shape
+        (4,)
+    """
+
+    path: GaussianPath
+    prediction: str = static("velocity")
+    times: Uniform | LogitNormal = Uniform()
+    weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = None
+    label_dropout: float = 0.0
+    null: Any = None
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: unknown prediction, dropout outside [0, 1], or dropout without a null condition.
+        """
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"prediction={self.prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}"
+            )
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1]")
+        if self.label_dropout and self.null is None:
+            raise ValueError(
+                "label_dropout needs null=, the condition that stands for none (num_classes for labels)"
+            )
+
+    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> Draws:
+        """Draws noise, times and dropped conditions; example i depends on (key, i) only.
+
+        Args:
+            key: Key of the training step.
+            batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B.
+            memory: Unused; part of the objective protocol.
+        """
+        x1, cond = batch["x1"], batch.get("cond")
+
+        def one(index: Array) -> tuple[Array, Array, Array]:
+            for_noise, for_time, for_label = jax.random.split(jax.random.fold_in(key, index), 3)
+            x0 = jax.random.normal(for_noise, x1.shape[1:], x1.dtype)
+            return x0, self.times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32)
+
+        x0, t, chance = jax.vmap(one)(jnp.arange(x1.shape[0]))
+        if not self._bounded:
+            t = jnp.minimum(t, LATEST)
+        if cond is not None and self.null is not None:
+            dropped = chance < self.label_dropout
+            cond = jax.tree.map(
+                lambda c, null: jnp.where(
+                    dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)), jnp.asarray(null, c.dtype), c
+                ),
+                cond,
+                self.null,
+            )
+        return Draws(x0=x0, x1=x1, t=t, cond=cond)
+
+    def loss(
+        self, networks: Callable[..., Array], draws: Draws
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """Weighted squared error per example, averaged over its dimensions.
+
+        Args:
+            networks: The network, called as `networks(x, t, cond)`.
+            draws: From `draw`, or with arrays replaced by `dataclasses.replace`.
+
+        Returns:
+            The loss of each example, (B,), and {"mse": the same without the weight, (B,)}.
+        """
+        x = self.path.interpolate(draws.t, draws.x0, draws.x1)
+        target = self.path.target(self.prediction, draws.t, draws.x0, draws.x1)
+        error = (networks(x, draws.t, draws.cond) - target) ** 2
+        mse = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+        return mse if self.weight is None else self.weight(draws.t) * mse, {"mse": mse}
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether the target stays bounded up to t = 1."""
+        if self.prediction == "score":
+            return bool(self.path.sigma(1.0) > 0)
+        return self.prediction != "velocity" or self.path.has_velocity(1.0)

@@ -1,0 +1,325 @@
+"""Targets whose flow is known in closed form, the truth for tests of solvers, objectives and networks.
+
+On a path x_t = alpha x1 + sigma x0 a mixture x1 ~ sum_k w_k N(m_k, S_k) with diagonal S_k has at time t the
+density p_t = sum_k w_k N(alpha m_k, V_k), V_k = alpha^2 S_k + sigma^2. With the responsibilities r_k(t, x)
+and u = sum_k r_k (x - alpha m_k) / V_k,
+
+    score = -u,  noise = sigma u,  data = sum_k r_k (m_k + alpha S_k (x - alpha m_k) / V_k),
+    velocity = alpha' data + sigma sigma' u,
+
+which need no limits at either end. All functions compute in the precision of x (float64 under jax's x64
+mode).
+
+References:
+    Albergo, Boffi and Vanden-Eijnden (2023), Stochastic Interpolants, appendix A, arXiv:2303.08797.
+    Geng et al. (2025), Mean Flows for One-step Generative Modeling, equation 3, arXiv:2505.13447 (mean
+    velocity).
+"""
+
+import abc
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from flowjax._pytree import pytree, static
+from flowjax.paths import PREDICTIONS, GaussianPath
+from flowjax.paths.base import check_time_and_state, divide, expand
+
+Time = Any  # a scalar or (B,)
+State = Float[Array | np.ndarray, "B ..."]
+
+
+class _Target(abc.ABC):
+    """A closed-form target. `cond` selects a component; targets with one component ignore it."""
+
+    path: GaussianPath
+
+    @abc.abstractmethod
+    def _posterior(self, t: Time, x: Array, cond: Array | None) -> tuple[Array, Array]:
+        """The pair (data, u) of the module's formulas, each (B, ...)."""
+
+    @abc.abstractmethod
+    def log_density(self, t: Time, x: State, cond: Any = None) -> Float[Array, " B"]:
+        """Log p_t(x), summed over all dimensions but the first."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key[Array, ""], n: int, cond: Any = None) -> Float[Array, "n ..."]:
+        """Draws n data points x1."""
+
+    @abc.abstractmethod
+    def flow_map(self, x: State, t: Time, end: Time, cond: Any = None) -> Float[Array, "B ..."]:
+        """Solution at time `end` of dx/dt = velocity that passes through x at time t."""
+
+    def predict(self, prediction: str, t: Time, x: State, cond: Any = None) -> Float[Array, "B ..."]:
+        """The exact prediction of any kind: "velocity", "noise", "data", "score" or "v"."""
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction={prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
+        t, x = _prepare(t, x)
+        data, u = self._posterior(t, x, cond)
+        if prediction == "data":
+            return data
+        if prediction == "score":
+            return -u
+        sigma = expand(self.path.sigma(t), x)
+        if prediction == "noise":
+            return sigma * u
+        if prediction == "v":
+            return expand(self.path.alpha(t), x) * sigma * u - sigma * data
+        return expand(self.path.dalpha(t), x) * data + expand(self.path.sigma_dsigma(t), x) * u
+
+    def velocity(self, t: Time, x: State, cond: Any = None) -> Float[Array, "B ..."]:
+        """E[alpha' x1 + sigma' x0 | x_t = x]."""
+        return self.predict("velocity", t, x, cond)
+
+    def data(self, t: Time, x: State, cond: Any = None) -> Float[Array, "B ..."]:
+        """E[x1 | x_t = x]."""
+        return self.predict("data", t, x, cond)
+
+    def noise(self, t: Time, x: State, cond: Any = None) -> Float[Array, "B ..."]:
+        """E[x0 | x_t = x]."""
+        return self.predict("noise", t, x, cond)
+
+    def score(self, t: Time, x: State, cond: Any = None) -> Float[Array, "B ..."]:
+        """Gradient of log p_t at x."""
+        return self.predict("score", t, x, cond)
+
+    def mean_velocity(self, x: State, t: Time, end: Time, cond: Any = None) -> Float[Array, "B ..."]:
+        """(flow_map(x, t, end) - x) / (end - t), and the velocity where end = t."""
+        t, x = _prepare(t, x)
+        end, _ = _prepare(end, x)
+        span = expand(end, x) - expand(t, x)
+        quotient = divide(self.flow_map(x, t, end, cond) - x, span)
+        return jnp.where(span == 0, self.velocity(t, x, cond), quotient)
+
+    def network(self, prediction: str = "velocity") -> "Network":
+        """A perfectly trained network of this prediction, or of "mean_velocity", as a pytree."""
+        return Network(target=self, prediction=prediction)
+
+
+@pytree
+class Network:
+    """A closed-form target behind the call of a network.
+
+    Attributes:
+        target: The law of the data.
+        prediction: "velocity", "noise", "data", "score", "v", or "mean_velocity", which takes `end`.
+    """
+
+    target: _Target
+    prediction: str = static("velocity")
+
+    def __call__(
+        self, x: State, t: Float[Array, " B"], cond: Any = None, end: Time | None = None
+    ) -> Float[Array, "B ..."]:
+        """Evaluates the prediction at states x and times t; end=None means end = t."""
+        if self.prediction == "mean_velocity":
+            return self.target.mean_velocity(x, t, t if end is None else end, cond)
+        return self.target.predict(self.prediction, t, x, cond)
+
+
+@pytree
+class Gaussian(_Target):
+    """The law N(mean, std^2), independent in each dimension; states have any shape (B, ...).
+
+    The flow map is affine: x -> alpha(e) m + sqrt(V(e) / V(t)) (x - alpha(t) m).
+
+    Attributes:
+        mean: Scalar, or an array that broadcasts to one state.
+        std: Standard deviation, non-negative (0: a single point); a scalar, or an array that broadcasts to
+            one state.
+        path: The path from noise to data.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flowjax.paths import Linear
+        >>> float(Gaussian(mean=2.0, std=0.5, path=Linear()).flow_map(jnp.array([0.25]), 0.0, 1.0)[0])
+        2.125
+    """
+
+    mean: Any
+    std: Any
+    path: GaussianPath
+
+    def _moments(self, t: Time, x: Array) -> tuple[Array, Array, Array, Array, Array]:
+        alpha, sigma = expand(self.path.alpha(t), x), expand(self.path.sigma(t), x)
+        mean, variance = jnp.asarray(self.mean, x.dtype), jnp.asarray(self.std, x.dtype) ** 2
+        mean, variance = (jnp.broadcast_to(a, x.shape[1:])[None] for a in (mean, variance))
+        return alpha, mean, variance, alpha**2 * variance + sigma**2, x - alpha * mean
+
+    def _posterior(self, t: Time, x: Array, cond: Array | None) -> tuple[Array, Array]:
+        alpha, mean, variance, total, residual = self._moments(t, x)
+        u = divide(residual, total)
+        return mean + alpha * variance * u, u
+
+    def log_density(self, t: Time, x: State, cond: Any = None) -> Float[Array, " B"]:
+        """Log N(x; alpha m, V), summed over all dimensions but the first."""
+        t, x = _prepare(t, x)
+        *_, total, residual = self._moments(t, x)
+        logs = -(residual**2 / total + jnp.log(2 * math.pi * total)) / 2
+        return jnp.sum(logs, axis=tuple(range(1, x.ndim)))
+
+    def sample(self, key: Key[Array, ""], n: int, cond: Any = None) -> Float[Array, "n ..."]:
+        """Draws n data points of the shape of `mean` and `std` broadcast together."""
+        shape = np.broadcast_shapes(np.shape(self.mean), np.shape(self.std))
+        noise = jax.random.normal(key, (n, *shape))
+        return jnp.asarray(self.mean, noise.dtype) + jnp.asarray(self.std, noise.dtype) * noise
+
+    def flow_map(self, x: State, t: Time, end: Time, cond: Any = None) -> Float[Array, "B ..."]:
+        """Affine map of the state at time t to the state at time end; both scalar or (B,), in any order."""
+        t, x = _prepare(t, x)
+        end, _ = _prepare(end, x)
+        _, mean, _, total, residual = self._moments(t, x)
+        alpha_end, _, _, total_end, _ = self._moments(end, x)
+        return alpha_end * mean + jnp.sqrt(divide(total_end, total)) * residual
+
+
+@pytree
+class Mixture(_Target):
+    """The law sum_k w_k N(m_k, diag(s_k^2)); component k is class k, class K is the whole mixture.
+
+    Attributes:
+        weights: (K,), positive; normalised on use.
+        means: (K, *event), where a state is (B, *event); event () and (1,) are one-dimensional.
+        stds: Standard deviations, positive: a scalar, (K,), or (K, *event).
+        path: The path from noise to data.
+    """
+
+    weights: Any
+    means: Any
+    stds: Any
+    path: GaussianPath
+
+    def __post_init__(self) -> None:
+        """Checks the shapes.
+
+        Raises:
+            ValueError: shapes do not fit together.
+        """
+        count, event = np.shape(self.weights), np.shape(self.means)
+        if len(count) != 1 or event[:1] != count or np.shape(self.stds) not in ((), count, event):
+            raise ValueError(
+                "expected weights (K,), means (K, ...) and stds (), (K,) or like the means; got "
+                f"{count}, {event} and {np.shape(self.stds)}"
+            )
+
+    @classmethod
+    def default(cls, path: GaussianPath, dim: int = 1) -> "Mixture":
+        """The shared test problem: three unequal components, of order 1, in `dim` = 1 or 2 dimensions.
+
+        Raises:
+            ValueError: another dimension.
+        """
+        means = {1: [[-1.4], [0.2], [1.3]], 2: [[-1.2, -0.7], [0.1, 1.1], [1.3, -0.4]]}
+        if dim not in means:
+            raise ValueError(f"dim={dim} must be 1 or 2")
+        return cls(
+            weights=np.array([0.3, 0.25, 0.45]),
+            means=np.array(means[dim]),
+            stds=np.array([0.35, 0.25, 0.3]),
+            path=path,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number K of components, and the label of the whole mixture."""
+        return np.shape(self.weights)[0]
+
+    def _log_weights(self, x: Array, cond: Array | None) -> Float[Array, "B K"]:
+        """Log prior weights of the components that each state's condition allows."""
+        logs = jax.nn.log_softmax(jnp.log(jnp.asarray(self.weights, x.dtype)))[None]
+        if cond is None:
+            return jnp.broadcast_to(logs, (x.shape[0], self.num_classes))
+        cond = jnp.asarray(cond)[:, None]
+        allowed = (cond == jnp.arange(self.num_classes, dtype=cond.dtype)[None]) | (cond == self.num_classes)
+        logs = jnp.where(allowed, logs, -jnp.inf)
+        return logs - jax.nn.logsumexp(logs, axis=1, keepdims=True)
+
+    def _components(self, t: Time, x: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """Returns alpha () or (B, 1, ...), m and S (1, K, *event), V and x - alpha m (B, K, *event)."""
+        if x.shape[1:] != np.shape(self.means)[1:]:
+            raise ValueError(f"expected states (B, {np.shape(self.means)[1:]}), got {x.shape}")
+        wide = x[:, None]
+        alpha, sigma = expand(self.path.alpha(t), wide), expand(self.path.sigma(t), wide)
+        means, stds = jnp.asarray(self.means, x.dtype), jnp.asarray(self.stds, x.dtype)
+        stds = stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim))
+        means, variances = means[None], jnp.broadcast_to(stds**2, means.shape)[None]
+        return alpha, means, variances, alpha**2 * variances + sigma**2, wide - alpha * means
+
+    def _joint(self, t: Time, x: Array, cond: Array | None) -> Float[Array, "B K"]:
+        """Log w_k + log N(x; alpha m_k, V_k)."""
+        _, _, _, totals, residuals = self._components(t, x)
+        logs = -(residuals**2 / totals + jnp.log(2 * math.pi * totals)) / 2
+        return self._log_weights(x, cond) + jnp.sum(logs, axis=tuple(range(2, logs.ndim)))
+
+    def _posterior(self, t: Time, x: Array, cond: Array | None) -> tuple[Array, Array]:
+        alpha, means, variances, totals, residuals = self._components(t, x)
+        responsibilities = _expand(jax.nn.softmax(self._joint(t, x, cond), axis=1), residuals)
+        u = residuals / totals
+        data = jnp.sum(responsibilities * (means + alpha * variances * u), axis=1)
+        return data, jnp.sum(responsibilities * u, axis=1)
+
+    def log_density(self, t: Time, x: State, cond: Any = None) -> Float[Array, " B"]:
+        """Log p_t(x | cond)."""
+        return jax.nn.logsumexp(self._joint(*_prepare(t, x), cond), axis=1)
+
+    def sample(
+        self, key: Key[Array, ""], n: int, cond: Int[Array, " n"] | None = None
+    ) -> Float[Array, "n ..."]:
+        """Draws n data points, of the given classes or, without them, of the whole mixture."""
+        for_component, for_noise = jax.random.split(key)
+        noise = jax.random.normal(for_noise, (n, *np.shape(self.means)[1:]))
+        component = jax.random.categorical(for_component, self._log_weights(noise, cond), axis=1)
+        _, means, variances, *_ = self._components(1.0, noise)
+        return means[0, component] + jnp.sqrt(variances[0, component]) * noise
+
+    def flow_map(self, x: State, t: Time, end: Time, cond: Any = None) -> Float[Array, "B ..."]:
+        """The map that keeps the quantile, which in one dimension is the flow map; by bisection.
+
+        The flow maps of the components alone bracket the solution. Probabilities are compared in logarithms,
+        of the nearer tail, so that relative accuracy does not degrade far out.
+
+        Raises:
+            ValueError: states have more than one dimension (there the map has no closed form).
+        """
+        if math.prod(np.shape(self.means)[1:]) != 1:
+            raise ValueError("the flow map of a mixture is known for one-dimensional targets only")
+        t, x = _prepare(t, x)
+        end, _ = _prepare(end, x)
+        alpha_end, means, _, totals_end, _ = self._components(end, x)
+        _, _, _, totals, residuals = self._components(t, x)
+        scores = residuals / jnp.sqrt(totals)
+        log_weights = _expand(self._log_weights(x, cond), residuals)
+        images = alpha_end * means + jnp.sqrt(totals_end) * scores
+
+        def log_tail(scores: Array, sign: Array) -> Array:
+            return jax.nn.logsumexp(log_weights + jax.scipy.special.log_ndtr(sign * scores), axis=1)
+
+        ones = jnp.ones_like(x)
+        sign = jnp.where(log_tail(scores, ones[:, None]) < log_tail(scores, -ones[:, None]), ones, -ones)
+        level = log_tail(scores, sign[:, None])
+
+        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bracket
+            middle = (low + high) / 2
+            at_middle = log_tail((middle[:, None] - alpha_end * means) / jnp.sqrt(totals_end), sign[:, None])
+            below = sign * (at_middle - level) < 0
+            return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+        low, high = jax.lax.fori_loop(0, 64, halve, (jnp.min(images, axis=1), jnp.max(images, axis=1)))
+        return (low + high) / 2
+
+
+def _expand(weights: Float[Array, "B K"], like: Float[Array, "B K ..."]) -> Float[Array, "B K ..."]:
+    """`weights` with the trailing unit axes that it needs to multiply `like`."""
+    return weights.reshape(weights.shape + (1,) * (like.ndim - weights.ndim))
+
+
+def _prepare(t: Time, x: Array) -> tuple[Time, Array]:
+    """The state as a JAX array, and the time in its precision (left alone on the host)."""
+    x = jnp.asarray(x)
+    check_time_and_state(t, x)
+    return (t.astype(x.dtype) if isinstance(t, jax.Array) else t), x
