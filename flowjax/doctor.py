@@ -169,7 +169,7 @@ def matmul_precision() -> list[Finding]:
 def compilation_cache() -> list[Finding]:
     """Where compiled programs are kept between runs."""
     _cli.use_compilation_cache()
-    folder = Path(jax.config.jax_compilation_cache_dir)
+    folder = Path(jax.config.values["jax_compilation_cache_dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -45,7 +45,7 @@ class Source:
             raise ValueError(f"scale must be positive, got {self.scale}")
         if (self.cond is None) != (self.num_classes is None):
             raise ValueError("cond and num_classes must be given together")
-        if self.cond is not None:
+        if self.cond is not None and self.num_classes is not None:
             if self.cond.shape != (len(self.x),):
                 raise ValueError(f"{len(self.x)} examples need cond of shape ({len(self.x)},), got {self.cond.shape}")
             if self.cond.min() < 0 or self.cond.max() >= self.num_classes:

@@ -30,7 +30,7 @@ def frechet_distance(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -
         raise ValueError(f"needs (N, D) and (M, D) with N, M >= 2, got {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("features must be finite")
-    r_a, r_b = (np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (a, b))
+    r_a, r_b = (np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1)).R for x in (a, b))
     cross = np.linalg.svd(r_a @ r_b.T, compute_uv=False).sum()
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.sum(r_a**2) + np.sum(r_b**2) - 2 * cross
     return max(float(distance), 0.0)

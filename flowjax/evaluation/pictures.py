@@ -103,8 +103,8 @@ def trajectories(trajectory: Num[np.ndarray, "..."], path: str | Path, *, num: i
     panel = figure.subplots()
     shown = trajectory[:, :num]
     panel.plot(*np.moveaxis(shown, -1, 0), color="tab:olive", linewidth=0.4, alpha=0.6)
-    panel.scatter(*trajectory[0].T, s=3, color="0.6", label="t = start", zorder=2)
-    panel.scatter(*trajectory[-1].T, s=3, color="tab:blue", label="t = end", zorder=3)
+    panel.scatter(trajectory[0, :, 0], trajectory[0, :, 1], s=3, color="0.6", label="t = start", zorder=2)
+    panel.scatter(trajectory[-1, :, 0], trajectory[-1, :, 1], s=3, color="tab:blue", label="t = end", zorder=3)
     panel.set_aspect("equal")
     panel.legend(loc="upper right")
     _save(figure, path)
