@@ -11,7 +11,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook("flowjax", "beartype.beartype")
+# With the numeric tower, an integer is a float, as in type hints.
+install_import_hook("flowjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

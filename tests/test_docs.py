@@ -24,7 +24,5 @@ def test_links_lead_somewhere(page):
 
 
 def test_tables_are_up_to_date():
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs" / "build.py", "--check"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,112 @@
+"""Writes the tables of the documentation: `python docs/build.py`; with `--check` it only says which are out of date.
+
+Each table stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of a page and is replaced as a whole.
+"""
+
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+
+from flowjax import catalogue
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    columns = list(columns)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def call(entry: catalogue.Entry) -> str:
+    """The class of an entry with its options and their defaults."""
+    parameters = inspect.signature(entry.make).parameters.values()
+    options = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    return f"`{entry.make.__name__}({', '.join(options)})`"
+
+
+def link(reference: catalogue.Reference) -> str:
+    """A reference as a link: first author and year."""
+    return f"[{reference.authors.split(',')[0]} {reference.year}]({reference.url})"
+
+
+def properties(entry: catalogue.Entry) -> str:
+    """What is unusual about an entry, in words."""
+    words = {"stochastic": entry.stochastic, "couples the samples of a batch": entry.couples_batch}
+    return ", ".join(word for word, holds in words.items() if holds)
+
+
+def evaluations(entry: catalogue.Entry) -> str:
+    """Evaluations for n steps, as a multiple of n where they are one."""
+    if entry.evaluations is None:
+        return "as needed"
+    few, many = entry.evaluations(12), entry.evaluations(24)
+    slope, rest = (many - few) // 12, 2 * few - many
+    return ("" if slope == 1 else f"{slope} ") + "n" + (f" {'+' if rest > 0 else '-'} {abs(rest)}" if rest else "")
+
+
+def solvers() -> str:
+    """All solvers."""
+    rows = (
+        [f"`{n}`", e.summary, str(e.order or ""), evaluations(e), properties(e), link(e.reference), call(e)]
+        for n, e in catalogue.solvers.items()
+    )
+    return table(["name", "method", "order", "evaluations", "properties", "reference", "class"], rows)
+
+
+def others(entries: Mapping[str, catalogue.Entry]) -> str:
+    """All rules, fields or objectives."""
+    rows = ([f"`{n}`", e.summary, properties(e), link(e.reference), call(e)] for n, e in entries.items())
+    return table(["name", "what it does", "properties", "reference", "class"], rows)
+
+
+def overview() -> str:
+    """One line per kind of method."""
+    kinds = {
+        "solvers": catalogue.solvers,
+        "guidance": catalogue.rules,
+        "fields": catalogue.fields,
+        "objectives": catalogue.objectives,
+    }
+    rows = ([kind, ", ".join(f"`{e.make.__name__}`" for e in table.values())] for kind, table in kinds.items())
+    return table(["kind", "methods"], rows)
+
+
+TABLES = {
+    "catalogue": overview,
+    "solvers": solvers,
+    "rules": lambda: others(catalogue.rules),
+    "fields": lambda: others(catalogue.fields),
+    "objectives": lambda: others(catalogue.objectives),
+}
+
+
+def fill(text: str) -> str:
+    """A page with its tables made anew."""
+    pattern = r"^<!-- (\w+) -->\n.*?^<!-- /\1 -->$"
+    return re.sub(
+        pattern,
+        lambda match: f"<!-- {match[1]} -->\n{TABLES[match[1]]()}\n<!-- /{match[1]} -->",
+        text,
+        flags=re.MULTILINE | re.DOTALL,
+    )
+
+
+def main() -> None:
+    """Fills all pages, or checks them."""
+    stale = {}
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text()
+        filled = fill(text)
+        if filled != text:
+            stale[page] = filled
+    if "--check" in sys.argv:
+        sys.exit(f"out of date, run python docs/build.py: {', '.join(map(str, stale))}" if stale else 0)
+    for page, text in stale.items():
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
