@@ -1,7 +1,7 @@
 """Flow: a path plus a network. The Field protocol that solvers evaluate, and the term for diffrax."""
 
 import abc
-from typing import Any, Self
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -86,7 +86,7 @@ class Counts:
     batch: int = static()
 
     @classmethod
-    def zero(cls, batch: int) -> Self:
+    def zero(cls, batch: int) -> "Counts":
         """Before the first evaluation."""
         return cls(evaluations=jnp.int32(0), network_calls=jnp.int32(0), batch=batch)
 
