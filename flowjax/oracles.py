@@ -266,9 +266,7 @@ class Mixture(_Target):
         """Log p_t(x | cond)."""
         return jax.nn.logsumexp(self._joint(*_prepare(t, x), cond), axis=1)
 
-    def sample(
-        self, key: Key[Array, ""], n: int, cond: Int[Array, " n"] | None = None
-    ) -> Float[Array, "n ..."]:
+    def sample(self, key: Key[Array, ""], n: int, cond: Int[Array, " n"] | None = None) -> Float[Array, "n ..."]:
         """Draws n data points, of the given classes or, without them, of the whole mixture."""
         for_component, for_noise = jax.random.split(key)
         noise = jax.random.normal(for_noise, (n, *np.shape(self.means)[1:]))

@@ -86,15 +86,11 @@ class FlowMatching:
             ValueError: unknown prediction, dropout outside [0, 1], or dropout without a null condition.
         """
         if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"prediction={self.prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}"
-            )
+            raise ValueError(f"prediction={self.prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1]")
         if self.label_dropout and self.null is None:
-            raise ValueError(
-                "label_dropout needs null=, the condition that stands for none (num_classes for labels)"
-            )
+            raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
 
     def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> Draws:
         """Draws noise, times and dropped conditions; example i depends on (key, i) only.
@@ -125,9 +121,7 @@ class FlowMatching:
             )
         return Draws(x0=x0, x1=x1, t=t, cond=cond)
 
-    def loss(
-        self, networks: Callable[..., Array], draws: Draws
-    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+    def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Weighted squared error per example, averaged over its dimensions.
 
         Args:
