@@ -2,11 +2,20 @@
 
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.adaptive import Adaptive
+from flowjax.solvers.dc_solver import DCSolver
 from flowjax.solvers.ddim import DDIM
+from flowjax.solvers.deis import DEIS
 from flowjax.solvers.dpm_solver import DPMSolver
+from flowjax.solvers.edm import EDMHeun
+from flowjax.solvers.er_sde import ERSDE
 from flowjax.solvers.euler import Euler
+from flowjax.solvers.flowturbo import FlowTurbo
+from flowjax.solvers.ghvb import GHVB
 from flowjax.solvers.heavy_ball import HeavyBall
 from flowjax.solvers.heun import Heun
 from flowjax.solvers.midpoint import Midpoint
+from flowjax.solvers.nesterov import Nesterov
 from flowjax.solvers.rk4 import RK4
 from flowjax.solvers.rows import Bound, Formula, Solver, StepTo, run_on_arrays
+from flowjax.solvers.sa_solver import SASolver
+from flowjax.solvers.unipc import UniPC

@@ -11,13 +11,14 @@ lower orders ("lower", which limits the asymptotic order to 2) or classical Rung
 each). The noise form is undefined where alpha = 0 and says so.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
+from flowjax.solvers.quadrature import lagrange_integrals
 from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, pairs, step
 
 
@@ -50,21 +51,7 @@ class AdamsBashforth(Solver):
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The polynomial through the last values, integrated over the step."""
-        in_noise = self.form == "noise"
-        if in_noise and path.alpha(times[0]) == 0:
-            raise ValueError(
-                f"the noise form needs alpha > 0, but alpha({times[0]:g}) = 0: move the start of the times"
-            )
-
-        def scale(t: float) -> float:
-            return float(path.alpha(t)) if in_noise else 1.0
-
-        def coordinate(t: float) -> float:
-            return float(path.sigma(t) / path.alpha(t)) if in_noise else t
-
-        def time(u: float) -> float:
-            return float(path.time(-np.log(u))) if in_noise else u
-
+        scale, coordinate, time = coordinates(path, self.form, times)
         nodes: list[float] = []
         values: list[Any] = []
         for number, (s, t) in enumerate(pairs(times)):
@@ -72,7 +59,7 @@ class AdamsBashforth(Solver):
             f = yield evaluate(s, x, to=self.form)
             if h:  # a repeated time adds nothing to the history
                 nodes, values = [u, *nodes][: self.order], [f, *values][: self.order]
-            if self.start == "rk4" and number < self.order - 1 and (in_noise or path.has_velocity(t)):
+            if self.start == "rk4" and number < self.order - 1 and (self.form == "noise" or path.has_velocity(t)):
                 middle, y = time(u + h / 2), x / scale(s)
                 b = yield evaluate(middle, scale(middle) * (y + h / 2 * f), to=self.form)
                 c = yield evaluate(middle, scale(middle) * (y + h / 2 * b), to=self.form)
@@ -84,18 +71,29 @@ class AdamsBashforth(Solver):
             x = yield step(scale(t) / scale(s) * x + scale(t) * h * (yield direction(total)))
 
 
+def coordinates(
+    path: GaussianPath, form: str, times: list[float]
+) -> tuple[Callable[[float], float], Callable[[float], float], Callable[[float], float]]:
+    """Scale a(t) and coordinate u(t) in which the flow of y = x/a is dy/du = f, and the time of a coordinate.
+
+    Raises:
+        ValueError: the noise form on a grid that starts at alpha = 0.
+    """
+    if form == "velocity":
+        return (lambda t: 1.0), (lambda t: t), (lambda u: u)
+    if path.alpha(times[0]) == 0:
+        raise ValueError(f"the noise form needs alpha > 0, but alpha({times[0]:g}) = 0: move the start of the times")
+    return (
+        lambda t: float(path.alpha(t)),
+        lambda t: float(path.sigma(t) / path.alpha(t)),
+        lambda u: float(path.time(-np.log(u))),
+    )
+
+
 def adams_weights(nodes: list[float], end: float) -> list[float]:
-    """Weights of values at `nodes` (newest first) in the mean of their polynomial from nodes[0] to `end`; they sum to 1."""
-    if len(nodes) == 1:
-        return [1.0]
+    """Weights (sum 1) of values at `nodes`, newest first, in the mean of their polynomial from nodes[0] to `end`."""
     h = end - nodes[0]
-    scaled = (np.asarray(nodes) - nodes[0]) / h
-    weights = []
-    for j, node in enumerate(scaled):
-        others = np.delete(scaled, j)
-        integral = (Polynomial.fromroots(others) / np.prod(node - others)).integ()
-        weights.append(float(integral(1.0) - integral(0.0)))
-    return weights
+    return [weight / h for weight in lagrange_integrals(nodes, nodes[0], end)]
 
 
 EQUAL_STEPS = {order: adams_weights([-float(j) for j in range(order)], 1.0) for order in range(1, 6)}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from flowjax._pytree import pytree, static
 from flowjax.flow import Field, count, term
+from flowjax.paths.base import at_least_single
 from flowjax.times import check_times
 
 
@@ -71,7 +72,7 @@ class Adaptive:
 
 @jax.jit(static_argnames="trajectory")
 def _integrate(adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool) -> dict[str, Any]:
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = at_least_single(x)
     solution = diffrax.diffeqsolve(
         velocity,
         adaptive.solver,

@@ -1,24 +1,33 @@
-"""DPM-Solver and DPM-Solver++ (Lu et al., 2206.00927, 2211.01095), multistep.
+"""DPM-Solver and DPM-Solver++ (Lu et al., 2206.00927, 2211.01095), deterministic and stochastic.
 
-The linear part of the flow is solved exactly in lam = log(alpha/sigma); the prediction f is expanded at s from its
-history. With h = lam_t - lam_s, and
+The linear part of the flow is solved exactly in lam = log(alpha/sigma); the prediction f is expanded at s. With
+h = lam_t - lam_s, eta >= 0 the amount of fresh noise, and
 
-    noise form: f = e, A = alpha_t/alpha_s, c = sigma_t, z = h
-    data form ("++"): f = m, A = sigma_t/sigma_s, c = alpha_t, z = -h
+    noise form: f = e, A = alpha_t/alpha_s,               c = (1 + eta) sigma_t, z = h,             d^2 = eta sigma_t^2
+    (e^(2h) - 1) data form:  f = m, A = sigma_t/sigma_s e^(-eta h),    c = alpha_t,           z = -(1 + eta) h,  d^2 =
+    sigma_t^2 (1 - e^(-2 eta h))
 
-a step is, with the functions phi_k of exponential integrators at z,
+a step is, with the functions phi_k of exponential integrators at z and fresh noise n,
 
-    x' = A x - c (e^z - 1) (f + (phi_2/phi_1) D1 + (phi_3/phi_1) D2),        D1 ~ h f'(lam),  D2 ~ h^2 f''(lam)
+    x' = A x - c (e^z - 1) (f + (phi_2/phi_1) D1 + (phi_3/phi_1) D2) + d n,        D1 ~ h f'(lam),  D2 ~ h^2 f''(lam)
 
-and, with r0 = h0/h, r1 = h1/h the lengths of the steps before, d0 = (f_s - f_{s-1})/r0, d1 = (f_{s-1} - f_{s-2})/r1,
+"multistep" takes the derivatives from the last outputs: with r0 = h0/h, r1 = h1/h the lengths of the steps before,
+d0 = (f_s - f_{s-1})/r0, d1 = (f_{s-1} - f_{s-2})/r1,
 
     order 1: D1 = D2 = 0, which is DDIM
     order 2: D1 = d0, D2 = 0 ("taylor"), or 1/2 for phi_2/phi_1 ("midpoint")
     order 3: D1 = d0 + r0/(r0 + r1) (d0 - d1), D2 = 2 (d0 - d1)/(r0 + r1)
 
 The authors' code and its ports omit the 2 in D2, which makes the method second order; `compat="official"` reproduces
-them. One evaluation per step. The first steps use lower orders (so the asymptotic order of a whole run is at most 2),
-and so do the last ones when `lower_order_final` says so. Where lam is infinite (alpha = 0 at the start, sigma = 0 at
+them. The first steps use lower orders (so the asymptotic order of a whole run is at most 2), and so do the last ones
+when `lower_order_final` says so.
+
+"singlestep" takes them from evaluations inside the step: groups of `order` intervals of the grid are one step each,
+whose inner grid points are reached with lower order. A grid whose length is no multiple of the order ends as in the
+authors' "fast" driver: for order 3 with groups 3, ..., 2, 1 or 3, ..., 1 or 3, ..., 2. "singlestep_fixed" insists on
+full groups.
+
+Every scheme makes one evaluation per interval of the grid. Where lam is infinite (alpha = 0 at the start, sigma = 0 at
 the end) the data form takes its order-1 limit, x' = A x + alpha_t m; the noise form is undefined there and says which
 end to move.
 """
@@ -31,7 +40,7 @@ import numpy as np
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.phi import phi
-from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, noise, pairs, step
 
 
 @pytree
@@ -40,15 +49,18 @@ class DPMSolver(Solver):
 
     Args:
         order: 1, 2 or 3.
-        scheme: "multistep".
+        scheme: "multistep", "singlestep" or "singlestep_fixed".
         form: "data" (DPM-Solver++, stable under guidance) or "noise" (DPM-Solver).
-        solver_type: second-order update, "midpoint" or "taylor" ("heun" in diffusers).
-        lower_order_final: order 1 in the last step, at most 2 in the one before, ...: True, False or "auto" (when there
-            are fewer than 10 steps).
-        compat: None, or "official" for the authors' third-order update, which is second order.
+        solver_type: second-order update (and third-order, singlestep): "midpoint" or "taylor" ("heun" in diffusers).
+        lower_order_final: multistep: order 1 in the last step, at most 2 in the one before, ...: True, False or "auto"
+            (when there are fewer than 10 steps).
+        eta: fresh noise, multistep only: 0 is the ODE, 1 the SDE variants ("sde-dpmsolver", "sde-dpmsolver++"); the
+            marginals are those of the path for every eta >= 0.
+        compat: None, or "official" for the authors' third-order multistep update, which is second order.
 
     Raises:
-        ValueError: a value that is not allowed; at bind, the noise form on a grid that touches an infinite lam.
+        ValueError: a value that is not allowed; at bind, the noise form on a grid that touches an infinite lam, or a
+            grid that "singlestep_fixed" cannot divide.
 
     Example:
         >>> import flowjax as fj
@@ -62,23 +74,32 @@ class DPMSolver(Solver):
     form: str = static("data")
     solver_type: str = static("midpoint")
     lower_order_final: bool | str = static("auto")
+    eta: float = static(0.0)
     compat: str | None = static(None)
 
     def __post_init__(self) -> None:
         """Checks the options."""
         check_choice("order", self.order, (1, 2, 3))
-        check_choice("scheme", self.scheme, ("multistep",))
+        check_choice("scheme", self.scheme, ("multistep", "singlestep", "singlestep_fixed"))
         check_choice("form", self.form, ("data", "noise"))
         check_choice("solver_type", self.solver_type, ("midpoint", "taylor"))
         check_choice("lower_order_final", self.lower_order_final, ("auto", True, False))
         check_choice("compat", self.compat, (None, "official"))
+        if self.eta < 0 or (self.eta > 0 and self.scheme != "multistep"):
+            raise ValueError(
+                f"eta must not be negative, and 0 for singlestep schemes, got {self.eta} with {self.scheme}"
+            )
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """The scheme's steps."""
+        if self.form == "noise":
+            check_finite_lam(path, times, "the noise form of DPMSolver")
+        return self._multistep(path, times, x) if self.scheme == "multistep" else self._singlestep(path, times, x)
+
+    def _multistep(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """One evaluation, then the order that history, end and lam allow."""
         steps = len(times) - 1
         lower = steps < 10 if self.lower_order_final == "auto" else self.lower_order_final
-        if self.form == "noise":
-            check_finite_lam(path, times, "the noise form of DPMSolver")
         history: list[tuple[float, Any]] = []  # (lam, output), newest first
         for number, (s, t) in enumerate(pairs(times)):
             f = yield evaluate(s, x, to=self.form)
@@ -90,21 +111,74 @@ class DPMSolver(Solver):
             known = 1 if math.isinf(lam_t) else sum(math.isfinite(lam) for lam, _ in history)
             order = max(1, min(known, steps - number if lower else self.order))
             h = lam_t - lam_s
-            if self.form == "data":
-                a, c, z = path.sigma(t) / path.sigma(s), path.alpha(t), -h
-            else:
-                a, c, z = path.alpha(t) / path.alpha(s), path.sigma(t), h
-            mean = self._mean(order, h, z, history)
+            a, c, z = self._linear(path, s, t, h)
+            mean = self._from_history(order, h, z, history)
             if order > 1 or self.order == 1:
                 mean = yield direction(mean)
-            x = yield step(float(a) * x - float(c) * math.expm1(z) * mean)
+            x = a * x - c * math.expm1(z) * mean
+            if self.eta > 0:
+                growth = -math.expm1(-2 * self.eta * h) if self.form == "data" else self.eta * math.expm1(2 * h)
+                if growth * path.sigma(t) > 0:
+                    x = x + float(path.sigma(t)) * math.sqrt(growth) * (yield noise())
+            x = yield step(x)
 
-    def _mean(self, order: int, h: float, z: float, history: list[tuple[float, Any]]) -> Any:
-        """The exponentially weighted mean of f over the step: the bracket of the update, divided by P1."""
+    def _singlestep(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """Groups of intervals, each with its inner points reached first."""
+        first = 0
+        for size in self._groups(path, times):
+            points = times[first : first + size + 1]
+            first += size
+            s = points[0]
+            lam = [float(path.lam(t)) for t in points]
+            start, values = x, [(yield evaluate(s, x, to=self.form))]
+            for number, t in enumerate(points[1:], start=1):
+                if lam[number] == lam[0]:
+                    x = start
+                else:
+                    h = lam[number] - lam[0]
+                    a, c, z = self._linear(path, s, t, h)
+                    ratios = [(node - lam[0]) / h for node in lam[1:number]]
+                    mean = self._from_inside(ratios, z, values)
+                    if number == size and (size > 1 or self.order == 1):
+                        mean = yield direction(mean)
+                    x = a * start - c * math.expm1(z) * mean
+                x = yield step(x)
+                if number < size:
+                    values.append((yield evaluate(t, x, to=self.form)))
+
+    def _groups(self, path: GaussianPath, times: list[float]) -> list[int]:
+        """Sizes of the groups; an interval that touches an infinite lam, or is empty, stands alone."""
+        steps, k = len(times) - 1, self.order
+        if self.scheme == "singlestep_fixed" and steps % k:
+            raise ValueError(f"singlestep_fixed of order {k} needs a multiple of {k} intervals, the grid has {steps}")
+        sizes = [k] * (steps // k) + ([steps % k] if steps % k else [])
+        if k == 3 and steps % 3 == 0 and self.scheme == "singlestep" and steps > 3:
+            sizes = [3] * (steps // 3 - 1) + [2, 1]
+        result, first = [], 0
+        for size in sizes:
+            lam = [float(path.lam(t)) for t in times[first : first + size + 1]]
+            first += size
+            if not math.isfinite(lam[0]) or len(set(lam)) < len(lam):
+                result += [1] * size
+            elif not math.isfinite(lam[-1]):
+                result += [size - 1, 1] if size > 1 else [1]
+            else:
+                result.append(size)
+        return result
+
+    def _linear(self, path: GaussianPath, s: float, t: float, h: float) -> tuple[float, float, float]:
+        """A, c and z of the step."""
+        if self.form == "data":
+            decay = math.exp(-self.eta * h) if self.eta else 1.0
+            return float(path.sigma(t) / path.sigma(s)) * decay, float(path.alpha(t)), -(1 + self.eta) * h
+        return float(path.alpha(t) / path.alpha(s)), (1 + self.eta) * float(path.sigma(t)), h
+
+    def _from_history(self, order: int, h: float, z: float, history: list[tuple[float, Any]]) -> Any:
+        """The exponentially weighted mean of f over the step, from the outputs before it."""
         lam, f = zip(*history, strict=True)
         if order == 1:
             return f[0]
-        p2, p3 = phi(2, z) / phi(1, z), phi(3, z) / phi(1, z)  # weights of h f' and h^2 f''
+        p2, p3 = phi(2, z) / phi(1, z), phi(3, z) / phi(1, z)
         r0 = (lam[0] - lam[1]) / h
         d0 = (f[0] - f[1]) / r0
         if order == 2:
@@ -114,6 +188,21 @@ class DPMSolver(Solver):
         first = d0 + r0 / (r0 + r1) * (d0 - d1)
         second = (1.0 if self.compat == "official" else 2.0) / (r0 + r1) * (d0 - d1)
         return f[0] + p2 * first + p3 * second
+
+    def _from_inside(self, ratios: list[float], z: float, values: list[Any]) -> Any:
+        """The same mean from outputs at the start and at fractions `ratios` of the step."""
+        f = values[0]
+        if not ratios:
+            return f
+        p2, p3 = phi(2, z) / phi(1, z), phi(3, z) / phi(1, z)
+        slopes = [(value - f) / r for value, r in zip(values[1:], ratios, strict=True)]
+        if len(ratios) == 1:
+            inner = self.order == 3 or self.solver_type == "taylor"  # also the way to the third point of order 3
+            return f + (p2 if inner else 0.5) * slopes[0]
+        if self.solver_type == "midpoint":
+            return f + p2 * slopes[1]
+        (r1, r2), (d1, d2) = ratios, slopes
+        return f + p2 / (r2 - r1) * (r2 * d1 - r1 * d2) + p3 * 2 / (r2 - r1) * (d2 - d1)
 
 
 def check_finite_lam(path: GaussianPath, times: list[float], what: str) -> None:

@@ -1,8 +1,8 @@
 """Heavy-ball momentum on any method (Wizadwongsa et al., 2307.11118).
 
 The direction d_n of the wrapped method's step is replaced by v_n = (1 - beta) v_{n-1} + beta d_n, with v = d at the
-first step that has one. beta is the weight of the NEW direction: beta = 1 is the wrapped method. It enlarges the
-stability region (for Adams-Bashforth by (2 - beta)/beta) and lowers the order to 1. Evaluations are those of the
+first step that has one (`init`). beta is the weight of the NEW direction: beta = 1 is the wrapped method. It enlarges
+the stability region (for Adams-Bashforth by (2 - beta)/beta) and lowers the order to 1. Evaluations are those of the
 wrapped method. DPM-Solver's order-1 steps at the start and the end have no direction and stay as they are.
 """
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 
-from flowjax._pytree import pytree
+from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Direction, Solver, Updates, keep
+from flowjax.solvers.rows import Direction, Evaluate, Solver, Updates, check_choice, keep
 
 
 @pytree
@@ -22,6 +22,9 @@ class HeavyBall(Solver):
     Args:
         solver: the method to damp.
         beta: weight of the new direction, in (0, 1]; may be traced.
+        init: momentum before the first direction: "first_direction" (that direction itself), or "first_output" (the
+            first evaluation, for methods whose directions are in units of the network's output), which damps the first
+            one too.
 
     Raises:
         ValueError: beta outside (0, 1], or not a solver.
@@ -29,9 +32,11 @@ class HeavyBall(Solver):
 
     solver: Solver
     beta: Any = 0.8
+    init: str = static("first_direction")
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
+        check_choice("init", self.init, ("first_direction", "first_output"))
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a fixed-grid solver of flowjax, got {self.solver!r}")
         if not isinstance(self.beta, jax.core.Tracer) and not 0 < self.beta <= 1:
@@ -54,6 +59,12 @@ class HeavyBall(Solver):
             if isinstance(request, Direction):
                 new = request.value
                 momentum = yield keep(new if momentum is None else (1 - self.beta) * momentum + self.beta * new)
-                answer = momentum
+                answer = self.used(momentum, new)
             else:
                 answer = yield request
+                if isinstance(request, Evaluate) and momentum is None and self.init == "first_output":
+                    momentum = answer
+
+    def used(self, momentum: Any, new: Any) -> Any:
+        """The direction of the step."""
+        return momentum

@@ -28,7 +28,7 @@ import numpy as np
 from flowjax._pytree import pytree
 from flowjax.flow import Ask, Field, FieldTerm
 from flowjax.keys import noise as standard_normal
-from flowjax.paths.base import GaussianPath, namespace
+from flowjax.paths.base import GaussianPath, at_least_single, namespace
 from flowjax.times import check_times
 
 Registers = tuple[Any, ...]
@@ -170,7 +170,7 @@ class Combination:
 
 def _is_number(coefficient: Any, number: float) -> bool:
     """Whether a coefficient is concretely this number (a traced or per-element one is not)."""
-    return not isinstance(coefficient, jax.Array) and np.ndim(coefficient) == 0 and coefficient == number
+    return not isinstance(coefficient, jax.Array) and np.ndim(coefficient) == 0 and bool(coefficient == number)
 
 
 @dataclasses.dataclass
@@ -304,8 +304,7 @@ class Bound(diffrax.AbstractSolver):
 
     def start(self, x: Any) -> Registers:
         """The registers before the first row: x of shape (B, ...) in at least single precision, then zeros."""
-        xp = namespace(x)
-        x = xp.asarray(x, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x, xp = at_least_single(x), namespace(x)
         return (x, *(xp.zeros_like(x) for _ in range(self.pattern.registers - 1)))
 
     def point(self, row: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:

@@ -1,0 +1,56 @@
+"""DC-Solver (Zhao et al., 2409.03755): UniPC with dynamic compensation of its newest stored output.
+
+After the corrector has moved x, the stored output no longer belongs to it. At the beginning of step i (from t_i, once
+three outputs are stored) it is replaced, for good, by the polynomial through the last outputs at a shifted time,
+
+    t* = rho_i t_i + (1 - rho_i) t_{i-1},     f_0 <- sum_j L_j(t*) f_j,
+
+L_j the Lagrange polynomials on the times of the outputs. rho_i = 1 changes nothing. The ratios are calibrated per
+model, grid and guidance (`flowjax.calibration.compensation`). Order and evaluations are UniPC's.
+"""
+
+from collections.abc import Generator
+from typing import Any
+
+import jax
+
+from flowjax._pytree import pytree
+from flowjax.solvers.rows import Request, keep
+from flowjax.solvers.unipc import UniPC
+
+
+@pytree
+class DCSolver(UniPC):
+    """UniPC with compensation ratios; the other arguments are those of `UniPC`.
+
+    Args:
+        ratios: rho_i of every step, N numbers (those of the first two steps are not used); may be traced. None is
+            UniPC.
+    """
+
+    ratios: Any = None
+
+    depth = property(lambda self: max(self.order, 3))
+
+    def compensated(
+        self, number: int, history: list[tuple[float, Any]]
+    ) -> Generator[Request, Any, list[tuple[float, Any]]]:
+        """Replaces the newest output."""
+        if self.ratios is None or len(history) < 3:
+            return history
+        ratio = self.ratios[number]
+        if not isinstance(ratio, jax.Array) and ratio == 1:
+            return history
+        nodes = [t for t, _ in history[:3]]
+        if len(set(nodes)) < 3:
+            return history
+        target = ratio * nodes[0] + (1 - ratio) * nodes[1]
+        total = None
+        for j, node in enumerate(nodes):
+            weight: Any = 1.0
+            for other in nodes[:j] + nodes[j + 1 :]:
+                weight = weight * (target - other) / (node - other)
+            term = weight * history[j][1]
+            total = term if total is None else total + term
+        kept = yield keep(total)
+        return [(nodes[0], kept), *history[1:]]

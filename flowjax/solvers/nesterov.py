@@ -1,0 +1,20 @@
+"""Nesterov momentum on any method (Wizadwongsa et al., 2307.11118).
+
+With d_n the direction of the wrapped method, v_n = (1 - beta) v_{n-1} + beta d_n and the direction used is
+(1 - beta) v_n + beta d_n. beta is the weight of the NEW direction: beta = 1 is the wrapped method; below it the order
+is 1.
+"""
+
+from typing import Any
+
+from flowjax._pytree import pytree
+from flowjax.solvers.heavy_ball import HeavyBall
+
+
+@pytree
+class Nesterov(HeavyBall):
+    """Nesterov momentum; arguments as for `HeavyBall`."""
+
+    def used(self, momentum: Any, new: Any) -> Any:
+        """(1 - beta) v + beta d."""
+        return (1 - self.beta) * momentum + self.beta * new

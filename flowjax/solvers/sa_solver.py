@@ -1,0 +1,96 @@
+"""SA-Solver (Xue et al., 2309.05019): stochastic Adams methods on the data prediction.
+
+The reverse SDE with noise level tau(t) >= 0 is, in lam = log(alpha/sigma), solved exactly in its linear part:
+
+    x' = (sigma_t/sigma_s) e^{-T} x + sum_j b_j m_j + sigma_t sqrt(1 - e^{-2 T}) z,      T = int_{lam_s}^{lam_t} tau^2
+    dlam b_j = sigma_t int e^{lam - int_lam^{lam_t} tau^2} (1 + tau^2) L_j(lam) dlam
+
+with L_j the Lagrange polynomials in lam on the last points (predictor), and also on the new point (corrector, same
+noise z). tau is constant over a step. tau = 0 is a deterministic multistep method, tau = 1 with order 1 the SDE version
+of DPM-Solver++ of order 1. One evaluation per step, none after the last step, which is not corrected. Steps that touch
+an infinite lam are order 1 and uncorrected.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from flowjax._pytree import pytree, static
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.quadrature import lagrange_integrals
+from flowjax.solvers.rows import Solver, Updates, evaluate, noise, pairs, step
+
+
+@pytree
+class SASolver(Solver):
+    """Stochastic Adams predictor-corrector.
+
+    Args:
+        predictor_order: at least 1.
+        corrector_order: number of points of the corrector, the new one included; 0 for none.
+        tau: noise level; 0 is deterministic, 1 the reverse SDE of the diffusion.
+        start: first time at which tau applies, in [0, 1].
+        end: last one.
+
+    Raises:
+        ValueError: orders or levels that are not allowed.
+    """
+
+    predictor_order: int = static(2)
+    corrector_order: int = static(2)
+    tau: float = static(1.0)
+    start: float = static(0.2)
+    end: float = static(0.8)
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        if self.predictor_order < 1 or self.corrector_order < 0 or self.tau < 0 or not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                "SASolver needs predictor_order >= 1, corrector_order >= 0, tau >= 0 and 0 <= start <= end <= 1, "
+                f"got {self}"
+            )
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """Predict with noise, evaluate, correct with the same noise."""
+        depth = max(self.predictor_order, self.corrector_order - 1)
+        steps = len(times) - 1
+        history = [(times[0], (yield evaluate(times[0], x, to="data")))]  # (t, m), newest first
+        for number, (s, t) in enumerate(pairs(times)):
+            lam_s, lam_t = float(path.lam(s)), float(path.lam(t))
+            if lam_s == lam_t:
+                x = yield step(x)
+                continue
+            h, tau = lam_t - lam_s, self.tau if self.start <= s <= self.end else 0.0
+            sigma, alpha = float(path.sigma(t)), float(path.alpha(t))
+            base = sigma / float(path.sigma(s)) * math.exp(-(tau**2) * h) * x
+            deviation = sigma * math.sqrt(-math.expm1(-2 * tau**2 * h)) if tau else 0.0
+            if deviation:
+                base = base + deviation * (yield noise())
+            points = [(float(path.lam(u)), m) for u, m in history]
+            finite = [(lam, m) for lam, m in points if math.isfinite(lam)] if math.isfinite(h) else []
+
+            def fitted(
+                points: list[tuple[float, Any]], base=base, h=h, lam_s=lam_s, lam_t=lam_t, tau=tau, alpha=alpha
+            ) -> Any:
+                """The base plus the exponentially weighted polynomial through these points."""
+                if len(points) == 1:
+                    return base - alpha * math.expm1(-(1 + tau**2) * h) * points[0][1]
+
+                def kernel(lam: np.ndarray) -> np.ndarray:
+                    return alpha * (1 + tau**2) * np.exp((1 + tau**2) * (lam - lam_t))
+
+                weights = lagrange_integrals([lam for lam, _ in points], lam_s, lam_t, kernel)
+                total = base
+                for weight, (_, m) in zip(weights, points, strict=True):
+                    total = total + weight * m
+                return total
+
+            predicted = fitted(finite[: self.predictor_order] or points[:1])
+            if number == steps - 1:
+                x = yield step(predicted)
+                return
+            new = yield evaluate(t, predicted, to="data")
+            correct = self.corrector_order > 0 and math.isfinite(h)
+            x = yield step(fitted([(lam_t, new), *finite[: self.corrector_order - 1]]) if correct else predicted)
+            history = [(t, new), *history][:depth]

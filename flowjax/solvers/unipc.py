@@ -1,0 +1,133 @@
+"""UniPC (Zhao et al., 2302.04867): a multistep predictor, and a corrector that reuses the evaluation at the next point.
+
+With h = lam_t - lam_s, f the data prediction (A = sigma_t/sigma_s, c = alpha_t, z = -h) or the noise prediction
+(A = alpha_t/alpha_s, c = sigma_t, z = h), f_0 its value at s, f_i at the points before, r_i = (lam_i - lam_s)/h and
+D_i = (f_i - f_0)/r_i, both are
+
+    x' = A x - c (e^z - 1) f_0 - c sum_i a_i D_i,     sum_i a_i r_i^(k-1) = k! z phi_{k+1}(z)  for k = 1, 2, ...
+
+The predictor of order p uses i = 1..p-1, the corrector also the value at t (r = 1). Where there is one term only,
+variants "bh1" and "bh2" use a = B/2 with B = z or e^z - 1; "vary" solves the equation there too (elsewhere the three
+coincide). The evaluation made at the predicted point is what enters the history. One evaluation per step, none after
+the last step, which is not corrected. Order p without, p + 1 with corrector (from an exact history; the first steps
+limit a whole run to order 3). Steps that touch an infinite lam are order 1 and uncorrected; the noise form is undefined
+there and says so.
+"""
+
+import math
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+
+from flowjax._pytree import pytree, static
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.dpm_solver import check_finite_lam
+from flowjax.solvers.phi import phi
+from flowjax.solvers.rows import Request, Solver, Updates, check_choice, direction, evaluate, pairs, step
+
+
+@pytree
+class UniPC(Solver):
+    """The unified predictor-corrector.
+
+    Args:
+        order: p, at least 1; 2 under guidance, 3 without.
+        variant: "bh1", "bh2" or "vary".
+        corrector: whether to correct.
+        form: "data" or "noise".
+        lower_order_final: order 1 in the last step, at most 2 in the one before, and so on.
+        disable_corrector: numbers of steps that are not corrected (0, ... under strong guidance).
+        directions: what a momentum wrapper acts on: "corrector" (as in the authors' code), "predictor" or "both".
+
+    Raises:
+        ValueError: a value that is not allowed; at bind, the noise form on a grid that touches an infinite lam.
+    """
+
+    order: int = static(3)
+    variant: str = static("bh2")
+    corrector: bool = static(True)
+    form: str = static("data")
+    lower_order_final: bool = static(True)
+    disable_corrector: tuple[int, ...] = static(())
+    directions: str = static("corrector")
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        if self.order < 1:
+            raise ValueError(f"order must be at least 1, got {self.order}")
+        check_choice("variant", self.variant, ("bh1", "bh2", "vary"))
+        check_choice("form", self.form, ("data", "noise"))
+        check_choice("directions", self.directions, ("corrector", "predictor", "both"))
+
+    depth = property(lambda self: self.order)  # outputs in the history
+
+    def compensated(
+        self, number: int, history: list[tuple[float, Any]]
+    ) -> Generator[Request, Any, list[tuple[float, Any]]]:
+        """The history to use in step `number`; a hook for methods that adjust it."""
+        yield from ()
+        return history
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """Predict, evaluate there, correct."""
+        if self.form == "noise":
+            check_finite_lam(path, times, "the noise form of UniPC")
+        steps = len(times) - 1
+        history = [(times[0], (yield evaluate(times[0], x, to=self.form)))]  # (t, f), newest first
+        for number, (s, t) in enumerate(pairs(times)):
+            history = yield from self.compensated(number, history)
+            f = history[0][1]
+            lam_s, lam_t = float(path.lam(s)), float(path.lam(t))
+            h = 0.0 if lam_s == lam_t else lam_t - lam_s
+            order = min(self.order, steps - number) if self.lower_order_final else self.order
+            before = [(float(path.lam(u)), value) for u, value in history[1:]]
+            before = [(lam, value) for lam, value in before if math.isfinite(lam) and lam < lam_s]
+            before = before[: order - 1] if math.isfinite(h) else []
+            ratios = [(lam - lam_s) / h for lam, _ in before]
+            terms = [(value - f) / r for r, (_, value) in zip(ratios, before, strict=True)]
+            predicted = x
+            if h:
+                predicted = yield from self._advance(path, s, t, h, x, f, ratios, terms, self.directions != "corrector")
+            if number == steps - 1:
+                x = yield step(predicted)
+                return
+            new = yield evaluate(t, predicted, to=self.form)
+            if h and math.isfinite(h) and self.corrector and number not in self.disable_corrector:
+                ratios, terms = [*ratios, 1.0], [*terms, new - f]
+                predicted = yield from self._advance(path, s, t, h, x, f, ratios, terms, self.directions != "predictor")
+            x = yield step(predicted)
+            history = [(t, new), *(history if h else history[1:])][: self.depth]
+
+    def _advance(
+        self,
+        path: GaussianPath,
+        s: float,
+        t: float,
+        h: float,
+        x: Any,
+        f: Any,
+        ratios: list[float],
+        terms: list[Any],
+        announce: bool,
+    ) -> Generator[Request, Any, Any]:
+        """The update with these D_i; its direction, in units of x over the linear part, is announced if asked for."""
+        (a_s, a_t, c), z = (path.sigma(s), path.sigma(t), path.alpha(t)), -h
+        if self.form == "noise":
+            (a_s, a_t, c), z = (path.alpha(s), path.alpha(t), path.sigma(t)), h
+        total = -math.expm1(z) * f
+        for weight, term in zip(self._weights(z, ratios), terms, strict=True):
+            total = total - weight * term
+        if announce and a_t:
+            factor = -float(a_t) * math.expm1(z)
+            total = factor * (yield direction(total / factor))
+        return float(a_t / a_s) * x + float(c) * total
+
+    def _weights(self, z: float, ratios: list[float]) -> list[float]:
+        """The a_i of the differences at these r_i."""
+        if len(ratios) == 1 and self.variant != "vary":
+            return [0.5 * (z if self.variant == "bh1" else math.expm1(z))]
+        powers = np.arange(len(ratios))
+        matrix = np.asarray(ratios)[None, :] ** powers[:, None]
+        right = [math.factorial(k) * z * phi(k + 1, z) for k in powers + 1]
+        return [float(w) for w in np.linalg.solve(matrix, right)] if ratios else []
