@@ -23,7 +23,10 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def call(entry: catalogue.Entry) -> str:
     """The class of an entry with its options and their defaults."""
     parameters = inspect.signature(entry.make).parameters.values()
-    options = (p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+    options = (
+        p.name if p.default is p.empty else f"{p.name}={getattr(p.default, '__name__', repr(p.default))}"
+        for p in parameters
+    )
     return f"`{entry.make.__name__}({', '.join(options)})`"
 
 
@@ -41,7 +44,7 @@ def properties(entry: catalogue.Entry) -> str:
 def evaluations(entry: catalogue.Entry) -> str:
     """Evaluations for n steps, as a multiple of n where they are one."""
     if entry.evaluations is None:
-        return "as needed"
+        return "varies"
     few, many = entry.evaluations(12), entry.evaluations(24)
     slope, rest = (many - few) // 12, 2 * few - many
     return ("" if slope == 1 else f"{slope} ") + "n" + (f" {'+' if rest > 0 else '-'} {abs(rest)}" if rest else "")
