@@ -37,6 +37,11 @@ def expand(coefficient: Time, like: Array) -> Array:
     return coefficient.reshape(coefficient.shape + (1,) * (np.ndim(like) - 1 if coefficient.ndim else 0))
 
 
+def at_least_single(x: Array) -> Array:
+    """The array in its own precision, or in single precision if that is lower."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
 def divide(numerator: Array, denominator: Array) -> Array:
     """The quotient, zero where the denominator is zero (the minimum-norm solution of a x = 0 y)."""
     xp = namespace(numerator, denominator)
