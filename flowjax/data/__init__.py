@@ -1,6 +1,23 @@
-"""Data sets as arrays in memory, and the order in which training reads them."""
+"""Data sets, in memory or on disk, and the order in which training reads them."""
 
-from flowjax.data.batches import Batches
-from flowjax.data.sources import Source, digits, load, toy2d
+from flowjax.data.batches import Augment, Batches
+from flowjax.data.files import images, npz
+from flowjax.data.loading import load
+from flowjax.data.prepared import cache_latents, store, tfds
+from flowjax.data.records import Records
+from flowjax.data.sources import Source, digits, toy2d
 
-__all__ = ["Batches", "Source", "digits", "load", "toy2d"]
+__all__ = [
+    "Augment",
+    "Batches",
+    "Records",
+    "Source",
+    "cache_latents",
+    "digits",
+    "images",
+    "load",
+    "npz",
+    "store",
+    "tfds",
+    "toy2d",
+]

@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import sys
 
+import grain
 import numpy as np
+from jaxtyping import Float, Num
 
 from flowjax.data.sources import Source
 
@@ -12,6 +15,39 @@ from flowjax.data.sources import Source
 def _epoch(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of one epoch. Cached, since every batch of the epoch asks for it."""
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random flips and moves of images.
+
+    Attributes:
+        flip: Mirrors left and right with probability 1/2.
+        crop: Moves by up to so many pixels in both directions, uniformly; what enters repeats the border.
+
+    Raises:
+        ValueError: `crop` is negative.
+    """
+
+    flip: bool = False
+    crop: int = 0
+
+    def __post_init__(self):
+        if self.crop < 0:
+            raise ValueError(f"crop must not be negative, got {self.crop}")
+
+    def __call__(self, u: Float[np.ndarray, "B 3"], x: Num[np.ndarray, "B H W C"]) -> Num[np.ndarray, "B H W C"]:
+        """The images changed as three numbers in [0, 1) per image say."""
+        if self.flip:
+            x = np.where(u[:, 0, None, None, None] < 0.5, x[:, :, ::-1], x)
+        if self.crop:
+            height, width = x.shape[1:3]
+            padded = np.pad(x, ((0, 0), (self.crop, self.crop), (self.crop, self.crop), (0, 0)), mode="edge")
+            corner = np.floor(u[:, 1:] * (2 * self.crop + 1)).astype(int)
+            rows = corner[:, 0, None] + np.arange(height)
+            columns = corner[:, 1, None] + np.arange(width)
+            x = padded[np.arange(len(x))[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +63,10 @@ class Batches:
         seed: Non-negative; decides the order.
         process_index: Which slice this process reads.
         process_count: Number of slices; divides `batch_size`.
+        augment: Changes of images, drawn anew at each step; they do not depend on the number of processes.
 
     Raises:
-        ValueError: A number outside its range.
+        ValueError: A number outside its range, or an augmentation of data that are not images.
     """
 
     source: Source
@@ -37,6 +74,7 @@ class Batches:
     seed: int = 0
     process_index: int = 0
     process_count: int = 1
+    augment: Augment | None = None
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -47,6 +85,8 @@ class Batches:
             raise ValueError(f"process_index must be 0..{self.process_count - 1}, got {self.process_index}")
         if self.batch_size % self.process_count:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {self.process_count} processes")
+        if self.augment is not None and len(self.source.x.shape) != 4:
+            raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {self.source.x.shape}")
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the source that this process reads at `step` = 0, 1, ...: (batch_size / process_count,).
@@ -66,8 +106,31 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray | None]:
         """The batch of `step`: "x1" normalised float32, "cond" int32 labels or None."""
         rows = self.indices(step)
-        x, cond = self.source.x[rows], self.source.cond
+        x, cond = np.asarray(self.source.x[rows]), self.source.cond
+        if self.augment is not None:
+            # The 1 keeps these numbers apart from those that order the epochs.
+            u = np.random.default_rng([self.seed, step, 1]).random((self.batch_size, 3))
+            x = self.augment(u[self.process_index * len(rows) :][: len(rows)], x)
         return {
-            "x1": self.source.normalize(x).astype(np.float32),
+            "x1": self.source.normalize(x.astype(np.float32)).astype(np.float32),
             "cond": None if cond is None else cond[rows].astype(np.int32),
         }
+
+    def dataset(self) -> grain.MapDataset:
+        """The batches by step for grain, to be mapped, mixed or read by several processes."""
+        return grain.MapDataset.range(sys.maxsize).map(self.batch)
+
+    def iterator(self, start: int = 0, *, threads: int = 4, ahead: int = 8) -> grain.DatasetIterator:
+        """Batches from step `start` on, read ahead in the background; for sources on disk.
+
+        `get_state()` and `set_state(state)` save and restore the position exactly; `close()` ends the threads.
+
+        Args:
+            start: First step.
+            threads: Batches that are read at the same time; 0 reads each batch when it is asked for.
+            ahead: Batches that wait in memory.
+        """
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
+        iterator = iter(self.dataset().to_iter_dataset(options))
+        grain.experimental.set_next_index(iterator, start)
+        return iterator

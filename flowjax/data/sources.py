@@ -1,13 +1,14 @@
-"""Data sets small enough for memory, each with the numbers that normalise it."""
+"""A data set with the numbers that normalise it, and those that come with flowjax."""
 
 import dataclasses
 import difflib
-import inspect
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits
+
+from flowjax.data.records import Records
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Source:
     """A data set in its own scale.
 
     Attributes:
-        x: (N, ...) examples as they were loaded; images are (N, H, W, C).
+        x: (N, ...) examples as they were loaded, in memory or read when they are indexed; images are (N, H, W, C).
         cond: (N,) int32 labels in [0, num_classes), or None.
         num_classes: Number of classes, or None.
         shift: Normalised data = (x - shift) / scale.
@@ -29,7 +30,7 @@ class Source:
             range, or a number of labels or names that does not fit.
     """
 
-    x: Float[np.ndarray, "N ..."]
+    x: Num[np.ndarray, "N ..."] | Records
     cond: Int[np.ndarray, " N"] | None = None
     num_classes: int | None = None
     shift: float = 0.0
@@ -60,6 +61,14 @@ class Source:
     def denormalize(self, x: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """The inverse of `normalize`."""
         return x * self.scale + self.shift
+
+    def take(self, num: int, seed: int = 0) -> "Source":
+        """A random subset of `num` examples in memory, or all of them in their order if there are no more."""
+        if num >= len(self.x):
+            return dataclasses.replace(self, x=np.asarray(self.x))
+        rows = np.sort(np.random.default_rng(seed).choice(len(self.x), num, replace=False))
+        cond = None if self.cond is None else self.cond[rows]
+        return dataclasses.replace(self, x=self.x[rows], cond=cond)
 
 
 def digits() -> Source:
@@ -130,37 +139,14 @@ def toy2d(law: str, *, size: int = 50_000, seed: int = 0) -> Source:
     Raises:
         ValueError: Unknown law, or a size below 1.
     """
-    sampler, scale = _LAWS[_choose("law", law, _LAWS)]
+    sampler, scale = _LAWS[choose("law", law, _LAWS)]
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     x = sampler(np.random.default_rng(seed), size)
     return Source(x=x.astype(np.float32), scale=scale)
 
 
-_SOURCES: dict[str, Callable[..., Source]] = {"digits": digits, "toy2d": toy2d}
-
-
-def load(name: str, **options: object) -> Source:
-    """The data set called `name`.
-
-    Args:
-        name: "digits" or "toy2d".
-        **options: Arguments of the function of that name.
-
-    Raises:
-        ValueError: Unknown name or option, with the closest one and the allowed ones, or a missing option.
-    """
-    maker = _SOURCES[_choose("data set", name, _SOURCES)]
-    parameters = inspect.signature(maker).parameters
-    for option in options:
-        _choose(f"option of {name}", option, parameters)
-    for parameter in parameters.values():
-        if parameter.default is parameter.empty and parameter.name not in options:
-            raise ValueError(f"data set {name!r} needs the option {parameter.name!r}")
-    return maker(**options)
-
-
-def _choose(what: str, name: str, allowed: Iterable[str]) -> str:
+def choose(what: str, name: str, allowed: Iterable[str]) -> str:
     """`name` if it is allowed, else a ValueError that helps."""
     allowed = list(allowed)
     if name in allowed:

@@ -65,3 +65,63 @@ def test_refuses(options, message):
         data.Batches(source(10), **options)
     with pytest.raises(ValueError, match="negative"):
         data.Batches(source(10), 2).batch(-1)
+
+
+def images(size=9):
+    x = np.random.default_rng(0).integers(256, size=(size, 4, 6, 3), dtype=np.uint8)
+    return data.Source(x=x, shift=127.5, scale=127.5)
+
+
+def test_flip_and_crop():
+    x = images().x
+    u = np.array([[0.4, 0.5, 0.5], [0.6, 0.5, 0.5]])
+    flipped = data.Augment(flip=True)(u, x[:2])
+    np.testing.assert_array_equal(flipped, np.stack([x[0, :, ::-1], x[1]]))
+    # One third each: moved by -1, 0, 1.
+    u = np.array([[0.9, 0.1, 0.5], [0.9, 0.5, 0.9]])
+    moved = data.Augment(crop=1)(u, x[:2])
+    np.testing.assert_array_equal(moved[0], x[0, [0, 0, 1, 2]])
+    np.testing.assert_array_equal(moved[1], x[1][:, [1, 2, 3, 4, 5, 5]])
+    with pytest.raises(ValueError, match="negative"):
+        data.Augment(crop=-1)
+    with pytest.raises(ValueError, match="only images"):
+        data.Batches(source(10), 2, augment=data.Augment(flip=True))
+
+
+def test_augmentation_changes_with_the_step_and_not_with_the_processes():
+    augment = data.Augment(flip=True, crop=1)
+    one = data.Source(x=images(1).x)
+    whole = data.Batches(one, 64, seed=2, augment=augment)
+    assert len(np.unique(whole.batch(0)["x1"], axis=0)) > 12
+    assert not np.array_equal(whole.batch(0)["x1"], whole.batch(1)["x1"])
+    parts = [data.Batches(one, 64, 2, i, 4, augment) for i in range(4)]
+    np.testing.assert_array_equal(whole.batch(3)["x1"], np.concatenate([p.batch(3)["x1"] for p in parts]))
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_grain_reads_the_same_batches_and_resumes_exactly(threads):
+    batches = data.Batches(images(), 4, seed=1, augment=data.Augment(flip=True, crop=1))
+    expected = [batches.batch(step)["x1"] for step in range(12)]
+    iterator = batches.iterator(threads=threads)
+    for step in range(5):
+        np.testing.assert_array_equal(next(iterator)["x1"], expected[step])
+    state = iterator.get_state()
+    next(iterator)
+    iterator.close()
+    for resumed in (batches.iterator(threads=threads), batches.iterator(5, threads=threads)):
+        if resumed.get_state() != state:
+            resumed.set_state(state)
+        for step in range(5, 12):
+            np.testing.assert_array_equal(next(resumed)["x1"], expected[step])
+        resumed.close()
+
+
+def test_grain_shards_partition_every_epoch():
+    numbers = data.Source(x=np.arange(12.0)[:, None])
+    streams = [data.Batches(numbers, 4, 0, i, 2).iterator(threads=2) for i in range(2)]
+    rows = [np.concatenate([next(s)["x1"] for _ in range(6)]).ravel() for s in streams]
+    for epoch in range(2):
+        assert sorted(np.concatenate([r[6 * epoch :][:6] for r in rows])) == list(range(12))
+    for stream in streams:
+        stream.close()
+    assert next(iter(data.Batches(numbers, 4).dataset()[3:5]))["x1"].shape == (4, 1)

@@ -1,0 +1,36 @@
+"""Data sets by name, as configs have them."""
+
+import inspect
+from collections.abc import Callable
+
+from flowjax.data.files import images, npz
+from flowjax.data.prepared import tfds
+from flowjax.data.sources import Source, choose, digits, toy2d
+
+_SOURCES: dict[str, Callable[..., Source]] = {
+    "digits": digits,
+    "images": images,
+    "npz": npz,
+    "tfds": tfds,
+    "toy2d": toy2d,
+}
+
+
+def load(name: str, **options: object) -> Source:
+    """The data set called `name`.
+
+    Args:
+        name: "digits", "images", "npz", "tfds" or "toy2d".
+        **options: Arguments of the function of that name.
+
+    Raises:
+        ValueError: Unknown name or option, with the closest one and the allowed ones, or a missing option.
+    """
+    maker = _SOURCES[choose("data set", name, _SOURCES)]
+    parameters = inspect.signature(maker).parameters
+    for option in options:
+        choose(f"option of {name}", option, parameters)
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise ValueError(f"data set {name!r} needs the option {parameter.name!r}")
+    return maker(**options)
