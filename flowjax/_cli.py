@@ -16,6 +16,8 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+_BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
+
 
 class UsageError(ValueError):
     """Something that whoever typed the command can repair; its text is one line."""
@@ -119,13 +121,9 @@ def check_frozen(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-
-    def flatten(node: Any, prefix: str = "config") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {name: leaf for key in node for name, leaf in flatten(node[key], f"{prefix}.{key}").items()}
-
-    frozen, asked = flatten(json.loads(path.read_text())), flatten(json.loads(json.dumps(config.to_dict())))
+    frozen = _flatten(json.loads(path.read_text()), "config")
+    # Through JSON as well, which knows no tuples.
+    asked = _flatten(json.loads(json.dumps(config.to_dict())), "config")
     for key in sorted(frozen.keys() | asked.keys()):
         old, new = frozen.get(key, "absent"), asked.get(key, "absent")
         if old != new:
@@ -168,22 +166,40 @@ def run(
             argv = [a for a in argv if a.startswith("--config=")] or ["--config=digits"]
         define(values, argv)
         if wants_help:
-            text = sys.modules[main.__module__].__doc__ or ""
-            print(f"{text.strip()}\n\nFlags:\n{values.get_help()}")
+            print(_help(sys.modules[main.__module__].__doc__ or "", values))
             sys.exit(0)
         rest = values(argv)[1:]
         if rest:
             raise UsageError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
         main(values)
     except flags.UnrecognizedFlagError as error:
-        known = [name for name in values if name != "config"] + (["config"] if "config" in values else [])
         try:
-            choose("flag", f"--{error.flagname}", [f"--{name}" for name in known])
+            choose("flag", f"--{error.flagname}", [f"--{name}" for name in values if name not in _BUILT_IN])
         except UsageError as unknown:
             _fail(unknown)
     except (flags.Error, UsageError) as error:
         _fail(error)
     sys.exit(0)
+
+
+def _flatten(node: Any, prefix: str) -> dict[str, Any]:
+    """The values of nested dictionaries by dotted name."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {name: leaf for key in node for name, leaf in _flatten(node[key], f"{prefix}.{key}").items()}
+
+
+def _help(text: str, values: flags.FlagValues) -> str:
+    """The text of `--help`: the module docstring, the flags, and the keys of a config if there is one."""
+    lines = [text.strip(), "", "Flags:"]
+    for name in (name for name in values if name not in ("config", *_BUILT_IN)):
+        flag = values[name]
+        default = "" if flag.default is None else f" [{flag.default_as_str}]"
+        lines.append(f"  --{name}  {flag.help}{default}")
+    if "config" in values:
+        lines += ["  --config=NAME[:smoke]  A config, and --config.KEY=VALUE for each of its keys, for example:"]
+        lines += [f"    --{key}={value}" for key, value in sorted(_flatten(values["config"].value.to_dict(), "config").items())]
+    return "\n".join(lines)
 
 
 def _fail(error: Exception) -> None:

@@ -1,0 +1,100 @@
+import pytest
+from ml_collections import ConfigDict
+
+from flowjax import _cli
+
+CONFIG = '''
+from ml_collections import ConfigDict
+def get_config(argument=""):
+    if argument not in ("", "smoke"):
+        raise ValueError(f"unknown argument {argument!r} (allowed: smoke)")
+    return ConfigDict({"seed": 1, "train": {"steps": 5, "rate": 0.1, "shape": (1, 2)}, "bare": argument})
+'''
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "given.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def parse(capsys, *arguments):
+    """Exit code, what main saw, stderr."""
+    seen = []
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(lambda values: seen.append(values.config), _cli.define_config, ["main", *arguments])
+    return exit_.value.code, seen, capsys.readouterr()
+
+
+def test_overrides_reach_the_config(capsys, config):
+    code, seen, _ = parse(
+        capsys, f"--config={config}:smoke", "--config.train.steps=9", "--config.train.rate=2", "--config.seed", "3"
+    )
+    assert code == 0
+    assert seen[0].to_dict() == {"seed": 3, "train": {"steps": 9, "rate": 2.0, "shape": (1, 2)}, "bare": "smoke"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config.train.stepz=3"], "unknown key of config.train 'stepz'; did you mean 'steps'? (allowed: rate, shape"),
+        (["--config.trian.steps=3"], "unknown key of config 'trian'; did you mean 'train'?"),
+        (["--config.seed.deep=3"], "config.seed is a value"),
+        (["--config.train=3"], "--config.train is a group"),
+        (["--config.train.steps=many"], "--config.train.steps=many: invalid literal for int()"),
+        (["--config.train.rate=fast"], "--config.train.rate=fast"),
+        (["--confg=x"], "unknown flag '--confg'; did you mean '--config'?"),
+        (["train"], "unexpected argument 'train'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(capsys, config, arguments, expected):
+    code, seen, output = parse(capsys, f"--config={config}", *arguments)
+    assert code == 2
+    assert not seen
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert expected in output.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--config=NAME is required"),
+        (["--config=digit"], "unknown config 'digit'; did you mean 'digits'? (allowed: "),
+        (["--config=nowhere/digits.py"], "config file nowhere/digits.py does not exist"),
+        (["--config=digits:smok"], "unknown argument 'smok' (allowed: smoke)"),
+    ],
+)
+def test_configs_that_cannot_be_loaded(capsys, arguments, expected):
+    code, _, output = parse(capsys, *arguments)
+    assert code == 2
+    assert output.err.count("\n") == 1
+    assert expected in output.err
+
+
+def test_errors_of_the_program_are_not_usage_errors():
+    def main(values):
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        _cli.run(main, argv=["main"])
+
+
+def test_help_has_docstring_flags_and_keys(capsys, config):
+    code, seen, output = parse(capsys, f"--config={config}", "--help")
+    assert code == 0
+    assert not seen
+    assert __doc__ is None or __doc__ in output.out
+    assert "--config.train.steps=5" in output.out
+
+
+def test_frozen_config(tmp_path):
+    config = ConfigDict({"a": {"b": (1, 2), "c": 3}})
+    _cli.check_frozen(config, tmp_path)
+    (tmp_path / "config.json").write_text('{"a": {"b": [1, 2], "c": 3}}')
+    _cli.check_frozen(config, tmp_path)
+    config.a.c = 4
+    with pytest.raises(_cli.UsageError, match=r"config\.a\.c=3, not 4"):
+        _cli.check_frozen(config, tmp_path)

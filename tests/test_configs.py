@@ -1,0 +1,29 @@
+import ast
+
+import pytest
+
+from flowjax import _cli, data
+from flowjax import train as train_main
+from flowjax.recipe import Recipe
+
+NAMES = sorted(path.stem for path in _cli.config_folder().glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_and_its_smoke_version_are_valid(name):
+    full, smoke = _cli.load_config(name), _cli.load_config(f"{name}:smoke")
+    assert full.train.steps > smoke.train.steps
+    for config in (full, smoke):
+        train_main.check(config)
+        source = data.load(config.data.name, **config.data.options)
+        recipe = train_main.make_recipe(config, source)
+        assert isinstance(recipe, Recipe)
+        assert recipe.shape == source.x.shape[1:]
+        train_main.make_objective(config, recipe)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_lines_state_the_expected_result(name):
+    docstring = ast.get_docstring(ast.parse((_cli.config_folder() / f"{name}.py").read_text()))
+    assert "Expected on" in docstring
+    assert "seconds" in docstring

@@ -1,0 +1,42 @@
+"""A small class-conditional problem that trains in milliseconds."""
+
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from flowjax.models import MLP
+from flowjax.objectives import FlowMatching
+from flowjax.paths import Linear
+from flowjax.training import compile_step, create_state, make_mesh, make_step, put_batch
+
+
+@pytest.fixture
+def problem():
+    """Builds (state, run) on a mesh; `run(state, steps)` trains from the step the state is at."""
+
+    def build(devices=1, **sizes):
+        mesh = make_mesh(devices=jax.devices()[:devices], **sizes)
+        optimizer = optax.adamw(1e-2)
+        objective = FlowMatching(path=Linear(), label_dropout=0.1, null=3)
+        rng = np.random.default_rng(0)
+        x, cond = rng.normal(size=(6, 64, 2)).astype(np.float32), rng.integers(0, 3, (6, 64)).astype(np.int32)
+        state = create_state(
+            lambda: MLP(2, width=32, depth=2, num_classes=3, rngs=nnx.Rngs(0)), optimizer, mesh
+        )
+        key = jax.random.key(1)
+        batch = put_batch({"x1": x[0], "cond": cond[0]}, mesh)
+        step = compile_step(make_step(optimizer, 0.9), state, objective, batch, key)
+
+        def run(state, steps):
+            for _ in range(steps):
+                i = int(state.step) % 6
+                state, metrics = step(state, objective, put_batch({"x1": x[i], "cond": cond[i]}, mesh), key)
+            return state, metrics
+
+        return types.SimpleNamespace(state=state, run=run, program=step.as_text(), objective=objective, batch=batch)
+
+    return build
