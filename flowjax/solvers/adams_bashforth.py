@@ -54,12 +54,14 @@ class AdamsBashforth(Solver):
         scale, coordinate, time = coordinates(path, self.form, times)
         nodes: list[float] = []
         values: list[Any] = []
-        for number, (s, t) in enumerate(pairs(times)):
+        for s, t in pairs(times):
             u, h = coordinate(s), coordinate(t) - coordinate(s)
             f = yield evaluate(s, x, to=self.form)
-            if h:  # a repeated time adds nothing to the history
-                nodes, values = [u, *nodes][: self.order], [f, *values][: self.order]
-            if self.start == "rk4" and number < self.order - 1 and (self.form == "noise" or path.has_velocity(t)):
+            if s == t:  # a repeated time is no step and adds nothing to the history
+                x = yield step(x)
+                continue
+            nodes, values = [u, *nodes][: self.order], [f, *values][: self.order]
+            if self.start == "rk4" and len(values) < self.order and (self.form == "noise" or path.has_velocity(t)):
                 middle, y = time(u + h / 2), x / scale(s)
                 b = yield evaluate(middle, scale(middle) * (y + h / 2 * f), to=self.form)
                 c = yield evaluate(middle, scale(middle) * (y + h / 2 * b), to=self.form)

@@ -12,7 +12,7 @@ import jax
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Direction, Evaluate, Solver, Updates, check_choice, keep
+from flowjax.solvers.rows import Direction, Evaluate, Solver, Step, Updates, check_choice, keep
 
 
 @pytree
@@ -50,18 +50,19 @@ class HeavyBall(Solver):
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The wrapped method's requests with every direction averaged."""
         inner = self.solver.updates(path, times, x)
-        momentum, answer = None, None
+        momentum, answer, number = None, None, 0
         while True:
             try:
                 request = inner.send(answer)
             except StopIteration:
                 return
-            if isinstance(request, Direction):
+            if isinstance(request, Direction) and times[number] < times[number + 1]:  # a repeated time moves nothing
                 new = request.value
                 momentum = yield keep(new if momentum is None else (1 - self.beta) * momentum + self.beta * new)
                 answer = self.used(momentum, new)
             else:
                 answer = yield request
+                number += isinstance(request, Step)
                 if isinstance(request, Evaluate) and momentum is None and self.init == "first_output":
                     momentum = answer
 
