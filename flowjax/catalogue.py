@@ -299,7 +299,7 @@ def find(table: dict[str, Entry], name: str, what: str) -> Entry:
     if _plain(name) in plain:
         return table[plain[_plain(name)]]
     close = difflib.get_close_matches(_plain(name), plain, n=1)
-    hint = f"; did you mean {plain[close[0]]!r}?" if close else ""
+    hint = f"; did you mean {plain[close[0]]!r}?" if close else "."
     raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(table)}")
 
 
@@ -307,7 +307,7 @@ def solver(name: str, **options: Any) -> Any:
     """A solver by its name, for example solver("dpm_solver", order=3).
 
     Raises:
-        ValueError: unknown name or option.
+        ValueError: unknown name, unknown or missing option.
     """
     return _make(find(solvers, name, "solver"), name, options)
 
@@ -316,7 +316,7 @@ def rule(name: str, **options: Any) -> _guidance.Rule:
     """A guidance rule by its name, for example rule("cfg", scale=4.0).
 
     Raises:
-        ValueError: unknown name or option.
+        ValueError: unknown name, unknown or missing option.
     """
     return _make(find(rules, name, "guidance rule"), name, options)
 
@@ -355,4 +355,11 @@ def _make(entry: Entry, name: str, options: dict[str, Any]) -> Any:
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
+    missing = [
+        field.name
+        for field in dataclasses.fields(entry.make)  # type: ignore[arg-type]
+        if field.default is field.default_factory is dataclasses.MISSING and field.name not in options
+    ]
+    if missing:
+        raise ValueError(f"{name} needs its option {', '.join(missing)}")
     return entry.make(**options)

@@ -35,7 +35,7 @@ class Field(abc.ABC):
     @abc.abstractmethod
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Memory, *, to: str = "velocity", **extra: Any
-    ) -> tuple[Array, Memory]:
+    ) -> tuple[Any, Memory]:
         """The prediction `to` ("raw": the network's output as it is) at (t, x), and the next memory.
 
         Args:
@@ -147,7 +147,7 @@ class Flow(Field):
 
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Counts, *, to: str = "velocity", **extra: Any
-    ) -> tuple[Array, Counts]:
+    ) -> tuple[Any, Counts]:
         """One network call, converted to `to`."""
         check_prediction("to", to, ("raw",))
         check_time_and_state(t, x)
@@ -161,15 +161,21 @@ class Flow(Field):
 
     def check(self, times: Any, to: str) -> None:
         """Refuses evaluation times at which the network's prediction does not determine `to`."""
-        for t in times:
-            if to != "raw" and not self.path.determines(self.prediction, to, float(t)):
-                start = self.path.alpha(float(t)) == 0
-                end, where = ("start", "above") if start else ("end", "below")
-                raise ValueError(
-                    f"a {self.prediction!r} prediction does not determine the {to} at t = {float(t):g}, where "
-                    f"{'alpha' if start else 'sigma'} = 0: move the {end} of the times {where} it, "
-                    f"e.g. flowjax.times.uniform(n, {end}={'1e-3' if start else '1 - 1e-3'})"
-                )
+        if to != "raw":
+            for t in times:
+                check_determined(self.path, self.prediction, to, float(t))
+
+
+def check_determined(path: GaussianPath, given: str, to: str, t: float) -> None:
+    """Raises ValueError, naming the end to move, if a prediction `given` does not determine `to` at time t."""
+    if not path.determines(given, to, t):
+        start = path.alpha(t) == 0
+        end, where = ("start", "above") if start else ("end", "below")
+        raise ValueError(
+            f"a {given!r} prediction does not determine the {to} at t = {t:g}, where "
+            f"{'alpha' if start else 'sigma'} = 0: move the {end} of the times {where} it, "
+            f"e.g. flowjax.times.uniform(n, {end}={'1e-3' if start else '1 - 1e-3'})"
+        )
 
 
 class Ask(eqx.Module):

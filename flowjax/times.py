@@ -4,6 +4,7 @@ They are NumPy arrays made on the host: a solver turns them into coefficients in
 shifts times.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,11 @@ def karras(
         raise ValueError(f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}")
     with np.errstate(over="ignore"):
         first, last = (float(np.exp(-path.lam(t))) for t in (start, end))
-    reaches_end = last >= sigma_min
-    high, low = min(sigma_max, first), max(sigma_min, last)
+    reaches_start, reaches_end = first <= sigma_max * (1 + 1e-9), last >= sigma_min * (1 - 1e-9)  # up to rounding
+    high, low = first if reaches_start else sigma_max, last if reaches_end else sigma_min
     levels = np.linspace(high ** (1 / rho), low ** (1 / rho), n + 1 if reaches_end else n) ** rho
     times = path.time(-np.log(levels))
-    times = _exact_ends(times, start if high == first else times[0], end if reaches_end else times[-1])
+    times = _exact_ends(times, start if reaches_start else times[0], end if reaches_end else times[-1])
     return check_times(times if reaches_end else np.append(times, end))
 
 
@@ -77,10 +78,40 @@ def shifted(times: Any, shift: float) -> Times:
         shift: positive; 1 changes nothing, larger values spend more steps near the noise.
     """
     times = check_times(times)
-    if not shift > 0:
-        raise ValueError(f"shift must be positive, got {shift}")
+    if not 0 < shift < np.inf:
+        raise ValueError(f"shift must be positive and finite, got {shift}")
     u = 1 - times
     return np.where((times == 0) | (times == 1), times, 1 - shift * u / (1 + (shift - 1) * u))
+
+
+def resolution_shift(pixels: float, reference: float) -> float:
+    """The `shift` sqrt(pixels / reference) that keeps the uncertainty about the image when its size changes.
+
+    A larger image needs more noise to hide the same content (SD3, 2403.03206, section 5.3.2: sqrt(m / n); its samplers
+    use 3.0 at 1024^2 pixels).
+
+    Args:
+        pixels: number of pixels (or latent tokens) of the images to sample or train on.
+        reference: that number for which no shift is needed.
+    """
+    if not (pixels > 0 and reference > 0):
+        raise ValueError(f"numbers of pixels must be positive, got {pixels} and {reference}")
+    return math.sqrt(pixels / reference)
+
+
+def with_last_step(n: int, size: float = 0.04, start: float = 0.0, end: float = 1.0) -> Times:
+    """n - 1 equal steps to `end` - `size` and one last step of `size`: SiT's grid for SDEs (2401.08740).
+
+    Args:
+        n: number of steps, at least 2.
+        size: length of the last step, in (0, end - start).
+        start: first time.
+        end: last time.
+    """
+    _check(n, start, end)
+    if n < 2 or not 0 < size < end - start:
+        raise ValueError(f"with_last_step needs n >= 2 and 0 < size < end - start, got n={n}, size={size}")
+    return np.append(np.linspace(start, end - size, n), end)
 
 
 def check_times(times: Any) -> Times:
@@ -98,7 +129,7 @@ def check_times(times: Any) -> Times:
 
 
 def _check(n: int, start: float, end: float) -> None:
-    if isinstance(n, bool) or n != int(n) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
         raise ValueError(f"the number of steps must be a positive integer, got {n}")
     if not 0 <= start < end <= 1:
         raise ValueError(f"times need 0 <= start < end <= 1, got start={start}, end={end}")

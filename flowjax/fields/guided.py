@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree
-from flowjax.flow import Counts, Field, Flow
+from flowjax.flow import Counts, Field, Flow, check_determined
 from flowjax.guidance.base import Rule
 from flowjax.paths.base import GaussianPath
 
@@ -49,10 +49,16 @@ class Guided(Field):
             raise ValueError(
                 f"{type(self.rule).__name__} works on the {space} prediction, not on the raw network output"
             )
-        for field in (self.field, self.against):
-            if isinstance(field, Field):
-                field.check(times, space)
-                field.check(times, to)
+        for t in times:
+            active = self.rule.active(t)
+            if not isinstance(active, jax.core.Tracer) and not bool(active):
+                self.field.check([t], to)  # the rule is not asked
+                continue
+            for field in (self.field, self.against):
+                if isinstance(field, Field):
+                    field.check([t], space)
+            if space != to:
+                check_determined(self.path, space, to, float(t))
 
     def report(self, memory: Any) -> Any:
         """The rule's."""

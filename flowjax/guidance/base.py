@@ -38,8 +38,9 @@ class Rule(abc.ABC):
 
 
 def norm(x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-    """Euclidean norm over all axes but the first, kept as axes of length 1, in single precision."""
-    return jnp.sqrt(inner(x, x))
+    """Euclidean norm over all axes but the first, kept as axes of length 1, in single precision; gradient 0 at 0."""
+    square = inner(x, x)
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 def inner(x: Float[Array, "batch ..."], y: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:

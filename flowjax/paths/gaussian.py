@@ -162,7 +162,7 @@ class Cosine(_VariancePreserving):
         """Arcsine of alpha = (1 + e^(-2 lam))^(-1/2)."""
         xp = namespace(lam)
         alpha = xp.exp(-xp.logaddexp(xp.zeros_like(lam), -2 * lam) / 2)
-        return xp.arcsin(xp.clip(alpha * math.sin(self._angle), 0.0, 1.0)) / self._angle
+        return xp.minimum(xp.arcsin(alpha * math.sin(self._angle)) / self._angle, 1.0)  # not above 1 by rounding
 
 
 @pytree
