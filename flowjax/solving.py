@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flowjax._pytree import pytree
 from flowjax.flow import Field, count
 from flowjax.solvers.adaptive import Adaptive
-from flowjax.solvers.rows import Bound, Solver
+from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
 
 
 @pytree
@@ -112,8 +113,9 @@ def _run(
 ) -> Solution:
     pattern = bound.pattern
     bound = jax.tree.map(jnp.asarray, bound)
-    registers = bound.start(x)
-    memories = [f if f is None else f.init(registers[0], bound.grid) for f in (field, bound.refiner)]
+    registers = bound.begin(x)
+    fields = (field, bound.refiner)
+    memories = [f if f is None else f.init(registers[0], bound.grid) for f in fields]
     step_of = jnp.asarray([0, *itertools.accumulate(map(int, pattern.completes))])
 
     def corrected(stage: Any, registers: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -124,42 +126,42 @@ def _run(
             new = jnp.where(jnp.asarray(pattern.completes)[stage], new, registers[0])
         return (new, *registers[1:])
 
-    def body(refiner: bool, carry: Any, row: Any) -> Any:
+    def body(kind: int, carry: Any, stage: Any) -> Any:
         registers, memory = carry
         # Parameters that do not change over the loop would be gathered from their shards once, ahead of it, and stay in
         # memory whole; tied to the state by a barrier they are gathered where they are used.
-        own, registers = jax.lax.optimization_barrier((bound.refiner if refiner else field, registers))
+        own, registers = jax.lax.optimization_barrier((fields[kind], registers))
 
         def ask(t: Any, at: Array, extra: dict[str, Any]) -> Any:
-            if refiner:
-                extra = extra | {"velocity": bound.velocity(row, registers)}
             return own.evaluate(t, at, cond, memory, to=pattern.to, **extra)
 
-        registers, memory = bound.evaluate(ask, row, registers, bound.draw(row, registers[0], key, index))
-        registers = corrected(row, registers)
+        noise = bound.draw(stage, registers[0], key, index)
+        registers, memory = bound.run(kind, ask, stage, registers, noise)
+        registers = corrected(stage, registers)
         return (registers, memory), (registers[0] if trajectory else None, own.report(memory))
 
-    states, reports, first = [], [], 0
-    for refiner, group in itertools.groupby(pattern.refiner):
+    states, reports, first = [registers[0][None]], [], 0
+    for kind, group in itertools.groupby(pattern.kinds):
         stop = first + len(list(group))
-        run = functools.partial(body, refiner)
-        carry = (registers, memories[refiner])
-        (registers, memories[refiner]), (visited, report) = jax.lax.scan(
-            jax.checkpoint(run) if checkpoint else run, carry, jnp.arange(first, stop)
-        )
-        done = [i - first for i in range(first, stop) if pattern.completes[i]]
-        states.append(visited if visited is None or len(done) == stop - first else visited[jnp.asarray(done)])
-        reports += [] if refiner else [report]
+        if kind == FREE:
+            for stage in range(first, stop):
+                registers = corrected(stage, bound.after(stage, registers, jnp.zeros_like(registers[0])))
+                states.append(registers[0][None])
+        else:
+            run = functools.partial(body, kind)
+            (registers, memories[kind]), (visited, report) = jax.lax.scan(
+                jax.checkpoint(run) if checkpoint else run, (registers, memories[kind]), jnp.arange(first, stop)
+            )
+            if trajectory:
+                states.append(visited[np.flatnonzero(pattern.completes[first:stop])])
+            reports += [report] if kind == FIELD else []
         first = stop
-    for stage in range(pattern.rows, pattern.rows + pattern.tail):
-        registers = corrected(stage, bound.advance(stage, registers, jnp.zeros_like(registers[0])))
-        states.append(registers[0][None])
     evaluations, network_calls = count(memories[0])
     return Solution(
         x=registers[0],
         evaluations=evaluations,
         network_calls=network_calls,
-        trajectory=jnp.concatenate([bound.start(x)[0][None], *states]) if trajectory else None,
+        trajectory=jnp.concatenate(states) if trajectory else None,
         report=jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports),
         refiner_evaluations=None if bound.refiner is None else count(memories[1])[0],
     )

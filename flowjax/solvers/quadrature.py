@@ -1,5 +1,6 @@
-"""Integrals of Lagrange polynomials, the weights of multistep methods."""
+"""Integrals and derivatives of interpolating polynomials: the weights of multistep methods."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,3 +23,15 @@ def lagrange_integrals(
         basis = np.prod([(u - other) / (node - other) for other in others], axis=0) if others else np.ones_like(u)
         result.append(float(np.sum(weights * basis)))
     return result
+
+
+def derivative_weights(offsets: list[float], k: int) -> list[float]:
+    """Weights a_j with sum_j a_j (F(u_j) - F(0)) = F^(k)(0) for polynomials F of degree len(offsets).
+
+    Args:
+        offsets: distinct u_j, none of them 0.
+        k: 1 to len(offsets).
+    """
+    powers = np.arange(1, len(offsets) + 1)
+    matrix = np.array([[u**r / math.factorial(r) for u in offsets] for r in powers])
+    return np.linalg.solve(matrix, np.eye(len(offsets))[k - 1]).tolist()

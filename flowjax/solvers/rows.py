@@ -135,8 +135,14 @@ def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 # ------------------------------------------------------------------------------------------------------------ symbols
 
 
+CONSTANT = -1  # the atom, and the operand, that is 1
+
+
 class Combination:
-    """A linear combination of numbered atoms; supports +, - and scaling by numbers (concrete or traced)."""
+    """A linear combination of numbered atoms; supports +, - and scaling by numbers (concrete or traced).
+
+    Adding a number or an array of a sample's shape adds a constant.
+    """
 
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to this class
 
@@ -145,7 +151,7 @@ class Combination:
 
     def __add__(self, other: "Combination") -> "Combination":
         if not isinstance(other, Combination):
-            return NotImplemented
+            other = Combination({CONSTANT: other})
         terms = dict(self.terms)
         for atom, coefficient in other.terms.items():
             terms[atom] = terms[atom] + coefficient if atom in terms else coefficient
@@ -166,6 +172,7 @@ class Combination:
         return self + -other
 
     __rmul__ = __mul__
+    __radd__ = __add__
 
 
 def _is_number(coefficient: Any, number: float) -> bool:
@@ -175,7 +182,7 @@ def _is_number(coefficient: Any, number: float) -> bool:
 
 @dataclasses.dataclass
 class _Stage:
-    """What happens between two evaluations: the evaluation (None in the tail) and the definitions after it."""
+    """An evaluation (None if a step follows another without one) and the definitions after it."""
 
     request: Evaluate | None
     value: int | None = None
@@ -221,10 +228,8 @@ def _trace(updates: Callable[[Combination], Updates]) -> list[_Stage]:
             pending = []
         elif isinstance(request, Noise):
             pending.append(new)
-        elif not stages:
-            raise ValueError("a method must evaluate the field before its first step")
         else:
-            if isinstance(request, Step) and stages[-1].solution is not None:
+            if not stages or (isinstance(request, Step) and stages[-1].solution is not None):
                 stages.append(_Stage(None))
             stage = stages[-1]
             combination = request.x if isinstance(request, Step) else request.value
@@ -241,10 +246,16 @@ def _trace(updates: Callable[[Combination], Updates]) -> list[_Stage]:
 
 @dataclasses.dataclass(frozen=True)
 class Combine:
-    """A weighted sum over operands (registers, then the value, then noises); `first` is the column of its weights."""
+    """A weighted sum over operands (registers, then the value, then noises, or `CONSTANT`).
+
+    `first` is the column of its first weight.
+    """
 
     sources: tuple[int, ...]
     first: int
+
+
+FIELD, REFINER, FREE = range(3)  # what a stage evaluates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,9 +268,8 @@ class Pattern:
     registers: int
     noises: int
     to: str
-    refiner: tuple[bool, ...]  # per row
+    kinds: tuple[int, ...]  # per stage: FIELD, REFINER or FREE
     completes: tuple[bool, ...]  # per stage: whether a step of the grid is complete after it
-    tail: int  # stages without an evaluation after the last row
     point: int | Combine
     velocity: int | Combine | None
     advance: tuple[int | Combine, ...]
@@ -267,7 +277,19 @@ class Pattern:
     @property
     def rows(self) -> int:
         """Number of evaluations."""
-        return len(self.refiner)
+        return len(self.stages)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage of every row: nearly always the same number."""
+        return tuple(i for i, kind in enumerate(self.kinds) if kind != FREE)
+
+    def free(self, stage: int) -> range:
+        """The stages without an evaluation that follow a stage (-1 for the start)."""
+        stop = stage + 1
+        while stop < len(self.kinds) and self.kinds[stop] == FREE:
+            stop += 1
+        return range(stage + 1, stop)
 
     def step_stages(self) -> list[tuple[int, int]]:
         """For every step of the grid, its first stage and the stage after its last."""
@@ -280,8 +302,8 @@ class Bound(diffrax.AbstractSolver):
 
     Attributes:
         grid: the n + 1 times.
-        times: times of the evaluations.
-        ends: ends of the spans for flow maps, or None.
+        times: time of every stage's evaluation.
+        ends: end of every stage's span for flow maps, or None.
         weights: scalar coefficients, one line per stage.
         arrays: per-element coefficients, keyed by their column in `weights`.
         refiner: second field of methods that have one.
@@ -299,36 +321,57 @@ class Bound(diffrax.AbstractSolver):
     term_structure = diffrax.AbstractTerm
     interpolation_cls = diffrax.LocalLinearInterpolation
 
-    # ------------------------------------------------------------------------------------------- one evaluation at a
-    # time
+    # ------------------------------------------------------------------------------------------- in any Python loop
 
     def start(self, x: Any) -> Registers:
         """The registers before the first row: x of shape (B, ...) in at least single precision, then zeros."""
-        x, xp = at_least_single(x), namespace(x)
-        return (x, *(xp.zeros_like(x) for _ in range(self.pattern.registers - 1)))
+        xp = namespace(x)
+        registers = self.begin(x)
+        for stage in self.pattern.free(-1):
+            registers = self.after(stage, registers, xp.zeros_like(x))
+        return registers
 
     def point(self, row: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
         """The (t, x) at which row `row` evaluates the network; its prediction type is `bound.pattern.to`."""
-        return self.times[row], self._combine(self.pattern.point, row, (*registers, None, *noise))
+        return self.at(self._stage(row), registers, noise)
 
     def advance(self, row: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
-        """The registers after a row, given the network's value there (register 0 is the solution).
-
-        After the last row, call `finish` once.
-        """
-        value = namespace(value).asarray(value, dtype=registers[0].dtype)
-        operands = (*registers, value, *noise)
-        return tuple(self._combine(entry, row, operands) for entry in self.pattern.advance)
-
-    def finish(self, registers: Registers) -> Registers:
-        """The evaluation-free stages after the last row (only methods with a corrector have one)."""
-        for stage in range(self.pattern.rows, self.pattern.rows + self.pattern.tail):
-            registers = self.advance(stage, registers, namespace(registers[0]).zeros_like(registers[0]))
+        """The registers after a row, given the network's value there; register 0 is the solution."""
+        registers = self.after(self._stage(row), registers, value, noise)
+        for before in self.pattern.stages:
+            for stage in self.pattern.free(before):  # a last step without an evaluation of its own, as in UniPC
+                new = self.after(stage, registers, namespace(value).zeros_like(registers[0]))
+                here = self._stage(row) == before
+                if isinstance(here, bool):
+                    registers = new if here else registers
+                else:
+                    registers = tuple(jnp.where(here, n, r) for n, r in zip(new, registers, strict=True))
         return registers
 
-    def velocity(self, row: Any, registers: Registers) -> Any:
+    def _stage(self, row: Any) -> Any:
+        stages = self.pattern.stages
+        return jnp.asarray(stages)[row] if isinstance(row, jax.Array) else stages[row]
+
+    # ------------------------------------------------------------------------------------------------ stage by stage
+
+    def begin(self, x: Any) -> Registers:
+        """The registers before the first stage."""
+        x = at_least_single(x)
+        return (x, *(namespace(x).zeros_like(x) for _ in range(self.pattern.registers - 1)))
+
+    def at(self, stage: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
+        """Where a stage evaluates."""
+        return self.times[stage], self._combine(self.pattern.point, stage, (*registers, None, *noise))
+
+    def after(self, stage: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
+        """The registers after a stage."""
+        value = namespace(value).asarray(value, dtype=registers[0].dtype)
+        operands = (*registers, value, *noise)
+        return tuple(self._combine(entry, stage, operands) for entry in self.pattern.advance)
+
+    def velocity(self, stage: Any, registers: Registers) -> Any:
         """What is passed to a refiner as `velocity=`."""
-        return self._combine(self.pattern.velocity, row, registers)
+        return self._combine(self.pattern.velocity, stage, registers)
 
     def _combine(self, entry: int | Combine, row: Any, operands: tuple[Any, ...]) -> Any:
         if isinstance(entry, int):
@@ -336,30 +379,32 @@ class Bound(diffrax.AbstractSolver):
         line = self.weights[row]
         total = None
         for column, source in enumerate(entry.sources, entry.first):
-            x = operands[source]
+            x = operands[0 if source == CONSTANT else source]
             weight = self.arrays[column][row] if column in self.arrays else line[column]
-            term = namespace(x, weight).asarray(weight, dtype=x.dtype) * x
+            term = namespace(x, weight).asarray(weight, dtype=x.dtype)
+            term = term if source == CONSTANT else term * x
             total = term if total is None else total + term
         return total
 
-    def evaluate(self, ask: Callable[..., Any], row: Any, registers: Registers, noise: tuple[Any, ...]) -> Any:
-        """Runs one row: `ask(t, x, extra)` answers (value, memory); returns (registers, memory)."""
-        t, x = self.point(row, registers, noise)
-        extra = {} if self.ends is None else {"end": self.ends[row]}
+    def run(self, kind: int, ask: Callable[..., Any], stage: Any, registers: Registers, noise: tuple[Any, ...]) -> Any:
+        """Runs a stage of this kind: `ask(t, x, extra)` answers (value, memory); returns (registers, memory)."""
+        t, x = self.at(stage, registers, noise)
+        extra = {} if self.ends is None else {"end": self.ends[stage]}
+        if kind == REFINER:
+            extra["velocity"] = self.velocity(stage, registers)
         value, memory = ask(t, x, extra)
-        return self.advance(row, registers, value, noise), memory
+        return self.after(stage, registers, value, noise), memory
 
-    def draw(self, row: Any, x: Any, key: Any, index: Any) -> tuple[Any, ...]:
-        """The noises of a row for the samples `index`, `index + 1`, ...; () for a deterministic method."""
+    def draw(self, stage: Any, x: Any, key: Any, index: Any) -> tuple[Any, ...]:
+        """The noises of a stage for the samples `index`, `index + 1`, ...; () for a deterministic method."""
         if not self.pattern.noises:
             return ()
         if key is None:
             raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
-        keys = [jax.random.fold_in(key, row * self.pattern.noises + i) for i in range(self.pattern.noises)]
+        keys = [jax.random.fold_in(key, stage * self.pattern.noises + i) for i in range(self.pattern.noises)]
         return tuple(standard_normal(k, x.shape, index, x.dtype) for k in keys)
 
-    # -------------------------------------------------------------------------------------------------------------
-    # diffrax
+    # ------------------------------------------------------------------------------------------------------- diffrax
 
     def term(self, field: Field, key: Any = None, index: Any = 0) -> FieldTerm:
         """The term to hand to `diffrax.diffeqsolve` together with this solver.
@@ -374,61 +419,55 @@ class Bound(diffrax.AbstractSolver):
 
     def check(self, field: Field) -> None:
         """Raises ValueError if this method and this field do not go together."""
-        if field.one_evaluation_per_step and self.pattern.completes != (True,) * (len(self.grid) - 1):
+        if isinstance(self.times, jax.core.Tracer):
+            return
+        times = [t for t, kind in zip(self.times, self.pattern.kinds, strict=True) if kind == FIELD]
+        if field.one_evaluation_per_step and times != list(self.grid[:-1]):
             raise ValueError(
-                f"{type(field).__name__} needs a solver with one evaluation per step (Euler, DDIM, DPMSolver, ...); "
-                f"this one makes {self.pattern.rows} evaluations in {len(self.grid) - 1} steps"
+                f"{type(field).__name__} needs a solver with one evaluation per step, at its start (Euler, DDIM, "
+                f"DPMSolver, ...); this one makes {self.pattern.rows} evaluations in {len(self.grid) - 1} steps"
             )
-        if not isinstance(self.times, jax.core.Tracer):
-            field.check([t for t, r in zip(self.times, self.pattern.refiner, strict=True) if not r], self.pattern.to)
+        field.check(times, self.pattern.to)
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
         """The number of the next step, the registers but the first, and the memories of the field and the refiner."""
-        return jnp.int32(0), self.start(y0)[1:], terms.vf(t0, y0, Ask("init", self.grid))
+        return jnp.int32(0), self.begin(y0)[1:], terms.vf(t0, y0, Ask("init", self.grid))
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
-        """Runs the rows of one step of the grid.
+        """Runs the stages of one step of the grid.
 
         The result is `dt_min_reached` when (t0, t1) is not that step: use `flowjax.solvers.StepTo(ts=bound.grid)`.
         """
         bound = jax.tree.map(jnp.asarray, self)
         number, rest, memory = solver_state
-        stages = self.pattern.step_stages()
         key, index = terms.vf(t0, y0, Ask("noise")) if self.pattern.noises else (None, 0)
 
-        def ask(refiner: bool, stage: Any, carry: Any) -> Any:
+        def branch(kind: int, stage: Any, carry: Any) -> Any:
             registers, memory = carry
-            noise = bound.draw(stage, registers[0], key, index)
+            if kind == FREE:
+                return bound.after(stage, registers, jnp.zeros_like(registers[0])), memory
 
-            def request(t: Any, x: Any, extra: Any) -> Any:
-                if refiner:
-                    extra = extra | {"velocity": bound.velocity(stage, registers)}
-                return terms.vf(t, x, Ask("evaluate", (refiner, args, memory, extra), self.pattern.to))
+            def ask(t: Any, x: Any, extra: Any) -> Any:
+                return terms.vf(t, x, Ask("evaluate", (kind, args, memory, extra), self.pattern.to))
 
-            return bound.evaluate(request, stage, registers, noise)
+            return bound.run(kind, ask, stage, registers, bound.draw(stage, registers[0], key, index))
 
-        def tail(stage: Any, carry: Any) -> Any:
-            registers, memory = carry
-            return bound.advance(stage, registers, jnp.zeros_like(registers[0])), memory
-
-        kinds = [0 if not r else 1 for r in self.pattern.refiner] + [2] * self.pattern.tail
-        branches = [functools.partial(ask, False), functools.partial(ask, True), tail]
+        kinds, stages = self.pattern.kinds, self.pattern.step_stages()
         used = sorted(set(kinds))
         lookup = jnp.asarray([used.index(kind) for kind in kinds])
         longest = max(stop - first for first, stop in stages)
         firsts, stops = (jnp.asarray(column) for column in zip(*stages, strict=True))
 
-        def run(offset: Any, carry: Any) -> Any:
-            stage = firsts[number] + offset
+        def run(stage: Any, carry: Any) -> Any:
             if len(used) == 1:
-                return branches[used[0]](stage, carry)
-            return jax.lax.switch(lookup[stage], [branches[kind] for kind in used], stage, carry)
+                return branch(used[0], stage, carry)
+            return jax.lax.switch(lookup[stage], [functools.partial(branch, kind) for kind in used], stage, carry)
 
         def body(carry: Any, offset: Any) -> Any:
+            stage = firsts[number] + offset
             if all(stop - first == longest for first, stop in stages):
-                return run(offset, carry), None
-            inside = firsts[number] + offset < stops[number]
-            return jax.lax.cond(inside, run, lambda _, carry: carry, offset, carry), None
+                return run(stage, carry), None
+            return jax.lax.cond(stage < stops[number], run, lambda _, carry: carry, stage, carry), None
 
         carry = ((y0, *rest), memory)
         if longest == 1:
@@ -566,14 +605,11 @@ def run_on_arrays(
 def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner: Any) -> Bound:
     """Allocates registers and tabulates the coefficients."""
     rows = [stage.request for stage in stages if stage.request is not None]
-    tail = len(stages) - len(rows)
-    if any(stage.noises for stage in stages[len(rows) :]):
+    predictions = sorted({request.to for request in rows})
+    if len(predictions) != 1:
+        raise ValueError(f"a method asks for one kind of prediction, this one asks for {predictions}")
+    if any(stage.noises for stage in stages if stage.request is None):
         raise ValueError("a step without an evaluation cannot draw noise")
-    if any(stage.request is None for stage in stages[: len(rows)]):
-        raise ValueError("two steps without an evaluation between them are possible at the end of a run only")
-    kinds = {request.to for request in rows}
-    if len(kinds) > 1:
-        raise ValueError(f"one method asks for one kind of prediction, this one asks for {sorted(kinds)}")
 
     contents = _register_contents(stages)
     width = max(len(atoms) for atoms in contents)
@@ -586,7 +622,7 @@ def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner
     advance_lines: list[list[dict[int, Any] | None]] = [[] for _ in range(size)]
     for number, stage in enumerate(stages):
         columns = {atom: i for i, atom in enumerate(contents[number])}
-        columns |= {} if stage.value is None else {stage.value: size}
+        columns |= {CONSTANT: CONSTANT} | ({} if stage.value is None else {stage.value: size})
         columns |= {atom: size + 1 + i for i, atom in enumerate(stage.noises)}
 
         def resolve(combination: Combination, columns=columns, stage=stage) -> dict[int, Any]:
@@ -600,10 +636,9 @@ def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner
                 total = total + inner * coefficient
             return total.terms
 
-        if stage.request is not None:
-            point_lines.append(resolve(stage.request.x))
-            velocity = stage.request.velocity
-            velocity_lines.append(None if velocity is None else resolve(velocity))
+        request = stage.request
+        point_lines.append(None if request is None else resolve(request.x))
+        velocity_lines.append(None if request is None or request.velocity is None else resolve(request.velocity))
         kept = contents[number + 1]
         for i in range(size):
             advance_lines[i].append(resolve(Combination({kept[i]: 1.0})) if i < len(kept) else None)
@@ -615,23 +650,23 @@ def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner
     )
     point = table.entry(point_lines, dense and (*dense, *range(size + 1, size + 1 + noises)))
     velocity = table.entry(velocity_lines, dense) if any(line is not None for line in velocity_lines) else None
-    ends = None
-    if any(request.end is not None for request in rows):
-        ends = np.array([request.t if request.end is None else request.end for request in rows])
+    times = np.array([0.0 if stage.request is None else stage.request.t for stage in stages])
+    ends = [None if stage.request is None else stage.request.end for stage in stages]
     return Bound(
         grid=grid,
-        times=np.array([request.t for request in rows]),
-        ends=ends,
+        times=times,
+        ends=None
+        if not any(ends)
+        else np.array([t if end is None else end for t, end in zip(times, ends, strict=True)]),
         weights=table.weights(),
         arrays=table.arrays,
         refiner=refiner,
         pattern=Pattern(
             registers=size,
             noises=noises,
-            to=kinds.pop(),
-            refiner=tuple(request.refiner for request in rows),
+            to=predictions[0],
+            kinds=tuple(FREE if s.request is None else REFINER if s.request.refiner else FIELD for s in stages),
             completes=tuple(stage.solution is not None for stage in stages),
-            tail=tail,
             point=point,
             velocity=velocity,
             advance=advance,
@@ -648,7 +683,7 @@ def _register_contents(stages: list[_Stage]) -> list[list[int]]:
     last_use: dict[int, int] = {}
     for number, stage in enumerate(stages):
         for combination in stage.uses():
-            for atom in combination.terms:
+            for atom in combination.terms.keys() - {CONSTANT}:
                 last_use[atom] = number
     contents, solution = [], 0
     for number in range(len(stages) + 1):
@@ -673,12 +708,15 @@ class _Table:
         sources = tuple(sorted({source for line in needed for source in line}))
         if dense is not None:
             sources = dense
-        elif len(sources) == 1 and all(_is_number(line.get(sources[0], 0), 1) for line in needed):
+        elif (
+            len(sources) == 1
+            and sources[0] != CONSTANT
+            and all(_is_number(line.get(sources[0], 0), 1) for line in needed)
+        ):
             return sources[0]
         first = len(self.columns)
         for source in sources:
             column = [0.0 if line is None else line.get(source, 0.0) for line in lines]
-            column += [0.0] * (self.stages - len(column))
             if any(np.ndim(c) for c in column):
                 if dense is not None:
                     raise ValueError("per-element coefficients have no dense form; use registers=None")
@@ -687,12 +725,9 @@ class _Table:
                 self.arrays[len(self.columns)] = xp.stack([xp.broadcast_to(xp.asarray(c), (1, *shape)) for c in column])
                 column = [0.0] * self.stages
             self.columns.append(namespace(*column).stack(column))
-        return Combine(sources=sources or (0,), first=first) if sources else self._zero(first)
-
-    def _zero(self, first: int) -> Combine:
-        """An output that is zero throughout."""
-        self.columns.append(np.zeros(self.stages))
-        return Combine(sources=(0,), first=first)
+        if not sources:  # zero throughout
+            self.columns.append(np.zeros(self.stages))
+        return Combine(sources=sources or (0,), first=first)
 
     def weights(self) -> Any:
         """The (stages, columns) matrix of scalar coefficients."""

@@ -1,0 +1,4 @@
+"""What is computed once per trained model and then used by a solver."""
+
+from flowjax.calibration import compensation, ems
+from flowjax.calibration.store import load, model_hash, save

@@ -1,0 +1,142 @@
+"""Compensation ratios of DC-Solver (Zhao et al., 2409.03755), and their regression over steps and guidance.
+
+The ratios of a grid are found one after the other: with the states and outputs of the steps before fixed, rho_i
+minimises the mean squared distance of x_{i+1} to a fine solution with the same noise at the same time. An iteration
+costs one evaluation; the derivative in one number is taken forward, so no activations are stored.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from flowjax.calibration.reference import reference
+from flowjax.flow import Field
+from flowjax.solvers.dc_solver import DCSolver
+from flowjax.solvers.rows import Evaluate, Step
+from flowjax.times import check_times
+
+
+def search(
+    field: Field,
+    solver: DCSolver,
+    x: Float[Array, "batch ..."],
+    times: Any,
+    cond: Any = None,
+    *,
+    iterations: int = 40,
+    rate: float = 0.1,
+    bound: bool = False,
+    reference_steps: int = 200,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Float[np.ndarray, " steps"]:
+    """One ratio per step of the grid, by a greedy search (AdamW, as published).
+
+    Args:
+        field: the field that will be sampled, guidance included.
+        solver: the solver whose ratios are sought; its own are ignored.
+        x: a few start states at times[0], (B, ...); 10 are enough.
+        times: the grid.
+        cond: their conditions.
+        iterations: of the optimiser, per step.
+        rate: its learning rate.
+        bound: keep the ratios in (0.5, 1.5) by rho = 1 + tanh(u)/2.
+        reference_steps: steps of the fine solution.
+        progress: called with (done, total) steps.
+
+    Returns:
+        The ratios; those of the first two steps are 1.
+    """
+    times = check_times(times)
+    steps = len(times) - 1
+    target = reference(field, x, times, cond, steps=reference_steps)
+    ratios = np.ones(steps)
+    values: list[Array] = [field.evaluate(times[0], x, cond, field.init(x, times), to=solver.form)[0]]
+    optimizer = optax.adamw(rate, weight_decay=0.01)
+
+    def after(
+        ratio: Any, number: int, values: Sequence[Array], field: Field, x: Array, cond: Any
+    ) -> tuple[Array, Array]:
+        """x_{number + 1} and the output at its predicted point, with the earlier outputs replayed."""
+        used = DCSolver(**{**vars(solver), "ratios": [*ratios[:number].tolist(), ratio, *[1.0] * (steps - number - 1)]})
+        generator, answer, step, calls = used.updates(field.path, times.tolist(), x), None, -1, 0
+        new = values[-1]
+        while True:
+            request = generator.send(answer)
+            if isinstance(request, Evaluate):
+                if calls < len(values):
+                    answer = values[calls]
+                else:
+                    answer = new = field.evaluate(request.t, request.x, cond, field.init(x, times), to=request.to)[0]
+                calls += 1
+            elif isinstance(request, Step):
+                answer, step = request.x, step + 1
+                if step == number:
+                    return answer, new
+            else:
+                answer = request.value
+
+    def ratio_of(u: Array) -> Array:
+        return 1 + 0.5 * jnp.tanh(u - 1) if bound else u
+
+    for number in range(steps):
+        if number >= 2:
+
+            @jax.jit
+            def best(
+                values: list[Array], field: Field, x: Array, cond: Any, goal: Array, number: int = number
+            ) -> Array:
+                def loss(u: Array) -> Array:
+                    return jnp.mean((after(ratio_of(u), number, values, field, x, cond)[0] - goal) ** 2)
+
+                def iterate(carry: Any, _: Any) -> tuple[Any, None]:
+                    u, state = carry
+                    _, slope = jax.jvp(loss, (u,), (jnp.ones_like(u),))
+                    update, state = optimizer.update(slope, state, u)
+                    return (optax.apply_updates(u, update), state), None
+
+                start = jnp.float32(1.0)
+                (u, _), _ = jax.lax.scan(iterate, (start, optimizer.init(start)), length=iterations)
+                return ratio_of(u)
+
+            ratios[number] = float(best(values, field, x, cond, target[number + 1]))
+        if number < steps - 1:
+            values.append(after(float(ratios[number]), number, values, field, x, cond)[1])
+        progress(number + 1, steps)
+    return ratios
+
+
+def features(steps: int, guidance: float) -> Float[np.ndarray, "steps 36"]:
+    """The 36 products u^d c^a n^b of the cascade regression for every step of a run.
+
+    u = step/steps (step = 1, ..., steps), c = guidance/12, n = steps/50; d = 0..3, a and b from 2 down to 0, flattened
+    in the order (d, a, b).
+    """
+    u = np.arange(1, steps + 1) / steps
+    c, n = guidance / 12, steps / 50
+    return np.stack([u**d * c**a * n**b for d in range(4) for a in (2, 1, 0) for b in (2, 1, 0)], axis=1)
+
+
+def fit(runs: Sequence[tuple[int, float, Any]]) -> Float[np.ndarray, " 36"]:
+    """Cascade polynomial regression: coefficients that predict ratios for unseen numbers of steps and guidance scales.
+
+    Args:
+        runs: (steps, guidance, ratios) of searched runs; the first two ratios of each are left out.
+
+    Returns:
+        36 coefficients for `predict`, the least-squares solution of smallest norm.
+    """
+    rows = np.concatenate([features(steps, guidance)[2:] for steps, guidance, _ in runs])
+    goals = np.concatenate([np.asarray(ratios, np.float64)[2:] for _, _, ratios in runs])
+    return np.linalg.lstsq(rows, goals, rcond=None)[0]
+
+
+def predict(coefficients: Any, steps: int, guidance: float) -> Float[np.ndarray, " steps"]:
+    """Ratios of a run by the regression; 1 for the first two steps. Do not extrapolate far beyond the fitted runs."""
+    ratios = features(steps, guidance) @ np.asarray(coefficients, np.float64)
+    ratios[:2] = 1.0
+    return ratios

@@ -1,0 +1,162 @@
+"""Measures the empirical model statistics of DPM-Solver-v3 (Zheng et al., 2310.13268, section 3.2).
+
+On points uniform in lam = log(alpha/sigma), with x = alpha x1 + sigma x0 from data x1 and noise x0, e the noise
+prediction, v random signs and E the mean over samples, element by element:
+
+    l = E[sigma v (J v)],  J the Jacobian of e in x: the best diagonal fit of sigma J (one Hutchinson probe per sample)
+    f = (sigma e - l x)/alpha,     f' = e^-lam ((l - 1) e + e') - l' x/alpha,     e' the derivative of e along the flow
+    s = cov(f, f')/var(f),  b = E f' - s E f: the least-squares fit f' = s f + b
+
+l' is the central difference of l, smoothed by a moving average of 11 points. Where f does not vary (Gaussian data) s is
+zero.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from flowjax.calibration import store
+from flowjax.flow import Field
+from flowjax.keys import noise
+from flowjax.paths.base import expand
+from flowjax.solvers.rows import check_choice
+from flowjax.solvers.statistics import Statistics
+
+Batch = Callable[[int], tuple[Array, Any]]
+
+
+def estimate(
+    field: Field,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    start: float = 1e-3,
+    end: float = 1 - 1e-3,
+    points: int = 120,
+    batches: int = 1,
+    mode: str = "element",
+    partial: str | Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Statistics:
+    """The curves l, s, b of a field on `points` + 1 values of lam.
+
+    The work is 2 x (points + 1) x batches forward-mode derivatives of the network on one batch. Batches may be sharded
+    over devices; only the means are reduced.
+
+    Args:
+        field: a flow, or the guided field that will be sampled.
+        batch: batch(i) gives normalised data x1 (B, ...) and its condition (or None), the same for the same i.
+        key: of the noise and the probes.
+        start: first sampling time, where lam is finite.
+        end: last sampling time, where lam is finite.
+        points: intervals in lam.
+        batches: batches per point.
+        mode: "element", or means over all axes but the last ("channel") or over all ("scalar").
+        partial: file that holds what is done so far; an interrupted estimate continues from it.
+        progress: called with (done, total) passes over one point.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        ValueError: an infinite lam at an end, an unknown mode, or a field without a noise prediction there.
+    """
+    check_choice("mode", mode, ("element", "channel", "scalar"))
+    path = field.path
+    low, high = float(path.lam(start)), float(path.lam(end))
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"statistics need a finite, increasing lam: lam({start:g}) = {low}, lam({end:g}) = {high}")
+    lam = np.linspace(low, high, points + 1)
+    times = np.clip(np.asarray(path.time(lam)), start, end)
+    field.check(times, "noise")
+    x1, _ = batch(0)
+    axes = {"element": (), "channel": tuple(range(x1.ndim - 2)), "scalar": tuple(range(x1.ndim - 1))}[mode]
+
+    def mean(value: np.ndarray) -> np.ndarray:
+        return value.mean(axis=tuple(a + 1 for a in axes), keepdims=mode == "channel") if axes else value
+
+    def passes(name: str, one: Any, *tables: np.ndarray) -> list[np.ndarray]:
+        """Sums of `one` over batches at every point, continued from `partial`."""
+        file = None if partial is None else Path(f"{partial}.{name}.npz")
+        done, sums = 0, None
+        if file is not None and file.exists():
+            arrays, record = store.load(file, {"points": points, "batches": batches})
+            done, sums = record["done"], [arrays[f"sum{i}"] for i in range(len(arrays))]
+        offset = 0 if name == "first" else points + 1
+        for i in range(done, points + 1):
+            totals: list[np.ndarray] | None = None
+            for j in range(batches):
+                x1, cond = batch(j)
+                keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, i), j))
+                rows = [jnp.asarray(table[i], jnp.float32) for table in tables]
+                values = [np.asarray(v, np.float64) for v in one(field, x1, cond, jnp.float32(times[i]), keys, *rows)]
+                totals = values if totals is None else [a + b for a, b in zip(totals, values, strict=True)]
+            if sums is None:
+                sums = [np.zeros((points + 1, *v.shape)) for v in totals or []]
+            for table, value in zip(sums, totals or [], strict=True):
+                table[i] = value / batches
+            progress(offset + i + 1, 2 * (points + 1))
+            if file is not None and ((i + 1) % 16 == 0 or i == points):
+                store.save(
+                    file,
+                    {f"sum{j}": v for j, v in enumerate(sums)},
+                    {"points": points, "batches": batches, "done": i + 1},
+                )
+        return sums or []
+
+    diagonal = mean(passes("first", _diagonal)[0])
+    slope = _smoothed_slope(diagonal, lam)
+    f, df, ff, fdf = (mean(value) for value in passes("second", _fit_moments, diagonal, slope))
+    variance = ff - f**2
+    varies = variance > 1e-6 * ff + np.finfo(np.float32).tiny
+    s = np.where(varies, (fdf - f * df) / np.where(varies, variance, 1.0), 0.0)
+    if partial is not None:
+        for name in ("first", "second"):
+            Path(f"{partial}.{name}.npz").unlink(missing_ok=True)
+    return Statistics(lam=lam, l=diagonal, s=s, b=df - s * f)
+
+
+def _noisy(field: Field, x1: Array, t: Array, keys: Any) -> tuple[Array, Array]:
+    """x_t, and random signs of its shape."""
+    x0 = noise(keys[0], x1.shape).astype(x1.dtype)
+    x = field.path.interpolate(t, x0, x1)
+    return x, jnp.where(noise(keys[1], x1.shape) > 0, 1.0, -1.0).astype(x1.dtype)
+
+
+@jax.jit
+def _diagonal(field: Field, x1: Array, cond: Any, t: Array, keys: Any) -> tuple[Float[Array, "..."]]:
+    """E[sigma v (J v)]."""
+    x, signs = _noisy(field, x1, t, keys)
+    _, product = jax.jvp(lambda x: field.noise(t, x, cond), (x,), (signs,))
+    return (jnp.mean(expand(field.path.sigma(t), x) * signs * product, axis=0),)
+
+
+@jax.jit
+def _fit_moments(field: Field, x1: Array, cond: Any, t: Array, keys: Any, l: Array, dl: Array) -> tuple[Array, ...]:  # noqa: E741
+    """E f, E f', E f^2, E f f'."""
+    path = field.path
+    x, _ = _noisy(field, x1, t, keys)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    growth, fall = path.dalpha(t) / alpha, path.dsigma(t) / sigma  # per unit of t
+    rate = growth - fall  # dlam/dt
+    e = field.noise(t, x, cond)
+    tangents = (1 / rate, growth / rate * x - sigma * e)
+    _, de = jax.jvp(lambda t, x: field.noise(t, x, cond), (t, x), tangents)
+    l, dl = (jnp.broadcast_to(value, x.shape[1:])[None] for value in (l, dl))  # noqa: E741
+    f = (sigma * e - l * x) / alpha
+    df = sigma / alpha * ((l - 1) * e + de) - dl * x / alpha
+    return tuple(jnp.mean(value, axis=0) for value in (f, df, f * f, f * df))
+
+
+def _smoothed_slope(curve: np.ndarray, lam: np.ndarray, half: int = 5) -> np.ndarray:
+    """Central differences (one-sided at the ends), then a moving average over up to 2 half + 1 points."""
+    slope = np.gradient(curve, lam, axis=0)
+    total = np.concatenate([np.zeros_like(slope[:1]), np.cumsum(slope, axis=0)])
+    index = np.arange(len(lam))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(lam))
+    return (total[high] - total[low]) / (high - low).reshape(-1, *(1,) * (curve.ndim - 1))

@@ -1,0 +1,31 @@
+"""Fine solutions on the times of a coarse grid, to calibrate and to measure against."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from flowjax.flow import Field
+from flowjax.solvers.dpm_solver import DPMSolver
+from flowjax.solvers.rows import Solver
+from flowjax.solving import solve
+from flowjax.times import check_times
+
+
+def refine(times: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A grid of at least `steps` steps that divides each interval of `times` equally, and the positions of `times`."""
+    times = check_times(times)
+    parts = -(-steps // (len(times) - 1))
+    fine = np.concatenate([np.linspace(s, t, parts, endpoint=False) for s, t in itertools.pairwise(times)])
+    return np.append(fine, times[-1]), np.arange(len(times)) * parts
+
+
+def reference(
+    field: Field, x: Array, times: Any, cond: Any = None, *, steps: int = 200, solver: Solver | None = None
+) -> Float[Array, "times batch ..."]:
+    """The states at `times` of a run of at least `steps` steps from x at times[0]; DPM-Solver++(2M) by default."""
+    fine, where = refine(times, steps)
+    result = solve(field, solver or DPMSolver(), x, fine, cond, trajectory=True)
+    assert result.trajectory is not None
+    return result.trajectory[where]

@@ -1,0 +1,116 @@
+"""Empirical model statistics: what DPM-Solver-v3 knows about a model, and its steps with them."""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.integrate import cumulative_trapezoid
+
+from flowjax._pytree import pytree
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.quadrature import derivative_weights
+
+
+@pytree
+class Statistics:
+    """The curves l, s, b on points of lam.
+
+    Attributes:
+        lam: increasing points, (n,).
+        l: (n, *shape), shape that of one sample, or with ones where a mean was taken, or () for numbers.
+        s: like l.
+        b: like l.
+    """
+
+    lam: Float[np.ndarray, " n"]
+    l: Any  # noqa: E741 - the paper's letter
+    s: Any
+    b: Any
+
+    def check_range(self, path: GaussianPath, times: list[float]) -> list[float]:
+        """The values of lam at `times`.
+
+        Raises:
+            ValueError: one of them is outside the range of the statistics, which belong to it.
+        """
+        lam = [float(path.lam(t)) for t in times]
+        low, high = float(self.lam[0]), float(self.lam[-1])
+        slack = 1e-6 * (high - low)
+        for end, value, t in (("start", lam[0], times[0]), ("end", lam[-1], times[-1])):
+            if not low - slack <= value <= high + slack:
+                raise ValueError(
+                    f"the statistics cover t from {float(path.time(low)):.4g} to {float(path.time(high)):.4g}, but the "
+                    f"{end} of the times is t = {t:g}: move it, or calibrate that range"
+                )
+        return [min(max(value, low), high) for value in lam]
+
+    def refined(self, lam: list[float]) -> "Curves":
+        """The curves on their own points and on `lam`, by linear interpolation."""
+        nodes = np.unique(np.concatenate([self.lam, lam]))
+        position = np.interp(nodes, self.lam, np.arange(len(self.lam)))
+        lower = np.minimum(position.astype(int), len(self.lam) - 2)
+        weight = position - lower
+
+        def at(curve: Any) -> np.ndarray:
+            curve = np.asarray(curve, np.float64)
+            w = weight.reshape(-1, *(1,) * (curve.ndim - 1))
+            return (1 - w) * curve[lower] + w * curve[lower + 1]
+
+        return Curves(nodes, at(self.l), at(self.s), at(self.b))
+
+
+class Curves:
+    """Statistics on a set of nodes that contains all sampling points."""
+
+    def __init__(self, lam: np.ndarray, l: np.ndarray, s: np.ndarray, b: np.ndarray):  # noqa: E741 - the paper's letter
+        self.lam, self.l, self.s, self.b = lam, l, s, b
+
+    def at(self, lam: float) -> tuple[Any, Any, Any]:
+        """(l, s, b) at a node."""
+        i = int(np.searchsorted(self.lam, lam))
+        return self.l[i], self.s[i], self.b[i]
+
+    def advance(
+        self,
+        end: float,
+        points: list[tuple[float, Any]],
+        estimation: list[int],
+        scales: tuple[float, float],
+        x: Any,
+        factor: float = 1.0,
+    ) -> Any:
+        """The step from points[0] to `end`.
+
+        Args:
+            end: lam at the end.
+            points: (lam, f), the start first.
+            estimation: number of other points that the estimate of derivative 1, 2, ... uses, the first of the list.
+            scales: alpha at the start and at the end.
+            x: the state at the start.
+            factor: of the first derivative.
+        """
+        nodes = [lam for lam, _ in points]
+        first, last = (int(np.searchsorted(self.lam, u)) for u in (min([*nodes, end]), max([*nodes, end])))
+        lam, part = self.lam[first : last + 1], slice(first, last + 1)
+        base, at = (int(np.searchsorted(lam, u)) for u in (nodes[0], end))
+
+        def integral(y: np.ndarray) -> np.ndarray:
+            """From the start to every node."""
+            total = cumulative_trapezoid(y, lam, axis=0, initial=0)
+            return total - total[base]
+
+        big_l, big_s = integral(self.l[part]), integral(self.s[part])
+        big_b = integral(np.exp(-big_s) * self.b[part])
+        kernel = np.exp(big_l + big_s)
+        offsets = (lam - nodes[0]).reshape(-1, *(1,) * (kernel.ndim - 1))
+        where = [int(np.searchsorted(lam, u)) for u in nodes]
+        g = [np.exp(-big_s[i]) * f + -big_b[i] for i, (_, f) in zip(where, points, strict=True)]
+        total = integral(kernel)[at] * g[0] + integral(kernel * big_b)[at]
+        for k, q in enumerate(estimation, start=1):
+            weight = integral(kernel * offsets**k / math.factorial(k))[at] * (factor if k == 1 else 1.0)
+            others = [u - nodes[0] for u in nodes[1 : q + 1]]
+            for a, value in zip(derivative_weights(others, k), g[1 : q + 1], strict=True):
+                total = a * weight * (value - g[0]) + total
+        decay = scales[1] * np.exp(-big_l[at])
+        return decay / scales[0] * x - decay * total

@@ -1,0 +1,113 @@
+"""The shared problem of the sampler tests: the default mixture in float64, foreign loops, orders by regression."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowjax import paths, times
+from flowjax.oracles import Mixture
+from flowjax.solvers.rows import REFINER, Bound, Evaluate, Solver, run_on_arrays
+
+PATHS = {
+    "linear": paths.Linear(),
+    "trig": paths.Trig(),
+    "vp": paths.VP(),
+    "cosine": paths.Cosine(),
+    "ve": paths.VE(sigma_min=0.05, sigma_max=6.0),
+}
+
+
+class Problem:
+    """The exact predictions and the exact flow of the default one-dimensional mixture, on NumPy arrays in float64."""
+
+    def __init__(self, path: Any):
+        self.path = path
+        self.target = Mixture.default(path)
+        self._predict = jax.jit(self.target.predict, static_argnums=0)
+        self._flow_map = jax.jit(self.target.flow_map)
+
+    def __call__(self, request: Evaluate) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(self._predict(request.to, request.t, request.x))
+
+    def exact(self, x: np.ndarray, start: float, end: float) -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(self._flow_map(x, start, end))
+
+    def state(self, t: float, n: int = 16) -> np.ndarray:
+        """Typical states (n, 1) at time t."""
+        rng = np.random.default_rng(0)
+        x1, x0 = rng.uniform(-1.5, 1.5, (n, 1)), rng.standard_normal((n, 1))
+        return self.path.alpha(t) * x1 + self.path.sigma(t) * x0
+
+    def error(self, solver: Solver, grid: np.ndarray) -> float:
+        """Root mean square error at the end of the grid."""
+        x = self.state(grid[0])
+        end = run_on_arrays(solver, self.path, grid, x, self)[-1]
+        return float(np.sqrt(np.mean((end - self.exact(x, grid[0], grid[-1])) ** 2)))
+
+    def order(
+        self,
+        solver: Solver,
+        counts: tuple[int, ...] = (40, 80, 160, 320),
+        grid: Callable[[int], np.ndarray] = lambda n: times.uniform(n, 0.2, 0.8),
+    ) -> float:
+        """The exponent p of error ~ n^-p, by regression over the step counts."""
+        errors = [self.error(solver, grid(n)) for n in counts]
+        return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+def foreign_loop(
+    bound: Bound, x: Any, network: Callable[[Evaluate], Any], noise: Callable[[int, Any], tuple] = lambda row, x: ()
+) -> Any:
+    """The final state from a plain Python loop over the public one-row-at-a-time methods of a bound solver."""
+    registers = bound.start(x)
+    for row in range(bound.pattern.rows):
+        drawn = noise(row, registers[0])
+        t, at = bound.point(row, registers, drawn)
+        stage = bound.pattern.stages[row]
+        refines = bound.pattern.kinds[stage] == REFINER
+        request = Evaluate(
+            t=t,
+            x=at,
+            to=bound.pattern.to,
+            end=None if bound.ends is None else bound.ends[stage],
+            velocity=bound.velocity(stage, registers) if refines else None,
+            refiner=refines,
+        )
+        registers = bound.advance(row, registers, network(request), drawn)
+    return registers[0]
+
+
+def relative(a: Any, b: Any) -> float:
+    """Largest difference relative to the largest entry of b."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    assert a.shape == b.shape
+    assert np.all(np.isfinite(a))
+    assert np.all(np.isfinite(b))
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+
+
+class Executions:
+    """Counts how often compiled code really runs a network (or the branch that holds it)."""
+
+    def __init__(self):
+        self.number = 0
+
+    def wrap(self, network: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(x, t, cond=None, **extra):
+            jax.debug.callback(self._one)
+            return network(x, t, cond, **extra)
+
+        return counted
+
+    def _one(self) -> None:
+        self.number += 1
+
+    def take(self) -> int:
+        """The count so far, which starts again at zero."""
+        jax.effects_barrier()
+        number, self.number = self.number, 0
+        return number

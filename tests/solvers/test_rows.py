@@ -1,0 +1,624 @@
+"""The machinery: registers, patterns, foreign loops, compilation, gradients, and methods defined here."""
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import PATHS, Problem, foreign_loop, relative
+
+import flowjax as fj
+from flowjax._pytree import pytree, static
+from flowjax.oracles import Gaussian
+from flowjax.solvers import (
+    DDIM,
+    RK4,
+    AdamsBashforth,
+    DPMSolver,
+    Euler,
+    Formula,
+    HeavyBall,
+    Heun,
+    Midpoint,
+    run_on_arrays,
+)
+from flowjax.solvers.rows import FIELD, FREE, Combine, Solver, direction, evaluate, keep, noise, pairs, step
+
+LINEAR = PATHS["linear"]
+UNEVEN = np.array([0.08, 0.1, 0.17, 0.2, 0.31, 0.42, 0.44, 0.6, 0.71, 0.93])
+
+
+def smooth(x, t):
+    """A made-up network output on NumPy or JAX arrays."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    return xp.sin(2 * x + 3 * t) - 0.5 * x
+
+
+def answer(request):
+    value = smooth(request.x, request.t)
+    return value if request.velocity is None else value - 0.3 * request.velocity
+
+
+def network(x, t, cond=None, velocity=None):
+    value = smooth(x, t[:, None])
+    return value if velocity is None else value - 0.3 * velocity
+
+
+def states(dtype=np.float64):
+    return np.random.default_rng(1).standard_normal((5, 3)).astype(dtype)
+
+
+# --------------------------------------------------------------------------- methods that exist only in this file
+
+
+def corrected(path, times, x):
+    """Second-order predictor-corrector with one evaluation per step; the last step has no evaluation of its own."""
+    before, point = None, x
+    for number, t in enumerate(times[:-1]):
+        value = yield evaluate(t, point)
+        if before is not None:
+            x = yield step(x + (t - times[number - 1]) / 2 * (before + value))
+        slope = value
+        if before is not None:
+            slope = value + (times[number + 1] - t) / (t - times[number - 1]) / 2 * (value - before)
+        point, before = x + (times[number + 1] - t) * slope, value
+    yield step(point)
+
+
+@pytree
+class Turbo(Solver):
+    """Heun blocks H, pseudo-corrector blocks P, refiner blocks R, in this order of letters."""
+
+    blocks: str = static()
+    refiner: Any = None
+
+    def updates(self, path, times, x):
+        cache = None
+        for block, (s, t) in zip(self.blocks, pairs(times), strict=True):
+            if block == "R":
+                d = cache + (yield evaluate(s, x, velocity=cache, refiner=True))
+                e = d + (yield evaluate(t, x + (t - s) * d, velocity=d, refiner=True))
+                cache = d
+            else:
+                d = cache if block == "P" and cache is not None else (yield evaluate(s, x))
+                e = yield evaluate(t, x + (t - s) * d)
+                cache = e
+            x = yield step(x + (t - s) / 2 * (d + e))
+
+
+def churn(path, times, x):
+    """Noise before each evaluation raises the noise level by a tenth, as in EDM (VE path: alpha = 1)."""
+    for s, t in pairs(times):
+        raised = 1.1 * path.sigma(s)
+        x = x + np.sqrt(raised**2 - path.sigma(s) ** 2) * (yield noise())
+        e = yield evaluate(float(path.time(-np.log(raised))), x, to="noise")
+        x = yield step(x + (path.sigma(t) - raised) * e)
+
+
+def spans(path, times, x):
+    """One evaluation of a flow map per step."""
+    for s, t in pairs(times):
+        x = yield step(x + (t - s) * (yield evaluate(s, x, end=t)))
+
+
+def two_noises(path, times, x):
+    """One noise before the evaluation, one after it, the first used twice."""
+    for s, t in pairs(times):
+        first = yield noise()
+        d = yield evaluate(s, x + 0.1 * first)
+        second = yield noise()
+        x = yield step(x + (t - s) * d + 0.2 * first + 0.3 * second)
+
+
+def momentum(path, times, x):
+    """Keeps a running mean."""
+    v = None
+    for s, t in pairs(times):
+        d = yield evaluate(s, x)
+        v = yield keep(d if v is None else 0.4 * v + 0.6 * d)
+        x = yield step(x + (t - s) * (yield direction(v)))
+
+
+SOLVERS = {
+    "euler": Euler(),
+    "heun": Heun(),
+    "midpoint": Midpoint(),
+    "rk4": RK4(),
+    "ddim": DDIM(),
+    "corrected": Formula(function=corrected),
+    "momentum": Formula(function=momentum),
+    "turbo": Turbo(blocks="HHPPRRHPR", refiner=None),
+    "hb_heun": HeavyBall(solver=Heun(), beta=0.7),
+    "hb_2m": HeavyBall(solver=DPMSolver(lower_order_final=False), beta=0.8),
+    "hb_corrected": HeavyBall(solver=Formula(function=corrected), beta=0.8),
+    "ab1_velocity": AdamsBashforth(order=1),
+    "ab2_noise": AdamsBashforth(order=2, form="noise"),
+}
+SOLVERS |= {
+    f"ab4_{form}_{weights}_{start}": AdamsBashforth(order=4, form=form, weights=weights, start=start)
+    for form, weights, start in itertools.product(("velocity", "noise"), ("variable", "fixed"), ("lower", "rk4"))
+}
+SOLVERS |= {
+    f"dpm{order}_{form}_{kind}_{lower}": DPMSolver(order=order, form=form, solver_type=kind, lower_order_final=lower)
+    for order, form, kind, lower in itertools.product((2, 3), ("data", "noise"), ("midpoint", "taylor"), (True, False))
+    if (order, kind) != (3, "midpoint")
+}
+
+
+# ------------------------------------------------------------------------------------------------ registers, pattern
+
+
+@pytest.mark.parametrize(
+    ("solver", "registers"),
+    [
+        (Euler(), 1),
+        (DDIM(), 1),
+        (Heun(), 2),
+        (Midpoint(), 2),
+        (DPMSolver(order=2), 2),
+        (DPMSolver(order=3), 3),
+        (AdamsBashforth(order=4), 4),
+        (RK4(), 4),
+        (HeavyBall(solver=DPMSolver(order=2)), 3),
+        (HeavyBall(solver=Euler()), 2),
+        (Formula(function=corrected), 3),
+    ],
+)
+def test_methods_need_no_more_registers_than_by_hand(solver, registers):
+    assert solver.bind(LINEAR, UNEVEN).pattern.registers == registers
+
+
+def test_zeros_and_copies_are_static():
+    pattern = AdamsBashforth(order=3).bind(LINEAR, UNEVEN).pattern
+    assert pattern.point == 0  # evaluated at the solution itself
+    assert pattern.advance[1:] == (3, 1)  # the value goes into register 1, register 1 into register 2
+    assert isinstance(pattern.advance[0], Combine)
+    assert pattern.completes == (True,) * 9
+    assert pattern.kinds == (FIELD,) * 9
+    assert Heun().bind(LINEAR, UNEVEN).pattern.completes == (False, True) * 9
+
+
+def test_pattern_does_not_depend_on_numbers():
+    one, two = (DPMSolver(order=3).bind(p, g).pattern for p, g in ((LINEAR, UNEVEN), (PATHS["vp"], UNEVEN**1.1)))
+    assert one == two
+    assert hash(one) == hash(two)
+
+
+def test_rows_are_float64_on_the_host():
+    bound = DPMSolver(order=3).bind(LINEAR, UNEVEN)
+    for leaf in jax.tree.leaves(bound):
+        assert type(leaf) is np.ndarray
+        assert leaf.dtype == np.float64
+
+
+# ----------------------------------------------------------------------------------------------------- equal numbers
+
+
+@pytest.mark.parametrize("path", ["linear", "vp", "ve"])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_foreign_loop_equals_generator_on_arrays(name, path):
+    solver, path = SOLVERS[name], PATHS[path]
+    expected = run_on_arrays(solver, path, UNEVEN, states(), answer)
+    assert len(expected) == len(UNEVEN)
+    bound = solver.bind(path, UNEVEN)
+    result = foreign_loop(bound, states(), answer)
+    assert result.dtype == np.float64
+    assert relative(result, expected[-1]) < 1e-12
+    padded = solver.bind(path, UNEVEN, registers=bound.pattern.registers + 1)
+    assert padded.pattern.registers == bound.pattern.registers + 1
+    assert relative(foreign_loop(padded, states(), answer), expected[-1]) < 1e-12
+
+
+COMPILED = ["euler", "heun", "midpoint", "rk4", "ddim", "ab4_noise_fixed_lower", "ab4_velocity_variable_rk4"]
+COMPILED += ["dpm3_data_taylor_True", "dpm2_noise_midpoint_False", "hb_2m", "corrected", "hb_corrected", "turbo"]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_solve_equals_generator_on_arrays(name):
+    """Paths of equal pattern share one compiled program, so three of them cost little more than one."""
+    for path in ("linear", "vp", "ve"):
+        solver = SOLVERS[name]
+        expected = run_on_arrays(solver, PATHS[path], UNEVEN, states(), answer)
+        bound = solver.bind(PATHS[path], UNEVEN)
+        flow = fj.Flow(network, path=PATHS[path], prediction=bound.pattern.to)
+        if name == "turbo":
+            bound = dataclasses.replace(bound, refiner=flow)
+        result = fj.solve(flow, bound, jnp.asarray(states(np.float32)), trajectory=True)
+        assert result.x.dtype == jnp.float32
+        assert relative(result.trajectory, np.stack(expected)) < 1e-5
+        assert np.array_equal(result.trajectory[-1], result.x)
+        assert result.evaluations == bound.pattern.kinds.count(FIELD)
+
+
+@pytest.mark.parametrize("name", ["rk4", "dpm3_data_taylor_True", "corrected"])
+def test_dense_registers_equal_static_ones(name):
+    x = jnp.asarray(states(np.float32))
+    flow = fj.Flow(network, path=LINEAR, prediction=SOLVERS[name].bind(LINEAR, UNEVEN).pattern.to)
+    plain, dense = (fj.solve(flow, SOLVERS[name], x, UNEVEN, registers=r).x for r in (None, 6))
+    assert relative(dense, plain) < 1e-6
+
+
+def test_low_precision_states_are_integrated_in_float32():
+    flow = fj.Flow(lambda x, t, cond: (-x).astype(jnp.bfloat16), path=LINEAR)
+    result = fj.solve(flow, Euler(), jnp.ones((2, 3), jnp.bfloat16), fj.times.uniform(4), trajectory=True)
+    assert result.x.dtype == jnp.float32
+    assert relative(result.x, np.full((2, 3), 0.75**4)) < 4e-3  # bfloat16 has 8 bits
+
+
+# ------------------------------------------------------------------------------------------------------- compilation
+
+
+def test_nothing_numerical_compiles_again():
+    traces = []
+
+    @pytree
+    class Network:
+        weight: Any
+
+        def __call__(self, x, t, cond=None):
+            traces.append(1)
+            return jnp.sin(self.weight * x)
+
+    x, grid = jnp.asarray(states(np.float32)), fj.times.uniform(8, 0.1, 0.9)
+
+    def run(solver, *, weight=1.0, times=grid, path=None, **kwargs):
+        flow = fj.Flow(Network(weight=weight), path=path or fj.paths.VP())
+        return np.asarray(fj.solve(flow, solver, x, times, **kwargs).x)
+
+    first = run(AdamsBashforth(order=4), registers=4)
+    once = len(traces)
+    others = [run(AdamsBashforth(order=order), registers=4) for order in (1, 2, 3)]
+    others.append(run(AdamsBashforth(order=4, weights="fixed"), registers=4, times=grid**1.2))
+    others.append(run(AdamsBashforth(order=4), registers=4, times=np.linspace(0, 0.5, 9)))
+    others.append(run(AdamsBashforth(order=4), registers=4, weight=2.0))
+    assert len(traces) == once
+    assert all(relative(other, first) > 1e-5 for other in others)  # they are different runs
+    run(AdamsBashforth(order=4), registers=5)
+    assert len(traces) > once
+
+    heavy = [run(HeavyBall(solver=DPMSolver(), beta=beta)) for beta in (0.9, 0.5)]
+    once = len(traces)
+    run(HeavyBall(solver=DPMSolver(), beta=0.7), times=grid**1.1)
+    assert len(traces) == once
+    assert relative(heavy[0], heavy[1]) > 1e-5
+
+
+def test_new_guidance_scale_does_not_compile_again():
+    traces = []
+
+    def conditional(x, t, cond):
+        traces.append(1)
+        return cond[:, None].astype(x.dtype) - x
+
+    flow = fj.Flow(conditional, path=LINEAR, null=0)
+    x, cond = jnp.ones((2, 3)), jnp.array([1, 2], jnp.int32)
+
+    def run(scale):
+        return fj.solve(fj.guide(flow, fj.guidance.CFG(scale=scale)), Euler(), x, fj.times.uniform(3), cond)
+
+    slow, once = run(2.0), len(traces)
+    fast = run(3.0)
+    assert len(traces) == once
+    assert (slow.evaluations, slow.network_calls, fast.network_calls) == (3, 6, 6)
+    assert relative(slow.x, fast.x) > 1e-3
+    assert run(1.0).network_calls == 3  # the neutral scale saves the second half, in the same program
+    assert len(traces) == once
+
+
+def test_bound_solver_is_an_argument_of_your_own_jit():
+    flow, x = fj.Flow(network, path=LINEAR), jnp.asarray(states(np.float32))
+    run = jax.jit(lambda bound: fj.solve(flow, bound, x).x)
+    for grid in (UNEVEN, UNEVEN**1.3):
+        assert relative(run(RK4().bind(LINEAR, grid)), fj.solve(flow, RK4(), x, grid).x) < 1e-6
+    assert run._cache_size() == 1
+
+
+# --------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("solver", [Euler(), AdamsBashforth(order=2), DPMSolver()], ids=["euler", "ab", "dpm"])
+def test_gradient_with_respect_to_a_traced_beta(solver):
+    grid, x = UNEVEN[:7], states(np.float32)
+    to = solver.bind(LINEAR, grid).pattern.to
+    flow = fj.Flow(network, path=LINEAR, prediction=to)
+
+    @jax.jit
+    def total(beta):
+        return fj.solve(flow, HeavyBall(solver=solver, beta=beta), jnp.asarray(x), grid).x.sum()
+
+    def exact(beta):
+        return run_on_arrays(HeavyBall(solver=solver, beta=beta), LINEAR, grid, x.astype(np.float64), answer)[-1].sum()
+
+    expected = (exact(0.6 + 1e-4) - exact(0.6 - 1e-4)) / 2e-4
+    assert abs(expected) > 1e-3
+    assert jax.grad(total)(jnp.float32(0.6)) == pytest.approx(expected, rel=2e-4)
+    assert total(jnp.float32(0.6)) == pytest.approx(exact(0.6), rel=1e-5)
+
+
+def test_gradient_with_respect_to_network_parameters():
+    """Euler on v = -a x: x_n = (1 - a/n)^n x_0, so the derivative is known; checkpoints change nothing."""
+
+    @pytree
+    class Decay:
+        a: Any
+
+        def __call__(self, x, t, cond=None):
+            return -self.a * x
+
+    def end(a, checkpoint):
+        flow = fj.Flow(Decay(a=a), path=LINEAR)
+        return fj.solve(flow, Euler(), jnp.ones((2, 1)), fj.times.uniform(5), checkpoint=checkpoint).x[0, 0]
+
+    plain, saved = (jax.grad(end)(jnp.float32(0.8), c) for c in (False, True))
+    assert plain == pytest.approx(-((1 - 0.8 / 5) ** 4), rel=1e-6)
+    assert saved == pytest.approx(float(plain), rel=1e-6)
+
+
+def test_gradient_through_every_part_of_a_corrector_method():
+    flow, x = fj.Flow(network, path=LINEAR), states(np.float32)
+
+    def total(scale):
+        return fj.solve(flow, Formula(function=corrected), scale * jnp.asarray(x), UNEVEN[:5], checkpoint=True).x.sum()
+
+    def exact(scale):
+        return run_on_arrays(Formula(function=corrected), LINEAR, UNEVEN[:5], scale * x.astype(np.float64), answer)[
+            -1
+        ].sum()
+
+    assert jax.grad(total)(jnp.float32(1)) == pytest.approx((exact(1 + 1e-4) - exact(1 - 1e-4)) / 2e-4, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------- after_step, trajectory, noise
+
+
+@pytest.mark.parametrize("name", ["heun", "corrected", "ab4_velocity_variable_lower"])
+def test_after_step_changes_the_solution_once_per_step_and_nothing_else(name):
+    """Halving after each step: the generator with a halved answer to every step is the same run."""
+    solver, seen = SOLVERS[name], []
+
+    def halved(path, times, x):
+        inner, sent = solver.updates(path, times, x), None
+        while True:
+            try:
+                request = inner.send(sent)
+            except StopIteration:
+                return
+            is_step = type(request).__name__ == "Step"
+            sent = yield (step(0.5 * request.x) if is_step else request)
+
+    def halve(t, x):
+        jax.debug.callback(lambda t: seen.append(float(t)), t)
+        return 0.5 * x
+
+    flow, x = fj.Flow(network, path=LINEAR), jnp.asarray(states(np.float32))
+    expected = run_on_arrays(Formula(function=halved), LINEAR, UNEVEN, states(), answer)
+    result = fj.solve(flow, solver, x, UNEVEN, trajectory=True, after_step=halve)
+    assert relative(result.trajectory, np.stack(expected)) < 1e-5
+    jax.effects_barrier()
+    assert set(np.round(UNEVEN[1:], 5)) <= set(np.round(seen, 5))
+
+
+def test_trajectory_holds_steps_not_stages():
+    flow, x = fj.Flow(network, path=LINEAR), jnp.asarray(states(np.float32))
+    for solver in (Euler(), RK4()):
+        result = fj.solve(flow, solver, x, fj.times.uniform(3), trajectory=True)
+        assert result.trajectory.shape == (4, 5, 3)
+        assert np.array_equal(result.trajectory[0], x)
+    assert fj.solve(flow, RK4(), x, fj.times.uniform(3)).trajectory is None
+
+
+@pytest.mark.parametrize("function", [churn, two_noises], ids=["churn", "two_noises"])
+def test_noise_before_and_after_an_evaluation(function):
+    path, grid, key = PATHS["ve"], UNEVEN[:6], jax.random.key(3)
+    solver = Formula(function=function)
+    bound = solver.bind(path, grid)
+    draws = np.random.default_rng(2).standard_normal((20, 5, 3))
+    in_order = iter(draws)
+    expected = run_on_arrays(solver, path, grid, states(), answer, noise=lambda: next(in_order))[-1]
+    per_row = bound.pattern.noises
+    assert per_row == (2 if function is two_noises else 1)
+    again = foreign_loop(bound, states(), answer, lambda row, x: tuple(draws[row * per_row : (row + 1) * per_row]))
+    assert relative(again, expected) < 1e-12
+
+    flow = fj.Flow(network, path=path, prediction=bound.pattern.to)
+    x = jnp.asarray(states(np.float32))
+    result = fj.solve(flow, solver, x, grid, key=key, index=7).x
+    drawn = {row: bound.draw(row, x, key, 7) for row in range(bound.pattern.rows)}
+    again = foreign_loop(bound, states(), answer, lambda row, _: tuple(np.asarray(z, np.float64) for z in drawn[row]))
+    assert relative(result, again) < 3e-6
+    everything = np.stack([z for zs in drawn.values() for z in zs])
+    flat = everything.reshape(-1)
+    assert len(np.unique(flat)) == flat.size  # no noise is used twice
+    with pytest.raises(ValueError, match="stochastic"):
+        fj.solve(flow, solver, x, grid)
+    with pytest.raises(ValueError, match="stochastic"):
+        run_on_arrays(solver, path, grid, states(), answer)
+
+
+def test_churn_keeps_the_law_of_the_samples():
+    """On Gaussian data and enough steps, noising and denoising by turns leaves mean and spread as they are."""
+    path = PATHS["ve"]
+    target = Gaussian(mean=0.5, std=0.7, path=path)
+    grid = fj.times.uniform(80, 0.0, 1.0)[8:]  # the raised level stays on the path
+    x = 0.5 + np.sqrt(0.7**2 + path.sigma(grid[0]) ** 2) * np.asarray(fj.noise(jax.random.key(0), (8192, 1)))
+    flow = fj.Flow(target.network("noise"), path=path, prediction="noise")
+    end = fj.solve(flow, Formula(function=churn), jnp.asarray(x, jnp.float32), grid, key=jax.random.key(1)).x
+    assert float(end.mean()) == pytest.approx(0.5, abs=0.04)
+    assert float(end.std()) == pytest.approx(np.sqrt(0.7**2 + path.sigma(1.0) ** 2), rel=0.06)
+
+
+# -------------------------------------------------------------------------------------------- methods of other kinds
+
+
+def test_corrector_whose_last_step_has_no_evaluation():
+    pattern = Formula(function=corrected).bind(LINEAR, UNEVEN).pattern
+    assert pattern.kinds == (*(FIELD,) * 9, FREE)
+    assert pattern.completes == (False, *(True,) * 9)
+    assert Problem(LINEAR).order(Formula(function=corrected)) == pytest.approx(2, abs=0.2)
+
+
+def test_refiner_blocks_with_an_oracle_refiner_are_heun_blocks():
+    def refine(x, t, cond=None, velocity=None):
+        return network(x, t) - velocity
+
+    flow, x, grid = fj.Flow(network, path=LINEAR), jnp.asarray(states(np.float32)), fj.times.uniform(8)
+    refiner = fj.Flow(refine, path=LINEAR)
+    heun = fj.solve(flow, Heun(), x, grid)
+    result = fj.solve(flow, Turbo(blocks="HHHHHRRR", refiner=refiner), x, grid, trajectory=True)
+    assert relative(result.x, heun.x) < 1e-6
+    assert result.trajectory.shape == (9, 5, 3)
+    assert (result.evaluations, result.network_calls, result.refiner_evaluations) == (10, 10, 6)
+    mixed = fj.solve(flow, Turbo(blocks="HHPPPPRR", refiner=refiner), x, grid)
+    assert (mixed.evaluations, mixed.refiner_evaluations) == (2 * 2 + 4, 2 * 2)
+    assert relative(mixed.x, heun.x) > 1e-5
+
+
+def test_refiner_that_returns_zero_repeats_the_cached_velocity():
+    """After one Heun block whose second slope is d', a zero refiner makes Euler steps along d'."""
+    flow, x, grid = fj.Flow(network, path=LINEAR), states(), fj.times.uniform(4)
+    refiner = fj.Flow(lambda x, t, cond, velocity: 0 * x, path=LINEAR)
+    first = smooth(x, 0.0)
+    cached = smooth(x + 0.25 * first, 0.25)
+    expected = x + 0.125 * (first + cached) + 0.75 * cached
+    result = fj.solve(flow, Turbo(blocks="HRRR", refiner=refiner), jnp.asarray(x, jnp.float32), grid)
+    assert relative(result.x, expected) < 1e-6
+    assert result.evaluations == 2
+
+
+def test_pseudo_corrector_is_second_order():
+    """Published analysis of the blocks: target N(1.5, 0.4^2), exact end 1.5 + 0.4 x0, errors measured independently."""
+    target = Gaussian(mean=1.5, std=0.4, path=LINEAR)
+    x = np.array([[-1.0], [0.3], [2.0]])
+
+    velocity = jax.jit(target.velocity)
+
+    def oracle(request):
+        with jax.enable_x64(True):
+            return np.asarray(velocity(request.t, request.x))
+
+    for blocks, n, error in (("H", 10, 4.606e-3), ("HP", 10, 7.655e-3), ("H", 40, 3.577e-4), ("HP", 40, 5.455e-4)):
+        solver = Turbo(blocks=blocks[0] + blocks[-1] * (n - 1))
+        end = run_on_arrays(solver, LINEAR, fj.times.uniform(n), x, oracle)[-1]
+        assert np.max(np.abs(end - (1.5 + 0.4 * x))) == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_flow_map_network_is_exact_in_any_number_of_steps(steps):
+    target = Gaussian(mean=0.5, std=0.3, path=LINEAR)
+    flow = fj.Flow(target.network("mean_velocity"), path=LINEAR)
+    x = fj.noise(jax.random.key(0), (6, 1))
+    result = fj.solve(flow, Formula(function=spans), x, fj.times.uniform(steps))
+    assert relative(result.x, 0.5 + 0.3 * x) < 1e-5
+    assert result.evaluations == steps
+
+
+def test_per_element_coefficients():
+    """A coefficient of the state's shape, as statistics of a trained model give them."""
+    ratio = np.array([0.5, 1.0, 2.0])
+
+    def scaled(path, times, x):
+        for s, t in pairs(times):
+            x = yield step(x + (t - s) * ratio * (yield evaluate(s, x)))
+
+    solver = Formula(function=scaled)
+    expected = run_on_arrays(solver, LINEAR, UNEVEN, states(), answer)[-1]
+    bound = solver.bind(LINEAR, UNEVEN)
+    assert relative(foreign_loop(bound, states(), answer), expected) < 1e-12
+    result = fj.solve(fj.Flow(network, path=LINEAR), bound, jnp.asarray(states(np.float32)))
+    assert relative(result.x, expected) < 3e-6
+    with pytest.raises(ValueError, match="dense"):
+        solver.bind(LINEAR, UNEVEN, registers=3)
+
+
+# ---------------------------------------------------------------------------------------------------------- messages
+
+
+def _two_kinds(path, times, x):
+    for s, t in pairs(times):
+        m = yield evaluate(s, x, to="data")
+        x = yield step(x + (t - s) * (m + (yield evaluate(s, x))))
+
+
+def _too_few_steps(path, times, x):
+    yield step((yield evaluate(times[0], x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (_two_kinds, "one kind of prediction.*data.*velocity"),
+        (_too_few_steps, "made 1 steps on a grid of 3"),
+    ],
+)
+def test_methods_that_cannot_be_rows(function, message):
+    with pytest.raises(ValueError, match=message):
+        Formula(function=function).bind(LINEAR, fj.times.uniform(3))
+
+
+def test_too_few_registers():
+    with pytest.raises(ValueError, match=re.escape("needs 4 registers, got registers=3")):
+        RK4().bind(LINEAR, UNEVEN, registers=3)
+
+
+def test_nonlinear_use_of_a_symbol_is_refused():
+    def squared(path, times, x):
+        v = yield evaluate(times[0], x)
+        yield step(v * v)
+
+    with pytest.raises(TypeError):
+        Formula(function=squared).bind(LINEAR, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("times", [[0.5], [0.5, 0.2], [0.0, 1.2], [-0.1, 0.5], [0.0, np.nan], [[0.0, 1.0]]])
+def test_bad_times(times):
+    with pytest.raises(ValueError, match="times must"):
+        Euler().bind(LINEAR, times)
+
+
+def _free_steps(path, times, x):
+    """Steps without an evaluation at the start, in the middle and at the end, and added constants."""
+    x = yield step(1.5 * x + 0.25)
+    v = yield evaluate(times[1], x)
+    x = yield step(x + 0.5 * v)
+    x = yield step(0.9 * x - 0.1 * v)
+    w = yield evaluate(times[3], x + 0.1 * v)
+    x = yield step(x + 0.3 * w + 1.0)
+    yield step(x - 0.2 * v)
+
+
+def test_steps_without_evaluations_and_constants():
+    solver, grid = Formula(function=_free_steps), fj.times.uniform(5)
+    bound = solver.bind(LINEAR, grid)
+    assert bound.pattern.kinds == (FREE, FIELD, FREE, FIELD, FREE)
+    expected = run_on_arrays(solver, LINEAR, grid, states(), lambda r: smooth(r.x, r.t))
+    assert relative(foreign_loop(bound, states(), lambda r: smooth(r.x, r.t)), expected[-1]) < 1e-12
+    flow = fj.Flow(lambda x, t, cond=None: smooth(x, t[:, None]), path=LINEAR)
+    x = jnp.asarray(states(np.float32))
+    assert relative(fj.solve(flow, bound, x, trajectory=True).trajectory, np.stack(expected)) < 1e-5
+    ends = diffrax.SaveAt(steps=True, t0=True)
+    control = fj.solvers.StepTo(ts=grid)
+    run = diffrax.diffeqsolve(
+        bound.term(flow),
+        bound,
+        0.0,
+        1.0,
+        None,
+        x,
+        None,
+        stepsize_controller=control,
+        throw=False,
+        saveat=ends,
+        max_steps=5,
+    )
+    assert relative(run.ys, np.stack(expected)) < 1e-5
+    scanned = jax.jit(
+        lambda bound, x: jax.lax.fori_loop(
+            0, 2, lambda i, r: bound.advance(i, r, smooth(*reversed(bound.point(i, r)))), bound.start(x)
+        )[0]
+    )(jax.tree.map(jnp.asarray, bound), x)
+    assert relative(scanned, expected[-1]) < 3e-6
