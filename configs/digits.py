@@ -52,7 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
             "sample": {
                 "solver": {"name": "heun", "options": {}},
                 "steps": 5,
-                "guidance": 1.25,
+                "guidance": 1.4,
                 "num": 1000,
                 "batch": 200,
             },

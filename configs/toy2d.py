@@ -26,7 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "label_dropout": 0.0,
             },
             "train": {
-                "steps": 4000,
+                "steps": 3000,
                 "batch": 512,
                 "rate": 2e-3,
                 "warmup": 0.02,

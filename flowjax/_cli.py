@@ -42,9 +42,7 @@ def class_names(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, type)
-        and value.__module__.startswith(module.__name__)
-        and not inspect.isabstract(value)
+        if isinstance(value, type) and value.__module__.startswith(module.__name__) and not inspect.isabstract(value)
     ]
 
 
@@ -127,9 +125,7 @@ def check_frozen(config: ConfigDict, workdir: Path) -> None:
     for key in sorted(frozen.keys() | asked.keys()):
         old, new = frozen.get(key, "absent"), asked.get(key, "absent")
         if old != new:
-            raise UsageError(
-                f"{workdir} began with {key}={old}, not {new}; use that value or another --workdir"
-            )
+            raise UsageError(f"{workdir} began with {key}={old}, not {new}; use that value or another --workdir")
 
 
 def use_compilation_cache() -> None:
@@ -198,7 +194,10 @@ def _help(text: str, values: flags.FlagValues) -> str:
         lines.append(f"  --{name}  {flag.help}{default}")
     if "config" in values:
         lines += ["  --config=NAME[:smoke]  A config, and --config.KEY=VALUE for each of its keys, for example:"]
-        lines += [f"    --{key}={value}" for key, value in sorted(_flatten(values["config"].value.to_dict(), "config").items())]
+        lines += [
+            f"    --{key}={value}"
+            for key, value in sorted(_flatten(values["config"].value.to_dict(), "config").items())
+        ]
     return "\n".join(lines)
 
 

@@ -160,13 +160,11 @@ class Recipe:
             # The last block is as large as the others, so that nothing compiles twice; the surplus is cut
             # below.
             labels = None if cond is None else put_batch(np.resize(cond[start : start + batch], batch), mesh)
-            x0 = begin(noise_key, jnp.asarray(start))
+            x0 = begin(jax.random.clone(noise_key), jnp.asarray(start))
             result = solve(field, solver, x0, grid, cond=labels, key=solver_key, index=start)
             blocks.append(multihost_utils.process_allgather(result.x, tiled=True))
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
-        return Samples(
-            x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls)
-        )
+        return Samples(x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls))
 
     def save(self, workdir: str | Path) -> None:
         """Writes `recipe.json`."""

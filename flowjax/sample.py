@@ -29,12 +29,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("num", 100, "Number of samples.", flag_values=values)
     flags.DEFINE_list("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
     flags.DEFINE_string("solver", None, "Solver; the recipe's by default.", flag_values=values)
-    flags.DEFINE_integer(
-        "steps", None, "Number of solver steps; the recipe's by default.", flag_values=values
-    )
-    flags.DEFINE_float(
-        "guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values
-    )
+    flags.DEFINE_integer("steps", None, "Number of solver steps; the recipe's by default.", flag_values=values)
+    flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.", flag_values=values)
@@ -70,9 +66,7 @@ def main(values: flags.FlagValues) -> None:
     try:
         recipe = Recipe.load(values.workdir)
     except FileNotFoundError:
-        raise _cli.UsageError(
-            f"{values.workdir} is not the workdir of a training run (no recipe.json)"
-        ) from None
+        raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
     if values.solver is not None:
         _cli.choose("solver", values.solver, sorted(catalogue.solvers))
     if values.guidance is not None and recipe.num_classes is None:

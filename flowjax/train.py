@@ -52,10 +52,7 @@ def check(config: ConfigDict) -> None:
         UsageError: One line with the key, its value and what is allowed.
     """
     for group, name in (
-        *(
-            ("train", name)
-            for name in ("steps", "batch", "report_every", "sample_every", "checkpoint_every", "keep")
-        ),
+        *(("train", name) for name in ("steps", "batch", "report_every", "sample_every", "checkpoint_every", "keep")),
         *(("sample", name) for name in ("steps", "num", "batch")),
     ):
         if config[group][name] < 1:
@@ -100,9 +97,7 @@ def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.Flo
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW on the clipped gradient; the rate rises linearly, then falls to a hundredth as a cosine."""
     steps, warmup = config.steps, max(1, round(config.warmup * config.steps))
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.rate, warmup, max(steps, warmup + 1), config.rate / 100
-    )
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.rate, warmup, max(steps, warmup + 1), config.rate / 100)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay),
@@ -132,6 +127,7 @@ def main(values: flags.FlagValues) -> None:
         recipe = make_recipe(config, source)
         objective = make_objective(config, recipe)
         optimizer = make_optimizer(config.train)
+        step = make_step(optimizer, config.train.ema)
         batches = data.Batches(source, config.train.batch, config.seed)
         recipe.build_solver()
         init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -150,15 +146,15 @@ def main(values: flags.FlagValues) -> None:
     # State, born sharded, and the program of one step.
     state = create_state(lambda: recipe.build_network(nnx.Rngs(init_key)), optimizer, mesh)
     clock = time.perf_counter()
-    step = compile_step(make_step(optimizer, config.train.ema), state, objective, batch, train_key)
+    step = compile_step(step, state, objective, batch, train_key)
     compile_seconds = time.perf_counter() - clock
-    sampling = dict(key=sample_key, batch=config.sample.batch, mesh=mesh)
+    sampling = dict(batch=config.sample.batch, mesh=mesh)
 
     def show(name: str) -> None:
         """Ten samples per class, or up to 2,000 points, from the same noise every time."""
         num = min(config.sample.num, 10 * (recipe.num_classes or 200))
         field = recipe.field(recipe.flow(state.average))
-        samples = recipe.sample(field, num, cond=recipe.balanced(num), **sampling)
+        samples = recipe.sample(field, num, cond=recipe.balanced(num), key=jax.random.clone(sample_key), **sampling)
         if first:
             picture(recipe, samples, workdir / name)
 
@@ -171,9 +167,7 @@ def main(values: flags.FlagValues) -> None:
         start = int(state.step)
         writer = Writer(workdir, steps, config.train.batch, start, active=first)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.network))
-        writer.note(
-            f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s"
-        )
+        writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
         if start:
             writer.note(f"resumed after step {start}")
         for done in range(start + 1, steps + 1):
@@ -193,8 +187,8 @@ def main(values: flags.FlagValues) -> None:
     show("samples.png")
     flow = recipe.flow(state.average)
     if first and recipe.shape == (2,):
-        picture_ways(recipe, flow, workdir / "ways.png", sample_key)
-    numbers = measure(recipe, flow, source, config.sample.num, **sampling)
+        picture_ways(recipe, flow, workdir / "ways.png", jax.random.clone(sample_key))
+    numbers = measure(recipe, flow, source, config.sample.num, key=sample_key, **sampling)
     report = {"loss": writer.last["loss"], **numbers, "steps": steps, "compile_seconds": compile_seconds}
     report["train_images_per_second"] = writer.speed
     report["wall_seconds"] = time.perf_counter() - began

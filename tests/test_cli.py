@@ -3,13 +3,13 @@ from ml_collections import ConfigDict
 
 from flowjax import _cli
 
-CONFIG = '''
+CONFIG = """
 from ml_collections import ConfigDict
 def get_config(argument=""):
     if argument not in ("", "smoke"):
         raise ValueError(f"unknown argument {argument!r} (allowed: smoke)")
     return ConfigDict({"seed": 1, "train": {"steps": 5, "rate": 0.1, "shape": (1, 2)}, "bare": argument})
-'''
+"""
 
 
 @pytest.fixture
@@ -38,7 +38,10 @@ def test_overrides_reach_the_config(capsys, config):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config.train.stepz=3"], "unknown key of config.train 'stepz'; did you mean 'steps'? (allowed: rate, shape"),
+        (
+            ["--config.train.stepz=3"],
+            "unknown key of config.train 'stepz'; did you mean 'steps'? (allowed: rate, shape",
+        ),
         (["--config.trian.steps=3"], "unknown key of config 'trian'; did you mean 'train'?"),
         (["--config.seed.deep=3"], "config.seed is a value"),
         (["--config.train=3"], "--config.train is a group"),

@@ -20,8 +20,7 @@ def flatten(tree: Any) -> dict[str, Any]:
     """The leaves of `tree` by dotted name; the value level of `nnx.Variable`s is left out of the names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf
-        for path, leaf in leaves
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves
     }
 
 

@@ -28,9 +28,7 @@ RULES: Mapping[str, str | None] = {
 """Logical axis -> mesh axis. An axis that is missing here is kept whole."""
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A (data, fsdp, tensor) mesh over all devices, with automatic axes.
 
     Args:
@@ -84,9 +82,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) ->
 
     def of(node):
         names = node.get_metadata("out_sharding", None) if isinstance(node, nnx.Variable) else None
-        return jax.tree.map(
-            lambda leaf: NamedSharding(mesh, partition(names or (), leaf.shape, mesh, rules)), node
-        )
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, partition(names or (), leaf.shape, mesh, rules)), node)
 
     return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 

@@ -31,8 +31,9 @@ def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
 def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:
     """A PNG of the ways of `num` points in the plane from noise to data, in the data's own scale."""
     grid = times.uniform(recipe.steps)
-    x0 = flow.path.start(noise(key, (num, *recipe.shape)), grid[0])
-    result = solve(flow, recipe.build_solver(), x0, grid, key=key, trajectory=True)
+    noise_key, solver_key = jax.random.split(key)
+    x0 = flow.path.start(noise(noise_key, (num, *recipe.shape)), grid[0])
+    result = solve(flow, recipe.build_solver(), x0, grid, key=solver_key, trajectory=True)
     pictures.trajectories(jax.device_get(result.trajectory) * recipe.scale + recipe.shift, path)
 
 

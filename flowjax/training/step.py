@@ -74,8 +74,4 @@ def compile_step(step: Callable, state: TrainState, objective: Any, batch: Any, 
         The compiled function of the same four arguments; `.as_text()` shows its program.
     """
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return (
-        jax.jit(step, donate_argnums=0, out_shardings=(kept, None))
-        .lower(state, objective, batch, key)
-        .compile()
-    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(kept, None)).lower(state, objective, batch, key).compile()

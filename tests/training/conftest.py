@@ -24,9 +24,7 @@ def problem():
         objective = FlowMatching(path=Linear(), label_dropout=0.1, null=3)
         rng = np.random.default_rng(0)
         x, cond = rng.normal(size=(6, 64, 2)).astype(np.float32), rng.integers(0, 3, (6, 64)).astype(np.int32)
-        state = create_state(
-            lambda: MLP(2, width=32, depth=2, num_classes=3, rngs=nnx.Rngs(0)), optimizer, mesh
-        )
+        state = create_state(lambda: MLP(2, width=32, depth=2, num_classes=3, rngs=nnx.Rngs(0)), optimizer, mesh)
         key = jax.random.key(1)
         batch = put_batch({"x1": x[0], "cond": cond[0]}, mesh)
         step = compile_step(make_step(optimizer, 0.9), state, objective, batch, key)

@@ -12,9 +12,7 @@ def test_rest_of_the_devices_go_to_data():
     assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"data": 3}, {"fsdp": 3}, {"fsdp": 16}, {"data": 0}, {"tensor": 0}, {"data": -2}]
-)
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"fsdp": 3}, {"fsdp": 16}, {"data": 0}, {"tensor": 0}, {"data": -2}])
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(ValueError, match="mesh"):
         make_mesh(**sizes)

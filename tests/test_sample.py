@@ -1,0 +1,124 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from flowjax import _cli
+from flowjax import sample as sample_main
+from flowjax import train as train_main
+from flowjax.training import Checkpoints, make_mesh
+from flowjax.training.state import TrainState
+
+pytestmark = pytest.mark.standard_promotion
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of the digits recipe whose network was never trained but is not zero either."""
+    folder = tmp_path_factory.mktemp("run")
+    config = _cli.load_config("digits:smoke")
+    recipe = train_main.make_recipe(config, train_main.data.load("digits"))
+    network = jax.jit(lambda: recipe.build_network(nnx.Rngs(0)))()
+    network = jax.tree.map(lambda leaf: leaf + 0.01, network)
+    recipe.save(folder)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        one = jax.numpy.int32(1)
+        checkpoints.save(TrainState(step=one, network=network, average=network, optimizer=one))
+    return folder
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(sample_main.main, sample_main.define, ["sample", *map(str, arguments)])
+    output = capsys.readouterr()
+    return exit_.value.code, output.out, output.err
+
+
+def test_samples_labels_and_picture(capsys, tmp_path, workdir):
+    out = tmp_path / "new" / "samples.npz"
+    code, text, err = run(
+        capsys, f"--workdir={workdir}", "--num=20", "--solver=heun", "--steps=3", "--guidance=1.5", f"--out={out}"
+    )
+    assert (code, err) == (0, "")
+    assert "6 evaluations (12 network calls) each" in text
+    found = np.load(out)
+    assert found["x"].shape == (20, 8, 8, 1)
+    assert found["cond"].tolist() == [*range(10), *range(10)]
+    # Data scale: an untrained flow gives noise around the middle of 0..16.
+    assert 2 < found["x"].mean() < 14
+    assert found["x"].std() > 4
+    assert Image.open(out.with_suffix(".png")).size[0] > 0
+
+
+def test_sample_depends_on_seed_index_and_label_only(capsys, tmp_path, workdir):
+    def samples(name, *arguments):
+        code, _, err = run(capsys, f"--workdir={workdir}", f"--out={tmp_path / name}.npz", *arguments)
+        assert (code, err) == (0, "")
+        return np.load(tmp_path / f"{name}.npz")
+
+    whole = samples("whole", "--num=24", "--labels=3,1")
+    assert whole["cond"].tolist() == [3, 1] * 12
+    parts = samples("parts", "--num=20", "--labels=3,1", "--batch=8")
+    np.testing.assert_allclose(parts["x"], whole["x"][:20], rtol=1e-4, atol=1e-3)
+    other = samples("other", "--num=20", "--labels=3,1", "--batch=8", "--seed=1")
+    assert np.abs(other["x"] - parts["x"]).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--labels=0,10"], "label '10' is out of range (allowed: 0 to 9)"),
+        (["--labels=two"], "label 'two' is out of range"),
+        (["--steps=0"], "--steps must be at least 1, got 0"),
+        (["--num=0"], "--num must be at least 1, got 0"),
+        (["--num=many"], "--num=many"),
+        (["--solver=huen"], "unknown solver 'huen'; did you mean 'heun'? (allowed: "),
+        (["--guidence=2"], "unknown flag '--guidence'; did you mean '--guidance'?"),
+        (["--out=samples.png"], "--out must end in .npz"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, workdir, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, f"--workdir={workdir}", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_workdirs(capsys, tmp_path, workdir):
+    assert run(capsys)[::2] == (2, "error: --workdir=FOLDER is required\n")
+    code, _, err = run(capsys, f"--workdir={tmp_path / 'no'}")
+    assert code == 2
+    assert "is not the workdir of a training run" in err
+    (tmp_path / "recipe.json").write_text((workdir / "recipe.json").read_text())
+    code, _, err = run(capsys, f"--workdir={tmp_path}", f"--out={tmp_path / 'x.npz'}")
+    assert code == 2
+    assert "no checkpoints in" in err
+
+
+def test_existing_file_is_kept_unless_asked(capsys, tmp_path, workdir):
+    out = tmp_path / "samples.npz"
+    out.write_text("precious")
+    code, _, err = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}")
+    assert code == 2
+    assert "--overwrite" in err
+    assert out.read_text() == "precious"
+    code, _, _ = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}", "--overwrite")
+    assert code == 0
+    assert np.load(out)["x"].shape == (8, 8, 8, 1)
+
+
+def test_labels_without_classes(capsys, tmp_path, workdir):
+    recipe = json.loads((workdir / "recipe.json").read_text()) | {"num_classes": None}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    for flag in ("--labels=1", "--guidance=2"):
+        code, _, err = run(capsys, f"--workdir={tmp_path}", flag)
+        assert code == 2
+        assert "has no classes" in err
+    assert make_mesh().size == 8
