@@ -311,12 +311,98 @@ class Mixture(_Target):
         return (low + high) / 2
 
 
+@pytree
+class TwoSidedMixture:
+    """Mixtures at both ends of a stochastic interpolant, independent of each other: all its fields in closed form.
+
+    With rho0 = sum_i w0_i N(m0_i, S0_i) and rho1 likewise (diagonal S), x_t is a mixture over the pairs (i, j) with
+
+        m = c0 m0_i + c1 m1_j,  V = c0^2 S0_i + c1^2 S1_j + g^2,  r_ij(t, x) the responsibilities,
+        velocity = sum r (m' + V' (x - m) / (2 V)),  score = -sum r (x - m) / V,  denoiser = -g score,
+        source = sum r (m0_i + c0 S0_i (x - m) / V),  data likewise,  drift = c0' source + c1' data.
+
+    Attributes:
+        weights0: (I,), positive; normalised on use.
+        means0: (I, *event).
+        stds0: (I, *event).
+        weights1: (J,).
+        means1: (J, *event).
+        stds1: (J, *event).
+        interpolant: a `flowjax.paths.Interpolant`.
+    """
+
+    weights0: Any
+    means0: Any
+    stds0: Any
+    weights1: Any
+    means1: Any
+    stds1: Any
+    interpolant: Any
+
+    def _pairs(self, t: Time, x: Array) -> tuple[Any, ...]:
+        """The coefficients, the log joint (B, P) of pair and state, and per pair (B or 1, P, *event) the moments."""
+        wide = x[:, None]
+        c = type(self.interpolant.coefficients(t))(*(expand(k, wide) for k in self.interpolant.coefficients(t)))
+        i, j = (a.ravel() for a in np.indices((np.shape(self.weights0)[0], np.shape(self.weights1)[0])))
+        m0, s0 = (jnp.asarray(a, x.dtype)[i][None] for a in (self.means0, np.asarray(self.stds0) ** 2))
+        m1, s1 = (jnp.asarray(a, x.dtype)[j][None] for a in (self.means1, np.asarray(self.stds1) ** 2))
+        total = c.c0**2 * s0 + c.c1**2 * s1 + c.g**2
+        residual = wide - c.c0 * m0 - c.c1 * m1
+        logs = [jax.nn.log_softmax(jnp.log(jnp.asarray(w, x.dtype))) for w in (self.weights0, self.weights1)]
+        density = -(residual**2 / total + jnp.log(2 * math.pi * total)) / 2
+        joint = (logs[0][i] + logs[1][j])[None] + jnp.sum(density, axis=tuple(range(2, density.ndim)))
+        return c, joint, m0, s0, m1, s1, total, residual
+
+    def log_density(self, t: Time, x: State) -> Float[Array, " B"]:
+        """Log rho(t, x)."""
+        return jax.nn.logsumexp(self._pairs(*_prepare(t, x))[1], axis=1)
+
+    def predict(self, prediction: str, t: Time, x: State) -> Float[Array, "B ..."]:
+        """The exact "velocity", "drift", "score", "denoiser", "source" or "data" at (t, x)."""
+        t, x = _prepare(t, x)
+        c, joint, m0, s0, m1, s1, total, residual = self._pairs(t, x)
+        responsibilities = _expand(jax.nn.softmax(joint, axis=1), residual)
+        u = residual / total
+        values = {
+            "velocity": c.dc0 * m0 + c.dc1 * m1 + (c.c0 * c.dc0 * s0 + c.c1 * c.dc1 * s1 + c.gdg) * u,
+            "drift": c.dc0 * (m0 + c.c0 * s0 * u) + c.dc1 * (m1 + c.c1 * s1 * u),
+            "score": -u,
+            "denoiser": c.g * u,
+            "source": m0 + c.c0 * s0 * u,
+            "data": m1 + c.c1 * s1 * u,
+        }
+        if prediction not in values:
+            raise ValueError(f"prediction={prediction!r} is unknown; use one of {', '.join(values)}")
+        return jnp.sum(responsibilities * values[prediction], axis=1)
+
+    def network(self, prediction: str) -> "TwoSidedNetwork":
+        """A perfectly trained network of this prediction, as a pytree."""
+        return TwoSidedNetwork(target=self, prediction=prediction)
+
+
+@pytree
+class TwoSidedNetwork:
+    """A two-sided mixture behind the call of a network.
+
+    Attributes:
+        target: The laws at both ends.
+        prediction: One of those of `TwoSidedMixture.predict`.
+    """
+
+    target: TwoSidedMixture
+    prediction: str = static("velocity")
+
+    def __call__(self, x: State, t: Float[Array, " B"], cond: Any = None) -> Float[Array, "B ..."]:
+        """Evaluates the prediction at states x and times t."""
+        return self.target.predict(self.prediction, t, x)
+
+
 def _expand(weights: Float[Array, "B K"], like: Float[Array, "B K ..."]) -> Float[Array, "B K ..."]:
     """`weights` with the trailing unit axes that it needs to multiply `like`."""
     return weights.reshape(weights.shape + (1,) * (like.ndim - weights.ndim))
 
 
-def _prepare(t: Time, x: Array) -> tuple[Time, Array]:
+def _prepare(t: Time, x: Any) -> tuple[Time, Array]:
     """The state as a JAX array, and the time in its precision (left alone on the host)."""
     x = jnp.asarray(x)
     check_time_and_state(t, x)

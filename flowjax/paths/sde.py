@@ -1,0 +1,118 @@
+"""The size of the noise of an SDE, chosen at sampling time, and the drift that goes with it.
+
+For every eps(t) >= 0 the SDE dx = (v + eps s) dt + sqrt(2 eps) dW has the marginals of the flow dx = v dt. Forms of SiT
+(2401.08740), with a norm n and lamv = (alpha'/alpha) sigma^2 - sigma sigma':
+
+    constant n     sbdm n lamv     sigma n sigma     linear n (1 - t)     decreasing (n cos(pi t) + 1)^2 / 4
+    increasing_decreasing n sin^2(pi t)
+
+"sbdm" is the SDE of score-based diffusion. On a Gaussian path the score is linear in (x, v): with
+D = alpha sigma' - sigma alpha', e = (alpha v - alpha' x) / D and s = -e / sigma.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flowjax._pytree import pytree, static
+from flowjax.paths.base import GaussianPath, Time, namespace
+
+FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing_decreasing")
+
+
+@pytree
+class Diffusion:
+    """eps(t) in one of SiT's forms.
+
+    Args:
+        form: "constant", "sbdm", "sigma", "linear", "decreasing" or "increasing_decreasing".
+        norm: the factor n, not negative; 0 gives the ODE (except for "decreasing").
+
+    Raises:
+        ValueError: unknown form, or a negative norm.
+    """
+
+    form: str = static("sigma")
+    norm: float = static(1.0)
+
+    def __post_init__(self) -> None:
+        """Checks both."""
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r} is not one of {', '.join(map(repr, FORMS))}")
+        if not self.norm >= 0:
+            raise ValueError(f"norm must not be negative, got {self.norm}")
+
+    def value(self, path: Any, t: Time) -> Time:
+        """eps(t); infinite for "sbdm" where alpha = 0."""
+        xp = namespace(t)
+        if self.form in ("sbdm", "sigma"):
+            if not isinstance(path, GaussianPath):
+                raise ValueError(f"diffusion {self.form!r} needs a Gaussian path, got {path!r}")
+            return self.over_sigma(path, t) * path.sigma(t)
+        if self.form == "constant":
+            return self.norm * xp.ones_like(t, dtype=getattr(t, "dtype", float))
+        if self.form == "linear":
+            return self.norm * (1.0 - t)
+        if self.form == "decreasing":
+            return (self.norm * xp.cos(math.pi * t) + 1) ** 2 / 4
+        return self.norm * xp.sin(math.pi * t) ** 2
+
+    def over_sigma(self, path: GaussianPath, t: Time) -> Time:
+        """eps / sigma, finite at sigma = 0 for the forms that vanish with sigma."""
+        xp = namespace(t)
+        if self.form == "sigma":
+            return self.norm * xp.ones_like(t, dtype=getattr(t, "dtype", float))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if self.form == "sbdm":
+                alpha = xp.asarray(path.alpha(t))
+                return self.norm * (path.dalpha(t) / alpha * path.sigma(t) - path.dsigma(t))
+            return _ratio(self.value(path, t), path.sigma(t))
+
+
+@pytree
+class Chosen:
+    """eps(t) as a function of your own, `function(t)`, for scalar t, NumPy or JAX."""
+
+    function: Callable[[Time], Time]
+
+    def value(self, path: Any, t: Time) -> Time:
+        """eps(t)."""
+        return self.function(t)
+
+    def over_sigma(self, path: GaussianPath, t: Time) -> Time:
+        """eps / sigma; 0 where both vanish."""
+        return _ratio(self.function(t), path.sigma(t))
+
+
+def as_diffusion(choice: Any) -> Diffusion | Chosen:
+    """The diffusion that a form's name, a number, a function of t or a `Diffusion` stands for.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if isinstance(choice, Diffusion | Chosen):
+        return choice
+    if isinstance(choice, str):
+        return Diffusion(form=choice)
+    if isinstance(choice, int | float):
+        return Diffusion(form="constant", norm=float(choice))
+    if callable(choice):
+        return Chosen(function=choice)
+    raise ValueError(f"diffusion must be one of {', '.join(FORMS)}, a number or a function of t, got {choice!r}")
+
+
+def score_weights(path: GaussianPath, t: float, over_sigma: float) -> tuple[float, float]:
+    """(a, b) with eps s = a v + b x at the concrete time t, where `over_sigma` = eps / sigma."""
+    alpha, dalpha = float(path.alpha(t)), float(path.dalpha(t))
+    determinant = alpha * float(path.dsigma(t)) - float(path.sigma(t)) * dalpha
+    return -over_sigma * alpha / determinant, over_sigma * dalpha / determinant
+
+
+def _ratio(eps: Any, sigma: Any) -> Any:
+    """eps / sigma, 0 where both are 0."""
+    xp = namespace(eps, sigma)
+    eps, sigma = xp.asarray(eps), xp.asarray(sigma)
+    with np.errstate(divide="ignore"):
+        return xp.where(eps == 0, 0.0, eps / xp.where((sigma == 0) & (eps == 0), 1.0, sigma))
