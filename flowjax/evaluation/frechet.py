@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from flowjax.evaluation import estimates
+
 
 def frechet_distance(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -> float:
     """Squared 2-Wasserstein distance of the Gaussians with the means and covariances of `a` and `b`.
@@ -25,11 +27,7 @@ def frechet_distance(a: Float[np.ndarray, "..."], b: Float[np.ndarray, "..."]) -
         Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982; in features
         of a classifier: Heusel et al., arXiv:1706.08500.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"needs (N, D) and (M, D) with N, M >= 2, got {a.shape} and {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("features must be finite")
+    a, b = estimates.pair(a, b)
     r_a, r_b = (np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1)).R for x in (a, b))
     cross = np.linalg.svd(r_a @ r_b.T, compute_uv=False).sum()
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.sum(r_a**2) + np.sum(r_b**2) - 2 * cross

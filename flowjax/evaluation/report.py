@@ -8,7 +8,12 @@ from rich.table import Table
 from sklearn.neighbors import NearestNeighbors
 
 from flowjax.evaluation.classifier import Classifier
+from flowjax.evaluation.extractors import Extractor
 from flowjax.evaluation.frechet import frechet_distance
+from flowjax.evaluation.kernel import kernel_distance
+from flowjax.evaluation.manifold import manifold_report
+from flowjax.evaluation.transport import energy_distance, sliced_wasserstein
+from flowjax.evaluation.two_sample import two_sample_test
 
 
 def _flat(x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N D"]:
@@ -85,6 +90,37 @@ def class_report(
     report["nearest_ratio"] = float(np.median(distances) / np.median(fresh))
     report["nearest_close"] = float(np.mean(distances < np.quantile(fresh, 0.01)))
     return report
+
+
+def sample_report(
+    extractor: Extractor, x: Num[np.ndarray, "N ..."], real_x: Num[np.ndarray, "M ..."], seed: int = 0
+) -> dict[str, float]:
+    """Compares samples with real data of any kind in the features of an extractor, both in the data's own scale.
+
+    Args:
+        extractor: Its digest is in the names of the distances that are known under other features too.
+        x: Samples, N >= 20.
+        real_x: Real data, M >= 20. Compare numbers for equal N and M only.
+        seed: Decides projections, blocks and halves.
+
+    Returns:
+        FD[digest], KID[digest] with KID_low and KID_high, precision, recall, density, coverage, sliced_W2, energy,
+        C2ST (the accuracy) with C2ST_low and C2ST_high.
+    """
+    a, b = (np.asarray(extractor.features(part), np.float64) for part in (x, real_x))
+    kid, c2st = kernel_distance(a, b, seed=seed), two_sample_test(a, b, seed=seed)
+    return {
+        f"FD[{extractor.digest}]": frechet_distance(a, b),
+        f"KID[{extractor.digest}]": kid.value,
+        "KID_low": kid.low,
+        "KID_high": kid.high,
+        **manifold_report(a, b),
+        "sliced_W2": sliced_wasserstein(a, b, seed=seed),
+        "energy": energy_distance(a, b),
+        "C2ST": c2st.accuracy,
+        "C2ST_low": c2st.low,
+        "C2ST_high": c2st.high,
+    }
 
 
 def table(values: Mapping[str, float], title: str | None = None) -> Table:

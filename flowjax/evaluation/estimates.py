@@ -1,0 +1,43 @@
+"""A number with the interval that chance leaves open."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Num
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """`value` with a 95 % confidence interval from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean(values: Num[np.ndarray, " N"]) -> Estimate:
+    """Mean of independent values with Student's interval.
+
+    Raises:
+        ValueError: Fewer than two values, or one that is not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"needs at least two finite values, got {len(values)} with {np.isfinite(values).sum()} finite")
+    middle = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Estimate(middle, middle - half, middle + half)
+
+
+def pair(a: Num[np.ndarray, "..."], b: Num[np.ndarray, "..."], least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Both samples as float64.
+
+    Raises:
+        ValueError: Not (N, D) and (M, D) with N, M >= `least`, or values that are not finite.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
+        raise ValueError(f"needs (N, D) and (M, D) with N, M >= {least}, got {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("features must be finite")
+    return a, b

@@ -1,0 +1,225 @@
+"""Features in which samples and data are compared. Each extractor has a digest that every report shows.
+
+Distances in the features of extractors with different digests cannot be compared, which is why no number here has
+the name of a published one.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num
+
+from flowjax.data import Source
+from flowjax.evaluation.classifier import train_classifier
+
+_BLOCK = 500
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Features of examples in the data's own scale, and a name for exactly these features."""
+
+    @property
+    def digest(self) -> str:
+        """Short name, a hash of everything that decides the features."""
+
+    def features(self, x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
+        """One row for each example."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """The numbers themselves, for points and other small examples."""
+
+    digest: str = "raw"
+
+    def features(self, x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
+        """The flattened examples."""
+        return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def _blocked(function: Callable[[Any], Any], x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
+    """`function` on blocks of equal size, so that it compiles once."""
+    found = []
+    for start in range(0, len(x), _BLOCK):
+        rows = np.asarray(x[start : start + _BLOCK], np.float32)
+        found.append(np.asarray(function(np.resize(rows, (_BLOCK, *rows.shape[1:]))))[: len(rows)])
+    return np.concatenate(found).astype(np.float64)
+
+
+class _Convolutions(nnx.Module):
+    """Three convolutions that halve the size, a mean over the pixels, a linear map."""
+
+    def __init__(self, channels: int, num_classes: int, width: int, *, rngs: nnx.Rngs):
+        sizes = (channels, width, 2 * width, 4 * width)
+        self.layers = nnx.List(
+            [nnx.Conv(i, o, (3, 3), strides=2, padding="SAME", rngs=rngs) for i, o in itertools.pairwise(sizes)]
+        )
+        self.head = nnx.Linear(sizes[-1], num_classes, rngs=rngs)
+
+    def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        for layer in self.layers:
+            x = jax.nn.gelu(layer(x))
+        return x.mean((1, 2))
+
+
+@jax.jit
+def _features(network: _Convolutions, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+    return network.features(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifier:
+    """Trained by `train_network`.
+
+    Attributes:
+        network: The convolutions.
+        shift: Mean of the data it was trained on.
+        scale: Standard deviation of it.
+        accuracy: Fraction of the examples kept out of its training that it recognises.
+        digest: First 8 hexadecimal digits of a hash of its weights.
+    """
+
+    network: Any
+    shift: float
+    scale: float
+    accuracy: float
+    digest: str
+
+    def features(self, x: Num[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N F"]:
+        """The mean activations of the last layer."""
+        return _blocked(lambda rows: _features(self.network, (rows - self.shift) / np.float32(self.scale)), x)
+
+    def predict(self, x: Num[np.ndarray, "N H W C"]) -> Int[np.ndarray, " N"]:
+        """Class of each image."""
+        head = self.network.head
+        logits = self.features(x) @ np.asarray(head.kernel[...], np.float64) + np.asarray(head.bias[...])
+        return logits.argmax(1).astype(np.int32)
+
+
+def _optimizer(steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(2e-3, steps))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _train_step(network: _Convolutions, state: Any, x: Array, labels: Array, steps: int) -> tuple[Any, Any]:
+    """The network and the state of Adam after one batch of normalised images."""
+
+    def loss(network: _Convolutions) -> Array:
+        logits = network.head(network.features(x))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, state = _optimizer(steps).update(jax.grad(loss)(network), state)
+    return optax.apply_updates(network, updates), state
+
+
+def train_network(
+    x: Num[np.ndarray, "N H W C"],
+    cond: Int[np.ndarray, " N"],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    steps: int = 600,
+    batch: int = 128,
+    width: int = 32,
+) -> ImageClassifier:
+    """Trains a small convolutional classifier on real images.
+
+    Args:
+        x: Real images in the data's own scale, N >= 10; a tenth is kept out.
+        cond: Their labels in [0, num_classes).
+        num_classes: At least 2.
+        seed: Decides initialisation, order and the images kept out.
+        steps: Steps of Adam; the rate falls from 2e-3 to 0 as a cosine.
+        batch: Images per step.
+        width: Channels of the first layer; the features have four times as many columns.
+
+    Raises:
+        ValueError: Too few images, or labels outside their range.
+    """
+    x, cond = np.asarray(x, np.float32), np.asarray(cond)
+    if len(x) < 10 or num_classes < 2 or cond.min() < 0 or cond.max() >= num_classes:
+        raise ValueError(f"needs 10 images, two classes and labels in 0..{num_classes - 1}, got {len(x)} images")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(x))
+    test, train = order[: len(x) // 10], order[len(x) // 10 :]
+    shift, scale = float(x[train].mean()), float(x[train].std()) or 1.0
+    network = _Convolutions(x.shape[-1], num_classes, width, rngs=nnx.Rngs(seed))
+    state = _optimizer(steps).init(network)
+    for _ in range(steps):
+        rows = train[rng.integers(len(train), size=batch)]
+        batch_x = (x[rows] - shift) / np.float32(scale)
+        network, state = _train_step(network, state, batch_x, cond[rows].astype(np.int32), steps)
+    weights = [np.asarray(leaf) for leaf in jax.tree.leaves(network)]
+    seal = hashlib.sha256(b"".join(w.tobytes() for w in [np.array([shift, scale]), *weights])).hexdigest()[:8]
+    made = ImageClassifier(network, shift, scale, 0.0, seal)
+    return dataclasses.replace(made, accuracy=float(np.mean(made.predict(x[test]) == cond[test])))
+
+
+def default_extractor(source: Source, seed: int = 0) -> Extractor:
+    """The features in which samples of this data set are judged unless others are given.
+
+    Points: the numbers themselves. Small sets of small images with classes: the support vector machine of
+    `train_classifier`. Other images: a convolutional network that recognises the classes, or without classes by how
+    many quarter turns an image was rotated (half turns where images are not square).
+
+    Args:
+        source: The real data; at most 20,000 examples are used.
+        seed: Decides initialisation and order.
+
+    References:
+        Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations", arXiv:1803.07728.
+    """
+    if len(source.x.shape) != 4:
+        return Raw()
+    source = source.take(20_000, seed)
+    x, cond, classes = np.asarray(source.x), source.cond, source.num_classes
+    if cond is not None and classes is not None:
+        if x.size <= 2**18 and np.bincount(cond, minlength=classes).min() > 1 < classes:
+            return train_classifier(x, cond, classes, seed)
+        if classes > 1:
+            return train_network(x, cond, classes, seed=seed)
+    turns = (0, 1, 2, 3) if x.shape[1] == x.shape[2] else (0, 2)
+    turned = np.concatenate([np.rot90(x, k, axes=(1, 2)) for k in turns])
+    return train_network(turned, np.repeat(np.arange(len(turns)), len(x)), len(turns), seed=seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Features of somebody else's network, from `load_extractor`; `digest` begins the hash of the weights' file."""
+
+    function: Callable[[Any], Any]
+    digest: str
+
+    def features(self, x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
+        """What the function gives for each example."""
+        return _blocked(self.function, x)
+
+
+def load_extractor(path: str | Path, sha256: str, build: Callable[[Path], Callable[[Any], Any]]) -> Foreign:
+    """Features from a file of weights, for example of an Inception network, if it is the file expected.
+
+    Args:
+        path: The file.
+        sha256: Its hash in hexadecimal digits.
+        build: From the path to a function of float32 examples (B, ...) in the data's own scale to features (B, F).
+
+    Raises:
+        ValueError: A missing file or another hash.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"file {path} does not exist")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256.lower():
+        raise ValueError(f"{path} has the SHA-256 {found}, not {sha256}")
+    return Foreign(build(Path(path)), found[:8])
