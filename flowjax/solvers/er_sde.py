@@ -25,7 +25,7 @@ from flowjax.paths.base import GaussianPath
 from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, noise, pairs, step
 
 
-def default_scale(k: np.ndarray) -> np.ndarray:
+def default_scale(k: Any) -> Any:
     """The authors' phi(k) = k (e^(k^0.3) + 10)."""
     return k * (np.exp(k**0.3) + 10)
 

@@ -129,5 +129,5 @@ class UniPC(Solver):
             return [0.5 * (z if self.variant == "bh1" else math.expm1(z))]
         powers = np.arange(len(ratios))
         matrix = np.asarray(ratios)[None, :] ** powers[:, None]
-        right = [math.factorial(k) * z * phi(k + 1, z) for k in powers + 1]
+        right = [math.factorial(k) * z * phi(k + 1, z) for k in range(1, len(ratios) + 1)]
         return [float(w) for w in np.linalg.solve(matrix, right)] if ratios else []
