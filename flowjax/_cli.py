@@ -130,7 +130,7 @@ def check_frozen(config: ConfigDict, workdir: Path) -> None:
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/flowjax."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "flowjax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -106,7 +106,7 @@ class Recipe:
 
     def flow(self, network: Any) -> Flow:
         """The flow of a network of this recipe."""
-        return Flow(network, path=self.build_path(), prediction=self.prediction, null=self.null)
+        return Flow(network=network, path=self.build_path(), prediction=self.prediction, null=self.null)
 
     def field(self, flow: Flow, guidance: float | None = None) -> Any:
         """The field to solve: `flow` itself, or guided if there are classes and the scale is not 1."""

@@ -96,7 +96,10 @@ def main(values: flags.FlagValues) -> None:
     seconds = time.perf_counter() - clock
     if jax.process_index() == 0:
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(out, x=samples.x, **({} if cond is None else {"cond": cond}))
+        if cond is None:
+            np.savez(out, x=samples.x)
+        else:
+            np.savez(out, x=samples.x, cond=cond)
         picture(recipe, samples, out.with_suffix(".png"))
         print(
             f"{out}: {values.num} samples, {samples.evaluations} evaluations "

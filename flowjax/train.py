@@ -151,8 +151,8 @@ def main(values: flags.FlagValues) -> None:
     sampling = dict(batch=config.sample.batch, mesh=mesh)
 
     def show(name: str) -> None:
-        """Ten samples per class, or up to 2,000 points, from the same noise every time."""
-        num = min(config.sample.num, 10 * (recipe.num_classes or 200))
+        """Ten samples per class, or up to 10,000 points, from the same noise every time."""
+        num = min(config.sample.num, 10 * (recipe.num_classes or 1000))
         field = recipe.field(recipe.flow(state.average))
         samples = recipe.sample(field, num, cond=recipe.balanced(num), key=jax.random.clone(sample_key), **sampling)
         if first:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
@@ -23,9 +24,12 @@ def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
     """
     if len(recipe.shape) == 3:
         shown = samples.x if samples.cond is not None else samples.x[:100]
-        pictures.grid(shown, path, low=recipe.low, high=recipe.high, cond=samples.cond)
+        low = float(shown.min()) if recipe.low is None else recipe.low
+        high = float(shown.max()) if recipe.high is None else recipe.high
+        pictures.grid(shown, path, low=low, high=high, cond=samples.cond)
     elif recipe.shape == (2,):
-        pictures.density(samples.x, data.load(recipe.data["name"], **recipe.data["options"]).x, path)
+        source = data.load(recipe.data["name"], **recipe.data["options"])
+        pictures.density(samples.x, source.x[np.arange(min(len(source.x), 50_000))], path)
 
 
 def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:
@@ -40,7 +44,7 @@ def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, "
 def measure(
     recipe: Recipe, flow: Flow, source: data.Source, num: int, *, key: Key[Array, ""], batch: int, mesh: Mesh
 ) -> dict[str, Any]:
-    """Compares `num` new samples with the data, by default solver, steps and guidance.
+    """Compares `num` new samples with the first 10,000 real ones at most, by default solver, steps and guidance.
 
     With classes: accuracy of the samples under a classifier trained on the real data, their spread, the
     Frechet distance in its features and the search for copies (`flowjax.evaluation.class_report`). Without:
@@ -54,11 +58,12 @@ def measure(
     clock = time.perf_counter()
     samples = recipe.sample(recipe.field(flow), num, key=key, cond=cond, batch=batch, mesh=mesh)
     seconds = time.perf_counter() - clock
-    if cond is None:
-        flat = [x.reshape(len(x), -1) for x in (samples.x, source.x)]
-        numbers = {"FD": frechet_distance(*flat)}
+    rows = np.arange(min(len(source.x), 10_000))
+    real = source.x[rows]
+    if cond is None or source.cond is None or source.num_classes is None:
+        numbers = {"FD": frechet_distance(samples.x.reshape(num, -1), real.reshape(len(real), -1))}
     else:
-        classifier = train_classifier(source.x, source.cond, source.num_classes)
-        numbers = class_report(classifier, samples.x, cond, source.x, source.cond)
+        classifier = train_classifier(real, source.cond[rows], source.num_classes)
+        numbers = class_report(classifier, samples.x, cond, real, source.cond[rows])
         numbers["classifier_accuracy"] = classifier.accuracy
     return numbers | {"evaluations": samples.evaluations, "samples_per_second": num / seconds}
