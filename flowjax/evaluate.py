@@ -1,0 +1,311 @@
+"""Measures what a trained flow generates, for each solver, number of steps and guidance scale.
+
+    python -m flowjax.evaluate --workdir=runs/digits --solvers=euler,heun,dpm_solver --steps=4,8,16
+    python -m flowjax.evaluate --workdir=runs/digits --steps=5 --guidance=1.0,1.5,2.0 --num=10000
+
+Prints a table and writes evaluation.json (every number with what it depends on) and evaluation.png (quality against
+evaluations) to the workdir. Started again, it computes only what is missing; other samples, weights, features or
+versions begin a new list in the file. Distances carry the hash of the features they are measured in: those of a
+classifier trained on the data, or of the function given with --extractor, whose --weights are checked by --sha256.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from flowjax import _cli, catalogue, data, evaluation
+from flowjax.recipe import Recipe, load
+from flowjax.training import Checkpoints, make_mesh
+from flowjax.training.writers import write_json
+
+_SETTINGS = ("solver", "steps", "guidance")
+_LEADING = (*_SETTINGS, "evaluations", "network_calls")
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> None:
+    """The flags of this main."""
+    flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
+    flags.DEFINE_list("solvers", None, "Solvers; the recipe's by default.", flag_values=values)
+    flags.DEFINE_list("steps", None, "Numbers of steps; the recipe's by default.", flag_values=values)
+    flags.DEFINE_list("guidance", None, "Guidance scales, 1 for none; the recipe's by default.", flag_values=values)
+    flags.DEFINE_integer("num", 2000, "Samples, and real examples they are compared with.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise and of the choice of real examples.", flag_values=values)
+    flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
+    flags.DEFINE_string("extractor", None, "MODULE:FUNCTION from a path to a feature function.", flag_values=values)
+    flags.DEFINE_string("weights", None, "File for --extractor.", flag_values=values)
+    flags.DEFINE_string("sha256", None, "SHA-256 of --weights.", flag_values=values)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is asked for
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def parse(name: str, texts: Sequence[str], kind: Callable[[str], Any], least: float) -> list[Any]:
+    """The numbers of a flag, each once.
+
+    Raises:
+        UsageError: Not a number, or one below `least`.
+    """
+    numbers = []
+    for text in texts:
+        try:
+            number = kind(text)
+        except ValueError:
+            raise _cli.UsageError(f"--{name} must be numbers, got {text!r}") from None
+        if not least <= number < float("inf"):
+            raise _cli.UsageError(f"--{name} must be at least {least}, got {text}")
+        numbers.append(number)
+    return list(dict.fromkeys(numbers))
+
+
+def settings(values: flags.FlagValues, recipe: Recipe) -> list[tuple[str, int, float]]:
+    """Every (solver, steps, guidance) of the sweep.
+
+    Raises:
+        UsageError: A flag is wrong.
+    """
+    solvers = list(dict.fromkeys(values.solvers or [recipe.solver["name"]]))
+    for name in solvers:
+        _cli.choose("solver", name, sorted(catalogue.solvers))
+        with _cli.usage_errors():
+            recipe.build_solver(name)
+    if values.guidance and recipe.num_classes is None:
+        raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
+    steps = parse("steps", values.steps or [str(recipe.steps)], int, 1)
+    default = 1.0 if recipe.num_classes is None else recipe.guidance
+    guidance = parse("guidance", values.guidance or [str(default)], float, 0.0)
+    return list(itertools.product(solvers, steps, guidance))
+
+
+def make_extractor(values: flags.FlagValues, source: data.Source) -> evaluation.Extractor:
+    """The features given, or the default ones of the data.
+
+    Raises:
+        UsageError: The three flags are not given together, or one is wrong.
+    """
+    given = [values[name].value is not None for name in ("extractor", "weights", "sha256")]
+    if not any(given):
+        return evaluation.default_extractor(source)
+    if not all(given):
+        raise _cli.UsageError("--extractor, --weights and --sha256 must be given together")
+    module, _, name = values.extractor.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise _cli.UsageError(f"--extractor={values.extractor}: {error}") from None
+    with _cli.usage_errors():
+        return evaluation.load_extractor(values.weights, values.sha256, build)
+
+
+class _Judge:
+    """An extractor that computes the features of the real data once."""
+
+    def __init__(self, extractor: evaluation.Extractor, real: np.ndarray):
+        self.digest, self._extractor, self._real = extractor.digest, extractor, real
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Those of the extractor."""
+        return self._known if x is self._real else self._extractor.features(x)
+
+    @functools.cached_property
+    def _known(self) -> np.ndarray:
+        return self._extractor.features(self._real)
+
+
+def provenance(values: flags.FlagValues, extractor: evaluation.Extractor, num: int) -> dict[str, Any]:
+    """Everything but the setting that a row depends on."""
+    workdir = Path(values.workdir)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.latest
+    config = workdir / "config.json"
+    device = jax.devices()[0]
+    names = ("flowjax-generative", "jax", "jaxlib", "flax", "diffrax", "numpy", "scipy", "scikit-learn")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "checkpoint_step": step,
+        "config": json.loads(config.read_text()) if config.exists() else None,
+        "recipe_sha256": hashlib.sha256((workdir / "recipe.json").read_bytes()).hexdigest(),
+        "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
+        "extractor": extractor.digest,
+        "num": values.num,
+        "num_real": num,
+        "seed": values.seed,
+        "versions": versions,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is shown
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full or read-only disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise _cli.UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def show(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """The rows as a table for `rich.print`."""
+    shown = {name for row in rows for name in row if not name.endswith(("_low", "_high"))}
+    names = [*_LEADING, *sorted(shown - set(_LEADING))]
+    result = Table(title=title, show_edge=False)
+    for name in names:
+        result.add_column(name.replace("_", " ").replace("[", "\\["), justify="left" if name == "solver" else "right")
+    for row in rows:
+        result.add_row(*(f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names))
+    return result
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A PNG: Frechet distance and energy distance against evaluations, a line for each solver and guidance."""
+    distance = next(name for name in rows[0] if name.startswith("FD["))
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        guidance = "" if row["guidance"] == 1.0 else f", guidance {row['guidance']:g}"
+        lines.setdefault(row["solver"] + guidance, []).append(row)
+    for panel, name in zip(figure.subplots(1, 2), (distance, "energy")):
+        for label, group in lines.items():
+            points = sorted((row["evaluations"], row[name]) for row in group)
+            panel.plot(*zip(*points), marker="o", label=label)
+        panel.set(xlabel="evaluations", ylabel=name, xscale="log")
+        if all(row[name] > 0 for row in rows):
+            panel.set_yscale("log")
+        ticks = sorted({row["evaluations"] for row in rows})
+        panel.set_xticks(ticks, labels=[str(tick) for tick in ticks])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panel.legend()
+    figure.savefig(path, format="png", dpi=120)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The sweep
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def main(values: flags.FlagValues) -> None:
+    """Checks, samples, measures, writes after each row."""
+    if values.workdir is None:
+        raise _cli.UsageError("--workdir=FOLDER is required")
+    if values.num < 20 or values.batch < 1 or values.seed < 0:
+        raise _cli.UsageError("--num must be at least 20, --batch at least 1 and --seed at least 0")
+    workdir = Path(values.workdir)
+    try:
+        recipe = Recipe.load(workdir)
+    except FileNotFoundError:
+        raise _cli.UsageError(f"{workdir} is not the workdir of a training run (no recipe.json)") from None
+    sweep = settings(values, recipe)
+    _cli.use_compilation_cache()
+    mesh = make_mesh()
+    try:
+        flow, recipe = load(workdir, mesh)
+    except FileNotFoundError as error:
+        raise _cli.UsageError(str(error)) from None
+    with _cli.usage_errors():
+        source = data.load(recipe.data["name"], **recipe.data["options"])
+        extractor = make_extractor(values, source)
+        real = np.asarray(source.take(values.num, values.seed).x)
+        if len(real) < 20:
+            raise ValueError(f"the data has {len(real)} examples; at least 20 are needed")
+    first = jax.process_index() == 0
+
+    # Rows with the same provenance are kept, here and in the file.
+    path, origin = workdir / "evaluation.json", provenance(values, extractor, len(real))
+    try:
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise _cli.UsageError(f"cannot read {path} ({error}); move it away") from None
+    run = next((run for run in runs if run["provenance"] == origin), None)
+    if run is None:
+        run = {"provenance": origin, "rows": []}
+        runs.append(run)
+    known = {tuple(row[name] for name in _SETTINGS): row for row in run["rows"]}
+    missing = [setting for setting in sweep if setting not in known]
+    console = Console(quiet=not first)
+    if len(missing) < len(sweep):
+        console.print(f"{len(sweep) - len(missing)} of {len(sweep)} rows are known already", highlight=False)
+
+    judge, distance = _Judge(extractor, real), f"FD[{extractor.digest}]"
+    cond = recipe.balanced(values.num)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(missing))
+        for setting in missing:
+            solver, steps, guidance = setting
+            text = f"{solver}, {steps} steps, guidance {guidance:g}"
+            bar.update(task, description=text)
+            clock = time.perf_counter()
+            with _cli.usage_errors():
+                samples = recipe.sample(
+                    recipe.field(flow, guidance),
+                    values.num,
+                    key=jax.random.key(values.seed),
+                    cond=cond,
+                    solver=recipe.build_solver(solver),
+                    steps=steps,
+                    batch=values.batch,
+                    mesh=mesh,
+                )
+            seconds = time.perf_counter() - clock
+            row = dict(zip(_SETTINGS, setting)) | {
+                "evaluations": samples.evaluations,
+                "network_calls": samples.network_calls,
+            }
+            if not np.isfinite(samples.x).all():
+                console.print(f"{text}: samples are not finite; no row", highlight=False)
+                continue
+            clock = time.perf_counter()
+            row |= evaluation.sample_report(judge, samples.x, real, values.seed)
+            if isinstance(extractor, evaluation.Classifier | evaluation.ImageClassifier) and cond is not None:
+                row["accuracy"] = float(np.mean(extractor.predict(samples.x) == cond))
+            row |= {"sampling_seconds": seconds, "evaluation_seconds": time.perf_counter() - clock}
+            known[setting] = row
+            run["rows"].append(row)
+            if first:
+                with _writing(path):
+                    write_json(path, {"runs": runs})
+            bar.advance(task)
+            if not console.is_terminal:
+                console.print(f"{text}: {distance} {row[distance]:.4g}", markup=False, highlight=False)
+    rows = [known[setting] for setting in sweep if setting in known]
+    if first and rows:
+        with _writing(workdir / "evaluation.png"):
+            plot(rows, workdir / "evaluation.png")
+        Console(width=None if console.is_terminal else 200).print(show(rows, f"{values.num} samples of {workdir}"))
+        print(f"{path} and {workdir / 'evaluation.png'}")
+
+
+def cli() -> None:
+    """Entry point."""
+    _cli.run(main, define)
+
+
+if __name__ == "__main__":
+    cli()
