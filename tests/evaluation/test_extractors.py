@@ -26,7 +26,10 @@ def test_network_learns_and_is_named_by_its_weights(bars):
     network = evaluation.train_network(bars.x, bars.cond, 2, **options)
     assert network.accuracy > 0.9
     assert np.mean(network.predict(bars.x) == bars.cond) > 0.9
-    assert network.features(bars.x).shape == (400, 32)
+    features = network.features(bars.x)
+    assert features.shape == (400, 32)
+    np.testing.assert_allclose(features.mean(0), 0.0, atol=0.15)
+    np.testing.assert_allclose(features.std(0), 1.0, atol=0.15)
     again = evaluation.train_network(bars.x, bars.cond, 2, **options)
     assert again.digest == network.digest
     assert len(network.digest) == 8
