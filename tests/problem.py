@@ -98,16 +98,17 @@ class Executions:
 
     def wrap(self, network: Callable[..., Any]) -> Callable[..., Any]:
         def counted(x, t, cond=None, **extra):
-            jax.debug.callback(self._one)
-            return network(x, t, cond, **extra)
+            value = network(x, t, cond, **extra)
+            zero = jax.ShapeDtypeStruct((), value.dtype)  # pure, so that unused calls are still dropped
+            return value + jax.pure_callback(self._one, zero, value.reshape(-1)[0], vmap_method="sequential")
 
         return counted
 
-    def _one(self) -> None:
+    def _one(self, value: Any) -> Any:
         self.number += 1
+        return np.zeros_like(value)
 
     def take(self) -> int:
-        """The count so far, which starts again at zero."""
-        jax.effects_barrier()
+        """The count since the last call; the results must be ready."""
         number, self.number = self.number, 0
         return number

@@ -43,7 +43,7 @@ class ERSDE(Solver):
     """
 
     order: int = static(3)
-    scale: Callable[[np.ndarray], np.ndarray] = static(default_scale)
+    scale: Callable[[Any], Any] = static(default_scale)
 
     def __post_init__(self) -> None:
         """Checks the order."""

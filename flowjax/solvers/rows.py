@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -32,6 +32,7 @@ from flowjax.paths.base import GaussianPath, at_least_single, namespace
 from flowjax.times import check_times
 
 Registers = tuple[Any, ...]
+T = TypeVar("T")
 
 
 # ----------------------------------------------------------------------------------------------------------- requests
@@ -121,7 +122,7 @@ def direction(value: Any) -> Direction:
     return Direction(value)
 
 
-def pairs(times: Iterable[float]) -> Iterator[tuple[float, float]]:
+def pairs(times: Iterable[T]) -> Iterator[tuple[T, T]]:
     """Consecutive pairs (s, t) of a grid."""
     return itertools.pairwise(times)
 
@@ -149,7 +150,7 @@ class Combination:
     def __init__(self, terms: dict[int, Any]):
         self.terms = terms
 
-    def __add__(self, other: "Combination") -> "Combination":
+    def __add__(self, other: Any) -> "Combination":
         if not isinstance(other, Combination):
             other = Combination({CONSTANT: other})
         terms = dict(self.terms)
@@ -234,7 +235,8 @@ def _trace(updates: Callable[[Combination], Updates]) -> list[_Stage]:
             stage = stages[-1]
             combination = request.x if isinstance(request, Step) else request.value
             used = [z for z in pending if z in combination.terms]
-            stage.noises += used
+            drawn_in = next((earlier for earlier in reversed(stages) if earlier.request is not None), stage)
+            drawn_in.noises += used
             pending = [z for z in pending if z not in used]
             stage.definitions[new] = combination
             if isinstance(request, Step):
@@ -366,6 +368,7 @@ class Bound(diffrax.AbstractSolver):
     def after(self, stage: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
         """The registers after a stage."""
         value = namespace(value).asarray(value, dtype=registers[0].dtype)
+        noise = noise or (namespace(value).zeros_like(value),) * self.pattern.noises  # a stage that draws none
         operands = (*registers, value, *noise)
         return tuple(self._combine(entry, stage, operands) for entry in self.pattern.advance)
 
@@ -373,7 +376,7 @@ class Bound(diffrax.AbstractSolver):
         """What is passed to a refiner as `velocity=`."""
         return self._combine(self.pattern.velocity, stage, registers)
 
-    def _combine(self, entry: int | Combine, row: Any, operands: tuple[Any, ...]) -> Any:
+    def _combine(self, entry: Any, row: Any, operands: tuple[Any, ...]) -> Any:
         if isinstance(entry, int):
             return operands[entry]
         line = self.weights[row]
@@ -519,11 +522,11 @@ class Solver(abc.ABC):
             x: the initial state (symbols or arrays).
         """
 
-    def bind(self, path: GaussianPath, times: Any, *, registers: int | None = None) -> Bound:
+    def bind(self, path: Any, times: Any, *, registers: int | None = None) -> Bound:
         """Turns the formula into rows for this path and grid.
 
         Args:
-            path: a path (or a field's path).
+            path: the field's path: a `GaussianPath`, or an `Interpolant` for methods that ask it for nothing but times.
             times: n + 1 concrete increasing times in [0, 1].
             registers: None compiles the exact pattern of zeros and copies of this method. An integer pads to that many
                 registers with dense weights: all methods with the same number of rows then share one program.
@@ -685,12 +688,13 @@ def _register_contents(stages: list[_Stage]) -> list[list[int]]:
         for combination in stage.uses():
             for atom in combination.terms.keys() - {CONSTANT}:
                 last_use[atom] = number
-    contents, solution = [], 0
+    contents: list[list[int]] = []
+    solution = 0
     for number in range(len(stages) + 1):
         live = [atom for atom, last in last_use.items() if born[atom] <= number <= last and atom != solution]
         contents.append([solution, *sorted(live, reverse=True)])
-        if number < len(stages) and stages[number].solution is not None:
-            solution = stages[number].solution
+        completed = stages[number].solution if number < len(stages) else None
+        solution = solution if completed is None else completed
     return contents
 
 

@@ -63,7 +63,8 @@ class SASolver(Solver):
                 continue
             h, tau = lam_t - lam_s, self.tau if self.start <= s <= self.end else 0.0
             sigma, alpha = float(path.sigma(t)), float(path.alpha(t))
-            base = sigma / float(path.sigma(s)) * math.exp(-(tau**2) * h) * x
+            damping = math.exp(-(tau**2) * h) if tau else 1.0  # h may be infinite
+            base = sigma / float(path.sigma(s)) * damping * x
             deviation = sigma * math.sqrt(-math.expm1(-2 * tau**2 * h)) if tau else 0.0
             if deviation:
                 base = base + deviation * (yield noise())

@@ -83,7 +83,7 @@ class UniPC(Solver):
             order = min(self.order, steps - number) if self.lower_order_final else self.order
             before = [(float(path.lam(u)), value) for u, value in history[1:]]
             before = [(lam, value) for lam, value in before if math.isfinite(lam) and lam < lam_s]
-            before = before[: order - 1] if math.isfinite(h) else []
+            before = before[: order - 1] if h and math.isfinite(h) else []
             ratios = [(lam - lam_s) / h for lam, _ in before]
             terms = [(value - f) / r for r, (_, value) in zip(ratios, before, strict=True)]
             predicted = x

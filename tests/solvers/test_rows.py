@@ -517,6 +517,21 @@ def test_flow_map_network_is_exact_in_any_number_of_steps(steps):
     assert result.evaluations == steps
 
 
+def test_last_step_without_evaluation_may_draw_noise():
+    def noisy_tail(path, times, x):
+        d = yield evaluate(times[0], x)
+        x = yield step(x + (times[1] - times[0]) * d)
+        yield step(x + (times[2] - times[1]) * d + 0.5 * (yield noise()))
+
+    solver, key = Formula(function=noisy_tail), jax.random.key(4)
+    bound, x = solver.bind(LINEAR, UNEVEN[:3]), jnp.asarray(states(np.float32))
+    (z,) = bound.draw(0, x, key, 0)
+    expected = run_on_arrays(solver, LINEAR, UNEVEN[:3], states(), answer, noise=lambda: np.asarray(z, np.float64))
+    result = fj.solve(fj.Flow(network, path=LINEAR), bound, x, key=key, trajectory=True)
+    assert relative(result.trajectory, np.stack(expected)) < 3e-6
+    assert relative(foreign_loop(bound, x, answer, lambda row, x: (z,)), expected[-1]) < 3e-6
+
+
 def test_per_element_coefficients():
     """A coefficient of the state's shape, as statistics of a trained model give them."""
     ratio = np.array([0.5, 1.0, 2.0])

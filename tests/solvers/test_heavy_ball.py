@@ -1,0 +1,116 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import PATHS, Problem, relative
+
+import flowjax as fj
+from flowjax.solvers import DDIM, RK4, AdamsBashforth, DPMSolver, Euler, HeavyBall, Heun, Midpoint, run_on_arrays
+from flowjax.times import log_snr, uniform
+
+LINEAR = PATHS["linear"]
+BASES = [Euler(), Heun(), Midpoint(), RK4(), DDIM(), AdamsBashforth(order=3), DPMSolver(order=2), DPMSolver(order=3)]
+GRID = np.array([0.1, 0.17, 0.2, 0.31, 0.42, 0.44, 0.6, 0.71, 0.9])
+
+
+@pytest.mark.parametrize("solver", BASES, ids=lambda s: type(s).__name__)
+def test_beta_one_is_the_wrapped_method(solver):
+    problem = Problem(PATHS["vp"])
+    x = problem.state(GRID[0])
+    base, same, other = (
+        run_on_arrays(s, problem.path, GRID, x, problem)[-1]
+        for s in (solver, HeavyBall(solver=solver, beta=1.0), HeavyBall(solver=solver, beta=0.8))
+    )
+    assert relative(same, base) < 1e-13
+    assert relative(other, base) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "solver", [Euler(), Midpoint(), AdamsBashforth(order=2), DPMSolver()], ids=lambda s: type(s).__name__
+)
+def test_order_is_one(solver):
+    def grid(n):
+        return log_snr(LINEAR, n, 0.2, 0.8)
+
+    found = Problem(LINEAR).order(HeavyBall(solver=solver, beta=0.8), (80, 160, 320, 640), grid)
+    assert found == pytest.approx(1, abs=0.2)
+
+
+def test_recurrence():
+    """v_n = 0.3 v_(n-1) + 0.7 d_n from v_0 = d_0, seen in the velocities of a run with given directions."""
+    values = iter(np.array([1.0, 2.0, -1.0, 4.0]))
+    solver = HeavyBall(solver=Euler(), beta=0.7)
+    solutions = run_on_arrays(solver, LINEAR, uniform(4), np.zeros((1, 1)), lambda r: np.full((1, 1), next(values)))
+    v = [1.0]
+    for d in (2.0, -1.0, 4.0):
+        v.append(0.3 * v[-1] + 0.7 * d)
+    assert 4 * np.diff(np.concatenate(solutions)[:, 0]) == pytest.approx(v)
+
+
+def largest(order, beta, product, n=400):
+    """Largest |y| at the end of n steps of y' = q y with h q = -product."""
+    solver = AdamsBashforth(order=order, weights="fixed")
+    solver = HeavyBall(solver=solver, beta=beta) if beta < 1 else solver
+    return float(
+        abs(run_on_arrays(solver, LINEAR, uniform(n), np.ones((1, 1)), lambda r: -product * n * r.x)[-1][0, 0])
+    )
+
+
+@pytest.mark.parametrize(("order", "interval"), [(1, 2.0), (2, 1.0), (3, 6 / 11), (4, 0.3)])
+@pytest.mark.parametrize("beta", [1.0, 0.8, 0.5])
+def test_stability_interval_grows_by_the_stated_factor(order, interval, beta):
+    bound = interval * (2 - beta) / beta
+    assert largest(order, beta, 0.96 * bound) < 1
+    assert largest(order, beta, 1.04 * bound) > 1e2
+
+
+def test_damps_where_the_wrapped_method_diverges():
+    assert largest(2, 1.0, 1.4) > 1e6
+    assert largest(2, 0.8, 1.4) < 1e-6
+
+
+def test_first_and_lowered_steps_of_dpm_solver_stay_as_they_are():
+    path = PATHS["vp"]
+    problem, grid = Problem(path), log_snr(path, 5, 0.1, 0.9)
+    x = problem.state(grid[0])
+    base, heavy = (
+        run_on_arrays(s, path, grid, x, problem)
+        for s in (DPMSolver(order=2), HeavyBall(solver=DPMSolver(order=2), beta=0.5))
+    )
+    assert np.array_equal(base[1], heavy[1])
+    assert relative(heavy[2], base[2]) < 1e-13  # the first direction starts the momentum
+    assert relative(heavy[3], base[3]) > 1e-4
+    last = problem(fj.solvers.rows.Evaluate(t=float(grid[-2]), x=heavy[-2], to="data"))
+    k = [path.sigma(t) / path.sigma(grid[-2]) for t in grid[-2:]]
+    expected = k[1] * heavy[-2] + (path.alpha(grid[-1]) - k[1] * path.alpha(grid[-2])) * last  # DDIM
+    assert relative(heavy[-1], expected) < 1e-12
+
+
+@pytest.mark.parametrize("solver", BASES, ids=lambda s: type(s).__name__)
+def test_repeated_times_change_nothing(solver):
+    if isinstance(solver, DPMSolver):  # which orders its last steps use depends on the number of steps, not on lengths
+        solver = dataclasses.replace(solver, lower_order_final=False)
+    problem, heavy = Problem(LINEAR), HeavyBall(solver=solver, beta=0.6)
+    x = problem.state(GRID[0])
+    for place in (0, 4):
+        twice = np.insert(GRID, place, GRID[place])
+        plain, repeated = (run_on_arrays(heavy, LINEAR, grid, x, problem)[-1] for grid in (GRID, twice))
+        assert relative(repeated, plain) < 1e-13
+
+
+@pytest.mark.parametrize("beta", [0.0, -0.2, 1.2])
+def test_beta_is_checked(beta):
+    with pytest.raises(ValueError, match="weight of the new direction"):
+        HeavyBall(solver=Euler(), beta=beta)
+
+
+def test_wraps_fixed_grid_solvers_only():
+    with pytest.raises((ValueError, TypeError)):  # with annotations checked, a TypeError comes first
+        HeavyBall(solver=fj.solvers.Adaptive())
+
+
+def test_heavy_balls_nest():
+    solver = HeavyBall(solver=HeavyBall(solver=Euler(), beta=0.5), beta=0.5)
+    result = fj.solve(fj.Flow(lambda x, t, cond: jnp.ones_like(x), path=LINEAR), solver, jnp.zeros((1, 1)), uniform(3))
+    assert float(result.x[0, 0]) == pytest.approx(1.0)

@@ -1,0 +1,271 @@
+"""`solve` with every kind of field and driver: diffrax, adaptive methods, fields that skip the network, messages."""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import PATHS, Executions, relative
+
+import flowjax as fj
+from flowjax._pytree import pytree, static
+from flowjax.flow import Field
+from flowjax.solvers import (
+    DDIM,
+    RK4,
+    AdamsBashforth,
+    Adaptive,
+    DPMSolver,
+    Euler,
+    HeavyBall,
+    Heun,
+    Midpoint,
+    StepTo,
+)
+
+LINEAR, VP = PATHS["linear"], PATHS["vp"]
+
+
+def network(x, t, cond=None):
+    value = jnp.sin(2 * x + 3 * t[:, None])
+    return value if cond is None else value + 0.5 * cond[:, None].astype(x.dtype)
+
+
+def states(batch=4):
+    return fj.noise(jax.random.key(0), (batch, 3))
+
+
+def labels(batch=4):
+    return jnp.arange(1, batch + 1, dtype=jnp.int32)
+
+
+# ------------------------------------------------------------------------------------------------------------ diffrax
+
+
+def through_diffrax(field, bound, x, cond=None, key=None, index=0, grid=None, **kwargs):
+    ts = jnp.asarray(bound.grid if grid is None else grid, jnp.float32)
+    return diffrax.diffeqsolve(
+        bound.term(field, key, index),
+        bound,
+        ts[0],
+        ts[-1],
+        None,
+        x,
+        cond,
+        stepsize_controller=StepTo(ts=ts),
+        saveat=diffrax.SaveAt(t1=True, solver_state=True),
+        throw=False,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        Euler(),
+        Heun(),
+        Midpoint(),
+        RK4(),
+        DDIM(),
+        DDIM(eta=0.8),
+        AdamsBashforth(order=3),
+        AdamsBashforth(order=3, start="rk4"),
+        DPMSolver(order=3),
+        HeavyBall(solver=DPMSolver(), beta=0.7),
+    ],
+    ids=lambda s: f"{type(s).__name__}-{getattr(s, 'eta', '')}{getattr(s, 'start', '')}",
+)
+@pytest.mark.standard_promotion
+def test_diffrax_gives_the_same_numbers_and_counts(solver):
+    field = fj.guide(fj.Flow(network, path=LINEAR, null=0), fj.guidance.CFG(scale=2.5))
+    bound = solver.bind(LINEAR, 0.05 + 0.9 * fj.times.uniform(6) ** 1.2)
+    key = jax.random.key(1) if bound.pattern.noises else None
+    expected = fj.solve(field, bound, states(), cond=labels(), key=key, index=5)
+    with jax.debug_key_reuse(False):  # the checker takes a key that stays in diffrax's loop for a used one
+        result = through_diffrax(field, bound, states(), labels(), key, 5)
+    assert result.result == diffrax.RESULTS.successful
+    assert relative(result.ys[-1], expected.x) < 1e-6
+    evaluations, calls = fj.flow.count(result.solver_state)
+    assert (evaluations, calls) == (bound.pattern.rows, 2 * bound.pattern.rows)
+    assert (expected.evaluations, expected.network_calls) == (bound.pattern.rows, 2 * bound.pattern.rows)
+
+
+@pytest.mark.standard_promotion
+def test_diffrax_on_another_grid_fails_visibly():
+    flow, bound = fj.Flow(network, path=LINEAR), Euler().bind(LINEAR, fj.times.uniform(4))
+    wrong = through_diffrax(flow, bound, states(), grid=fj.times.uniform(4) ** 1.1)
+    assert wrong.result != diffrax.RESULTS.successful
+    assert through_diffrax(flow, bound, states()).result == diffrax.RESULTS.successful
+
+
+@pytest.mark.standard_promotion
+def test_solvers_of_diffrax_on_the_plain_term():
+    flow = fj.Flow(network, path=LINEAR)
+    exact = fj.solve(flow, RK4(), states(), fj.times.uniform(60)).x
+    result = diffrax.diffeqsolve(
+        fj.term(flow), diffrax.Tsit5(), 0.0, 1.0, 1 / 32, states(), stepsize_controller=diffrax.ConstantStepSize()
+    )
+    assert relative(result.ys[-1], exact) < 1e-5
+
+
+def test_fields_with_a_memory_are_not_velocities():
+    guided = fj.guide(fj.Flow(network, path=LINEAR, null=0), fj.guidance.APG(scale=2.0))
+    with pytest.raises(ValueError, match="carries a memory"):
+        fj.term(guided)
+    with pytest.raises(ValueError, match="carries a memory"):
+        fj.solve(guided, Adaptive(), states(), [0.0, 0.9], labels())
+    with pytest.raises(ValueError, match="has a memory"):
+        fj.guide(guided, fj.guidance.CFG(scale=2.0), against=0)
+    assert fj.solve(guided, DPMSolver(), states(), fj.times.uniform(4), labels()).network_calls == 8
+
+
+# ----------------------------------------------------------------------------------------------------------- adaptive
+
+
+@pytest.mark.parametrize("method", [diffrax.Tsit5, diffrax.Dopri5, diffrax.Bosh3, diffrax.Heun])
+@pytest.mark.standard_promotion
+def test_adaptive_counts_equal_executions(method):
+    executions = Executions()
+    flow = fj.Flow(executions.wrap(network), path=LINEAR)
+    exact = fj.solve(fj.Flow(network, path=LINEAR), RK4(), states(), fj.times.uniform(60)).x
+    result = fj.solve(flow, Adaptive(solver=method(), rtol=1e-4, atol=1e-4), states(), [0.0, 1.0])
+    assert relative(result.x, exact) < 1e-3
+    assert result.evaluations == executions.take()
+    assert result.network_calls == result.evaluations
+
+
+@pytest.mark.standard_promotion
+def test_adaptive_counts_of_a_guided_pair():
+    executions = Executions()
+    flow = fj.Flow(executions.wrap(network), path=LINEAR, null=0)
+    solver = Adaptive(rtol=1e-3, atol=1e-3)
+    result = fj.solve(fj.guide(flow, fj.guidance.CFG(scale=2.0)), solver, states(), [0.0, 1.0], labels())
+    assert np.all(np.isfinite(result.x))
+    assert result.evaluations == executions.take()
+    assert result.network_calls == 2 * result.evaluations
+    interval = fj.guidance.Interval(rule=fj.guidance.CFG(scale=2.0), start=0.3, end=0.6)
+    result = fj.solve(fj.guide(flow, interval), solver, states(), [0.0, 1.0], labels())
+    assert np.all(np.isfinite(result.x))
+    assert result.evaluations == executions.take()
+    assert result.network_calls == -1  # some evaluations are pairs and some are not
+
+
+@pytest.mark.standard_promotion
+def test_adaptive_trajectory_and_ends():
+    flow = fj.Flow(network, path=LINEAR)
+    result = fj.solve(flow, Adaptive(), states(), [0.0, 0.25, 1.0], trajectory=True)
+    assert result.trajectory.shape == (3, 4, 3)
+    assert relative(result.trajectory[0], states()) < 1e-6
+    assert relative(result.trajectory[-1], result.x) < 1e-6
+    quarter = fj.solve(flow, RK4(), states(), fj.times.uniform(20, 0.0, 0.25)).x
+    assert relative(result.trajectory[1], quarter) < 1e-4
+    with pytest.raises(ValueError, match="move the end"):
+        fj.solve(fj.Flow(network, path=VP), Adaptive(), states(), [0.0, 1.0])
+    with pytest.raises(ValueError, match="fixed grids"):
+        fj.solve(flow, Adaptive(), states(), [0.0, 1.0], registers=3)
+    with pytest.raises(ValueError, match="explicit adaptive"):
+        Adaptive(solver=diffrax.Euler())
+
+
+# --------------------------------------------------------------------------------------- a field that skips the network
+
+
+@pytree
+class Skipping(Field):
+    """Uses the last value again in every second step; the network is behind a `lax.cond`."""
+
+    positional = ("field",)
+    stateless = False
+    one_evaluation_per_step = True
+
+    field: Field
+    every: int = static(2)
+
+    @property
+    def path(self):
+        return self.field.path
+
+    def init(self, x, times=None):
+        return self.field.init(x, times), jnp.zeros_like(x), jnp.int32(0), jnp.bool_(False)
+
+    def evaluate(self, t, x, cond, memory, *, to="velocity", **extra):
+        inner, last, number, _ = memory
+        skip = number % self.every != 0
+        value, inner = jax.lax.cond(
+            skip, lambda: (last, inner), lambda: self.field.evaluate(t, x, cond, inner, to=to, **extra)
+        )
+        return value, (inner, value, number + 1, skip)
+
+    def report(self, memory):
+        return {"skipped": memory[3]}
+
+
+@pytest.mark.parametrize("solver", [Euler(), DPMSolver(order=2)], ids=["euler", "2m"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_skipped_evaluations_are_not_made(solver, guided):
+    executions = Executions()
+    field = fj.Flow(executions.wrap(network), path=LINEAR, null=0)
+    field = fj.guide(field, fj.guidance.CFG(scale=2.0)) if guided else field
+    result = fj.solve(Skipping(field), solver, states(), fj.times.uniform(7), labels())
+    assert np.all(np.isfinite(result.x))
+    assert executions.take() == 4
+    assert (result.evaluations, result.network_calls) == (4, 8 if guided else 4)
+    assert list(result.report["skipped"]) == [False, True] * 3 + [False]
+
+
+def test_skipping_euler_makes_double_steps():
+    flow = fj.Flow(network, path=LINEAR)
+    skipped = fj.solve(Skipping(flow), Euler(), states(), fj.times.uniform(8))
+    assert relative(skipped.x, fj.solve(flow, Euler(), states(), fj.times.uniform(4)).x) < 1e-6
+
+
+def test_memory_under_diffrax():
+    bound = Euler().bind(LINEAR, fj.times.uniform(6))
+    field = Skipping(fj.Flow(network, path=LINEAR))
+    result = through_diffrax(field, bound, states())
+    assert relative(result.ys[-1], fj.solve(field, bound, states()).x) < 1e-6
+    assert fj.flow.count(result.solver_state)[0] == 3
+
+
+@pytest.mark.parametrize("solver", [Heun(), AdamsBashforth(order=2, start="rk4")], ids=["heun", "rk4 start"])
+def test_field_that_needs_one_evaluation_per_step_refuses_others(solver):
+    field = Skipping(fj.Flow(network, path=LINEAR))
+    with pytest.raises(ValueError, match="one evaluation per step"):
+        fj.solve(field, solver, states(), fj.times.uniform(4))
+    with pytest.raises(ValueError, match="one evaluation per step"):
+        solver.bind(LINEAR, fj.times.uniform(4)).term(field)
+
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+def test_arguments_that_do_not_go_together():
+    flow, bound = fj.Flow(network, path=LINEAR), Euler().bind(LINEAR, [0.0, 1.0])
+    with pytest.raises(ValueError, match="pass times"):
+        fj.solve(flow, Euler(), states())
+    with pytest.raises(ValueError, match="has its times"):
+        fj.solve(flow, bound, states(), [0.0, 1.0])
+    with pytest.raises(ValueError, match="has its times"):
+        fj.solve(flow, bound, states(), registers=2)
+
+
+def test_same_key_and_index_give_the_same_noise_to_a_sample_in_any_batch():
+    flow, solver = fj.Flow(network, path=LINEAR), DDIM(eta=1.0)
+    x, key, grid = states(6), jax.random.key(3), fj.times.uniform(4, 0.0, 0.9)
+    whole = fj.solve(flow, solver, x, grid, key=key, index=10).x
+    parts = [fj.solve(flow, solver, x[i : i + 3], grid, key=key, index=10 + i).x for i in (0, 3)]
+    assert relative(np.concatenate(parts), whole) < 1e-6
+    assert relative(fj.solve(flow, solver, x, grid, key=key, index=11).x, whole) > 1e-2
+    assert len(np.unique(np.round(np.asarray(whole), 6))) == whole.size
+
+
+def test_condition_is_any_pytree():
+    def conditional(x, t, cond):
+        return x * cond["scale"][:, None] + cond["text"].mean(1)
+
+    flow = fj.Flow(conditional, path=LINEAR)
+    cond: Any = {"scale": jnp.arange(4.0), "text": jnp.ones((4, 5, 3))}
+    result = fj.solve(flow, Euler(), states(), [0.0, 1.0], cond)
+    assert relative(result.x, states() * (1 + jnp.arange(4.0)[:, None]) + 1) < 1e-6
