@@ -1,7 +1,8 @@
 """Claim: `fj.solve` costs what a hand-written jitted loop costs, on the digits DiT and almost on a trivial network.
 
-Euler and DPM-Solver++(2M), 20 steps. Limits: run time 1.05 (Euler, DiT), 1.03 (2M, DiT), 1.1 (2M, trivial network), compile
-time 1.5 (2M, DiT). Also microseconds per step on the trivial network, and that compile time and memory do not grow with steps.
+Euler and DPM-Solver++(2M), 20 steps. Limits: run time 1.05 (Euler, DiT), 1.03 (2M, DiT), 1.1 (2M, trivial network),
+compile time 1.5 (2M, DiT). Also microseconds per step on the trivial network, and that compile time and memory do not
+grow with steps.
 """
 
 import time

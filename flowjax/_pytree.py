@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import jax
 
@@ -19,7 +19,8 @@ def _is_plain_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, jax.Array) and jax.tree_util.all_leaves([value])
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(static, dataclasses.field))
+# Type checkers know neither `positional` nor the default of `static`: to them fields may also be positional.
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def pytree(cls: T) -> T:
     """Makes `cls` a frozen dataclass and registers it with JAX.
 
@@ -38,7 +39,7 @@ def pytree(cls: T) -> T:
                 setattr(cls, name, dataclasses.field(kw_only=True))
             else:
                 setattr(cls, name, dataclasses.field(default=default, kw_only=True))
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls = cast(T, dataclasses.dataclass(frozen=True)(cls))
     fields = dataclasses.fields(cls)
     children = tuple(f.name for f in fields if not f.metadata.get("static", False))
     statics = tuple(f.name for f in fields if f.metadata.get("static", False))
@@ -53,7 +54,7 @@ def pytree(cls: T) -> T:
         return keyed, (tuple(getattr(node, name) for name in statics), functions)
 
     def unflatten(aux, values):
-        node = object.__new__(cls)
+        node: Any = object.__new__(cls)
         static_values, functions = aux
         for name, value in zip(children, values, strict=True):
             object.__setattr__(node, name, value)

@@ -344,8 +344,8 @@ class TwoSidedMixture:
         wide = x[:, None]
         c = type(self.interpolant.coefficients(t))(*(expand(k, wide) for k in self.interpolant.coefficients(t)))
         i, j = (a.ravel() for a in np.indices((np.shape(self.weights0)[0], np.shape(self.weights1)[0])))
-        m0, s0 = (jnp.asarray(a, x.dtype)[i][None] for a in (self.means0, np.asarray(self.stds0) ** 2))
-        m1, s1 = (jnp.asarray(a, x.dtype)[j][None] for a in (self.means1, np.asarray(self.stds1) ** 2))
+        m0, s0 = jnp.asarray(self.means0, x.dtype)[i][None], jnp.asarray(self.stds0, x.dtype)[i][None] ** 2
+        m1, s1 = jnp.asarray(self.means1, x.dtype)[j][None], jnp.asarray(self.stds1, x.dtype)[j][None] ** 2
         total = c.c0**2 * s0 + c.c1**2 * s1 + c.g**2
         residual = wide - c.c0 * m0 - c.c1 * m1
         logs = [jax.nn.log_softmax(jnp.log(jnp.asarray(w, x.dtype))) for w in (self.weights0, self.weights1)]

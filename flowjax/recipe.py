@@ -130,6 +130,7 @@ class Recipe:
         cond: Int[np.ndarray, " num"] | None = None,
         solver: Any = None,
         steps: int | None = None,
+        grid: np.ndarray | None = None,
         batch: int = 200,
         mesh: Mesh | None = None,
     ) -> Samples:
@@ -142,11 +143,13 @@ class Recipe:
             cond: One label per sample.
             solver: A solver; the recipe's by default.
             steps: Number of solver steps; the recipe's by default.
+            grid: Times to sample at instead of `steps` equal ones from 0 to 1.
             batch: Samples per block, rounded up to a multiple of the devices.
             mesh: Splits each block over its devices; all devices by default.
         """
         mesh = make_mesh() if mesh is None else mesh
-        grid = times.uniform(self.steps if steps is None else steps)
+        if grid is None:
+            grid = times.uniform(self.steps if steps is None else steps)
         solver = self.build_solver() if solver is None else solver
         noise_key, solver_key = jax.random.split(key)
         batch = -(-batch // mesh.size) * mesh.size

@@ -3,6 +3,7 @@
     python -m flowjax.sample --workdir=runs/digits --num=1000 --out=samples.npz
     python -m flowjax.sample --workdir=runs/digits --num=30 --labels=0,1,2 --out=few.npz
     python -m flowjax.sample --workdir=runs/digits --num=1000 --solver=heun --steps=5 --guidance=1.5
+    python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
 
 The npz holds `x` in the data's own scale and, for classes, `cond`; a picture with the same name lies beside
 it. Sample i depends on --seed, on i and on its label only, not on --batch. Solver, steps and guidance are
@@ -17,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from flowjax import _cli, catalogue
+from flowjax.calibration.use import calibrated
 from flowjax.recipe import Recipe, load
 from flowjax.training import make_mesh
 from flowjax.training.report import picture
@@ -30,6 +32,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
     flags.DEFINE_string("solver", None, "Solver; the recipe's by default.", flag_values=values)
     flags.DEFINE_integer("steps", None, "Number of solver steps; the recipe's by default.", flag_values=values)
+    text = "File of flowjax.calibrate; brings its solver and times."
+    flags.DEFINE_string("calibration", None, text, flag_values=values)
     flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
@@ -69,6 +73,8 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
     if values.solver is not None:
         _cli.choose("solver", values.solver, sorted(catalogue.solvers))
+    if values.solver is not None and values.calibration is not None:
+        raise _cli.UsageError("--calibration brings its own solver; leave out --solver")
     if values.guidance is not None and recipe.num_classes is None:
         raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
     cond = recipe.balanced(values.num, parse_labels(values.labels, recipe.num_classes))
@@ -83,13 +89,22 @@ def main(values: flags.FlagValues) -> None:
 
     clock = time.perf_counter()
     with _cli.usage_errors():
+        solver, grid = recipe.build_solver(values.solver), None
+        if values.calibration is not None:
+            guidance = (
+                1.0 if recipe.num_classes is None else recipe.guidance if values.guidance is None else values.guidance
+            )
+            if not Path(values.calibration).is_file():
+                raise _cli.UsageError(f"calibration file {values.calibration} does not exist")
+            solver, grid = calibrated(values.calibration, flow, guidance, values.steps)
         samples = recipe.sample(
             recipe.field(flow, values.guidance),
             values.num,
             key=jax.random.key(values.seed),
             cond=cond,
-            solver=recipe.build_solver(values.solver),
+            solver=solver,
             steps=values.steps,
+            grid=grid,
             batch=values.batch,
             mesh=mesh,
         )

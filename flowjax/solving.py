@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from flowjax._pytree import pytree
 from flowjax.flow import Field, count
-from flowjax.solvers.adaptive import Adaptive
+from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
 
 
@@ -39,7 +39,7 @@ class Solution:
 
 def solve(
     field: Field,
-    solver: Solver | Bound | Adaptive,
+    solver: Solver | Bound | OwnSteps,
     x: Float[Array, "batch ..."],
     times: Any = None,
     cond: Any = None,
@@ -82,9 +82,9 @@ def solve(
         >>> int(fj.solve(flow, fj.solvers.Heun(), x0, fj.times.uniform(5)).evaluations)
         10
     """
-    if isinstance(solver, Adaptive):
+    if isinstance(solver, OwnSteps):
         if after_step is not None or registers is not None:
-            raise ValueError("after_step and registers belong to fixed grids, Adaptive has none")
+            raise ValueError("after_step and registers belong to fixed grids, this solver chooses its steps")
         return Solution(**solver.solve(field, x, times, cond, trajectory=trajectory))
     if isinstance(solver, Solver):
         if times is None:

@@ -39,7 +39,7 @@ def log_snr(path: GaussianPath, n: int, start: float = 1e-3, end: float = 1 - 1e
             raise ValueError(
                 f"log_snr needs a finite lam at both ends, but lam({t}) = {value}: move {name} {inside} {t}"
             )
-    return _exact_ends(path.time(np.linspace(*lam, n + 1)), start, end)
+    return _exact_ends(path.time(np.linspace(lam[0], lam[1], n + 1)), start, end)
 
 
 def karras(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 from flowjax.solvers.dc_solver import DCSolver
-from flowjax.solvers.rows import Evaluate, Step
+from flowjax.solvers.rows import Direction, Evaluate, Keep, Step
 from flowjax.times import check_times
 
 
@@ -77,7 +77,7 @@ def search(
                 answer, step = request.x, step + 1
                 if step == number:
                     return answer, new
-            else:
+            elif isinstance(request, Keep | Direction):
                 answer = request.value
 
     def ratio_of(u: Array) -> Array:

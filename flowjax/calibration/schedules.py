@@ -81,13 +81,13 @@ def mutate(schedule: Schedule, rng: np.random.Generator, kinds: Sequence[str] = 
         if rng.random() < 0.3:
             prediction = str(rng.choice(kinds))
         if rng.random() < 0.15:
-            relaxation = rng.choice([None, "midpoint", "bh1", 0.0])
+            relaxation = (None, "midpoint", "bh1", 0.0)[rng.integers(4)]
             relaxation = rng.normal(0, 0.1) if isinstance(relaxation, float) else relaxation
         elif isinstance(relaxation, float) and rng.random() < 0.3:
             relaxation += rng.normal(0, 0.03)
         corrector, corrector_relaxation = d.corrector, d.corrector_relaxation
         if rng.random() < 0.3:
-            corrector, corrector_relaxation = bool(rng.random() < 0.5), rng.choice([None, "bh1", "bh2"])
+            corrector, corrector_relaxation = bool(rng.random() < 0.5), (None, "bh1", "bh2")[rng.integers(3)]
         if rng.random() < 0.2 and order > 1:  # estimate the first derivative from fewer or from all points
             first = int(rng.integers(1, order))
             estimation = (first, *(order - 1 for _ in range(2, order)))
@@ -285,9 +285,12 @@ def to_json(schedule: Schedule) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Schedule:
     """The inverse of `to_json`."""
-    decisions = tuple(
-        Decision(**{k: tuple(v) if isinstance(v, list) else v for k, v in d.items()}) for d in values["decisions"]
-    )
+
+    def decision(values: dict[str, Any]) -> Decision:
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return Decision(**arguments)
+
+    decisions = tuple(decision(line) for line in values["decisions"])
     return Schedule(times=tuple(values["times"]), decisions=decisions, first=values["first"])
 
 

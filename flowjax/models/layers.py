@@ -149,21 +149,22 @@ class Condition(nnx.Module):
             if cond is not None:
                 raise ValueError("this network takes no condition; build it with num_classes= or cond_dim=")
             return 0.0
+        parts: Any = cond
         if cond is None:
-            cond = {
+            parts = {
                 "label": jnp.full((batch,), self.num_classes or 0),
                 "vector": jnp.zeros((batch, self.cond_dim or 0)),
             }
         elif self.num_classes is None:
-            cond = {"vector": cond}
+            parts = {"vector": cond}
         elif self.cond_dim is None:
-            cond = {"label": cond}
+            parts = {"label": cond}
         embedding = jnp.zeros((), self.dtype)
         if self.num_classes is not None:
-            rows = jnp.take(self.table[...], cond["label"], axis=0, mode="fill", fill_value=jnp.nan)
+            rows = jnp.take(self.table[...], parts["label"], axis=0, mode="fill", fill_value=jnp.nan)
             embedding = embedding + rows.astype(self.dtype)
         if self.cond_dim is not None:
-            embedding = embedding + self.project(cond["vector"].astype(self.dtype))
+            embedding = embedding + self.project(parts["vector"].astype(self.dtype))
         return embedding
 
 

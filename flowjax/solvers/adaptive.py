@@ -5,6 +5,7 @@ samples), so a sample depends slightly on its batch mates. Evaluations are count
 method's stages for every attempted step, and one at the start for methods that hand their last value to the next step.
 """
 
+import abc
 from typing import Any
 
 import diffrax
@@ -17,8 +18,16 @@ from flowjax.paths.base import at_least_single
 from flowjax.times import check_times
 
 
+class OwnSteps(abc.ABC):
+    """A solver that chooses its steps while it runs, so that it has no rows."""
+
+    @abc.abstractmethod
+    def solve(self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False) -> dict[str, Any]:
+        """Integrates from times[0] to times[-1]; returns the entries of a `flowjax.solving.Solution`."""
+
+
 @pytree
-class Adaptive:
+class Adaptive(OwnSteps):
     """An explicit Runge-Kutta solver of diffrax under PID step-size control.
 
     Args:

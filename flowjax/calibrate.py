@@ -1,0 +1,170 @@
+"""Computes once per trained model what a solver then uses.
+
+    python -m flowjax.calibrate ems --workdir=runs/digits
+    python -m flowjax.calibrate compensation --workdir=runs/digits --steps=5
+    python -m flowjax.calibrate schedule --workdir=runs/digits --steps=5
+
+ems: the statistics of DPM-Solver-v3, from the training data, for any number of steps. compensation: the ratios of
+    DC-Solver for one number of steps. schedule: a solver searched for one number of steps. The result goes to
+    calibration/ in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample with
+    `flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again, and a finished
+    one says that it exists.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flowjax import _cli, data, times
+from flowjax.calibration import compensation, ems, reference, schedules, store
+from flowjax.calibration.use import record
+from flowjax.keys import noise
+from flowjax.recipe import Recipe, load
+from flowjax.solvers import DCSolver
+from flowjax.training import make_mesh, put_batch
+
+KINDS = ("ems", "compensation", "schedule")
+
+
+def define(values: flags.FlagValues, argv: list[str]) -> None:
+    """The flags of this main; what to calibrate is its one argument."""
+    what = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else None
+    flags.DEFINE_string("what", what, f"Same as the argument: {', '.join(KINDS)}.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
+    flags.DEFINE_integer("steps", 5, "Solver steps (compensation, schedule).", flag_values=values)
+    flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
+    flags.DEFINE_float("start", 1e-3, "First sampling time.", flag_values=values)
+    flags.DEFINE_float("end", 1 - 1e-3, "Last sampling time.", flag_values=values)
+    flags.DEFINE_integer("points", 120, "Intervals of the statistics (ems).", flag_values=values)
+    flags.DEFINE_string("mode", "element", "Statistics per element, channel or scalar (ems).", flag_values=values)
+    flags.DEFINE_integer("order", 3, "Order of the solver (compensation).", flag_values=values)
+    flags.DEFINE_integer("rounds", 12, "Rounds of the search (schedule).", flag_values=values)
+    flags.DEFINE_integer("num", 0, "Samples: 512 for ems, 10 for compensation, 128 for schedule.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of noise and search.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Checks, computes, writes."""
+    if values.what is None:
+        raise _cli.UsageError(f"say what to calibrate ({', '.join(KINDS)}), e.g. `flowjax.calibrate ems --workdir=...`")
+    _cli.choose("calibration", values.what, KINDS)
+    if values.workdir is None:
+        raise _cli.UsageError("--workdir=FOLDER is required")
+    for name in ("steps", "points", "rounds", "order"):
+        if values[name].value < 1:
+            raise _cli.UsageError(f"--{name} must be at least 1, got {values[name].value}")
+    if not 0 <= values.start < values.end <= 1:
+        raise _cli.UsageError(f"need 0 <= --start < --end <= 1, got {values.start} and {values.end}")
+    if values.num < 0:
+        raise _cli.UsageError(f"--num must be positive, or 0 for the default, got {values.num}")
+    try:
+        recipe = Recipe.load(values.workdir)
+    except FileNotFoundError:
+        raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
+    if values.guidance is not None and recipe.num_classes is None:
+        raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
+    _cli.use_compilation_cache()
+    mesh = make_mesh()
+    try:
+        flow, recipe = load(values.workdir, mesh)
+    except FileNotFoundError as error:
+        raise _cli.UsageError(str(error)) from None
+
+    guidance = 1.0 if recipe.num_classes is None else recipe.guidance if values.guidance is None else values.guidance
+    field = recipe.field(flow, guidance)
+    num = values.num or {"ems": 512, "compensation": 10, "schedule": 128}[values.what]
+    sizes = {
+        "ems": {"points": values.points, "num": num, "mode": values.mode},
+        "compensation": {"steps": values.steps, "num": num, "order": values.order},
+        "schedule": {"steps": values.steps, "num": num, "rounds": values.rounds},
+    }[values.what]
+    belongs = record(
+        values.what, flow, guidance=guidance, start=values.start, end=values.end, seed=values.seed, **sizes
+    )
+    name = f"{values.what}-g{guidance:g}" + ("" if values.what == "ems" else f"-{values.steps}steps")
+    file = Path(values.workdir) / "calibration" / f"{name}.npz"
+    if file.exists():
+        with _cli.usage_errors():
+            store.load(file, belongs)
+        print(f"{file} exists")
+        return
+
+    began = time.perf_counter()
+    console = Console()
+    key = jax.random.key(values.seed)
+    columns = (TextColumn(values.what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with (
+        _cli.usage_errors(),
+        Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task("", total=None)
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if values.what == "ems":
+            batches = data.Batches(data.load(recipe.data["name"], **recipe.data["options"]), num, values.seed)
+
+            def batch(i: int) -> tuple[jax.Array, jax.Array | None]:
+                drawn = put_batch(batches.batch(i), mesh)
+                return drawn["x1"], drawn["cond"]
+
+            statistics = ems.estimate(
+                field,
+                batch,
+                key,
+                start=values.start,
+                end=values.end,
+                points=values.points,
+                mode=values.mode,
+                partial=file.with_suffix(""),
+                progress=progress,
+            )
+            arrays = {name: np.asarray(getattr(statistics, name)) for name in ("lam", "l", "s", "b")}
+        else:
+            grid = times.uniform(values.steps, values.start, values.end)
+            x = field.path.start(noise(key, (num, *recipe.shape)), grid[0])
+            labels = recipe.balanced(num)
+            cond = None if labels is None else jnp.asarray(labels)
+            if values.what == "compensation":
+                ratios = compensation.search(field, DCSolver(order=values.order), x, grid, cond, progress=progress)
+                arrays = {"ratios": ratios, "times": grid}
+            else:
+                target = reference.reference(field, x, grid, cond)[-1]
+                total = values.rounds * 32
+
+                def found(done: int, best: float) -> None:
+                    bar.update(task, completed=done, total=total, description=f"best mean squared error {best:.3g}")
+
+                known = schedules.search(
+                    lambda candidates: schedules.errors(field, candidates, x, target, cond),
+                    grid,
+                    rounds=values.rounds,
+                    seed=values.seed,
+                    results=file.with_suffix(".jsonl"),
+                    record=belongs,
+                    progress=found,
+                )
+                arrays = {
+                    "schedule": np.array(json.dumps(schedules.to_json(known[0][1]))),
+                    "error": np.array(known[0][0]),
+                }
+    store.save(file, arrays, belongs)
+    print(f"{file} in {time.perf_counter() - began:.0f} s; use it with flowjax.sample --calibration={file}")
+
+
+def cli() -> None:
+    """Entry point."""
+    _cli.run(main, define)
+
+
+if __name__ == "__main__":
+    cli()
