@@ -172,11 +172,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 def show(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The rows as a table for `rich.print`."""
-    shown = {name for row in rows for name in row if not name.endswith(("_low", "_high"))}
+    shown = {name for row in rows for name in row if not name.endswith(("_low", "_high", "_seconds"))}
     names = [*_LEADING, *sorted(shown - set(_LEADING))]
     result = Table(title=title, show_edge=False)
     for name in names:
-        result.add_column(name.replace("_", " ").replace("[", "\\["), justify="left" if name == "solver" else "right")
+        result.add_column(name.replace("_", " ").replace("[", "\\["), overflow="fold")
     for row in rows:
         result.add_row(*(f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names))
     return result
@@ -199,7 +199,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.set_yscale("log")
         ticks = sorted({row["evaluations"] for row in rows})
         panel.set_xticks(ticks, labels=[str(tick) for tick in ticks])
-        panel.minorticks_off()
+        panel.xaxis.minorticks_off()
         panel.grid(alpha=0.3)
     panel.legend()
     figure.savefig(path, format="png", dpi=120)

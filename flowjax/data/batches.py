@@ -120,16 +120,19 @@ class Batches:
         """The batches by step for grain, to be mapped, mixed or read by several processes."""
         return grain.MapDataset.range(sys.maxsize).map(self.batch)
 
-    def iterator(self, start: int = 0, *, threads: int = 4, ahead: int = 8) -> grain.DatasetIterator:
-        """Batches from step `start` on, read ahead in the background; for sources on disk.
+    def iterator(self, start: int = 0, *, threads: int | None = None, ahead: int = 8) -> grain.DatasetIterator:
+        """Batches from step `start` on, read ahead in the background where the source is on disk.
 
         `get_state()` and `set_state(state)` save and restore the position exactly; `close()` ends the threads.
 
         Args:
             start: First step.
-            threads: Batches that are read at the same time; 0 reads each batch when it is asked for.
+            threads: Batches that are read at the same time; 0 reads each batch when it is asked for. By default 4 for
+                sources on disk, 0 for those in memory.
             ahead: Batches that wait in memory.
         """
+        if threads is None:
+            threads = 0 if isinstance(self.source.x, np.ndarray) else 4
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
         iterator = iter(self.dataset().to_iter_dataset(options))
         grain.experimental.set_next_index(iterator, start)

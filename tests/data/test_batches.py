@@ -98,7 +98,7 @@ def test_augmentation_changes_with_the_step_and_not_with_the_processes():
     np.testing.assert_array_equal(whole.batch(3)["x1"], np.concatenate([p.batch(3)["x1"] for p in parts]))
 
 
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("threads", [None, 0, 3])
 def test_grain_reads_the_same_batches_and_resumes_exactly(threads):
     batches = data.Batches(images(), 4, seed=1, augment=data.Augment(flip=True, crop=1))
     expected = [batches.batch(step)["x1"] for step in range(12)]
