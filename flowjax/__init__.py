@@ -14,8 +14,19 @@ from flowjax.flow import Field, Flow, term
 from flowjax.keys import noise
 from flowjax.solving import Solution, solve
 
-_LAZY_MODULES = ("catalogue", "data", "evaluation", "models", "objectives", "oracles", "recipe", "training")
-_LAZY_NAMES = {"load": "recipe", "Recipe": "recipe", "cite": "catalogue"}
+_LAZY_MODULES = (
+    "catalogue",
+    "couplings",
+    "data",
+    "evaluation",
+    "likelihood",
+    "models",
+    "objectives",
+    "oracles",
+    "recipe",
+    "training",
+)
+_LAZY_NAMES = {"load": "recipe", "Recipe": "recipe", "cite": "catalogue", "log_likelihood": "likelihood"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,8 @@
 """Training objectives: `draw(key, batch)` holds everything random, `loss(networks, draws)` nothing random."""
 
 from flowjax.objectives import times
+from flowjax.objectives.coupled import Coupled
 from flowjax.objectives.flow_matching import Draws, FlowMatching
+from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
+from flowjax.objectives.recipes import SiTWeight, sd3, sit
+from flowjax.objectives.schroedinger import SchroedingerBridge

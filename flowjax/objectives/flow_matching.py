@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import pytree, static
-from flowjax.objectives.times import LogitNormal, Uniform
+from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import PREDICTIONS, GaussianPath
 
 LATEST = 1 - 1e-3  # latest time for targets without a bound at t = 1
@@ -74,7 +74,7 @@ class FlowMatching:
 
     path: GaussianPath
     prediction: str = static("velocity")
-    times: Uniform | LogitNormal = Uniform()
+    times: TimeLaw = Uniform()
     weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = None
     label_dropout: float = 0.0
     null: Any = None

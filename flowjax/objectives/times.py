@@ -46,3 +46,66 @@ class LogitNormal:
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (), jnp.float32))
+
+
+@pytree
+class Mode:
+    """Times with a mode in the middle (scale > 0) or at the ends (scale < 0).
+
+    r = 1 - u - scale (cos^2(pi u / 2) - 1 + u) for uniform u is the noise time, t = 1 - r.
+
+    Attributes:
+        scale: In [-1, 2 / (pi - 2)], where r falls with u; 0 is uniform.
+
+    References:
+        Esser et al. (2024), section 3.1, equation 20, arXiv:2403.03206.
+    """
+
+    scale: float = 1.29
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Draws one float32 time."""
+        u = jax.random.uniform(key, (), jnp.float32)
+        return u + self.scale * (jnp.cos(jnp.pi / 2 * u) ** 2 - 1 + u)
+
+
+@pytree
+class CosMap:
+    """Times whose log signal-to-noise ratio on straight lines has the law of a cosine schedule.
+
+    r = 1 - 1 / (tan(pi u / 2) + 1) for uniform u is the noise time, t = 1 - r.
+
+    References:
+        Esser et al. (2024), section 3.1, equation 21, arXiv:2403.03206.
+    """
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Draws one float32 time."""
+        angle = jnp.pi / 2 * jax.random.uniform(key, (), jnp.float32)
+        return jnp.cos(angle) / (jnp.sin(angle) + jnp.cos(angle))
+
+
+@pytree
+class Shifted:
+    """Times of another law, moved towards the noise: r -> shift r / (1 + (shift - 1) r) with r = 1 - t.
+
+    Attributes:
+        times: The law.
+        shift: Positive; `flowjax.times.resolution_shift` for images of another size, 3 in SD3 at 1024^2.
+
+    References:
+        Esser et al. (2024), section 5.3.2, equation 23, arXiv:2403.03206.
+    """
+
+    positional = ("times",)
+
+    times: Uniform | LogitNormal | Mode | CosMap
+    shift: float
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Draws one float32 time."""
+        r = 1 - self.times.sample(key)
+        return 1 - self.shift * r / (1 + (self.shift - 1) * r)
+
+
+TimeLaw = Uniform | LogitNormal | Mode | CosMap | Shifted

@@ -1,0 +1,163 @@
+"""Couplings of a batch: they reorder the noise, so that data and conditions stay where they are.
+
+`couple(key, x0, batch)` returns the x0 that goes with each x1 of the batch. All are pure JAX and run where the draw
+runs, on the global batch (its costs are a (B, B) matrix on every device; larger batches pair better). The assignment is
+optax's Hungarian method: exact, no host call, 3 ms for 128 and 16 ms for 256 pairs on two CPU cores.
+
+In the limit of large batches `OptimalTransport` gives the optimal map, whose flow is straight. In conditional models it
+does harm: the noise that goes with one class is then no longer N(0, I), but the sampler starts there. `ConditionalOT`
+transports each class on its own.
+
+References: Tong et al., minibatch optimal transport (2302.00482); Pooladian et al. (2304.14772); Cheng and Schwing, The
+Curse of Conditions (2503.10636), for the conditional cost.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from flowjax._pytree import pytree, static
+
+
+class Coupling(abc.ABC):
+    """Pairs noise with data."""
+
+    @abc.abstractmethod
+    def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
+        """The source that goes with each data point.
+
+        Args:
+            key: for random couplings.
+            x0: independent draws of the source, (B, ...).
+            batch: "x1" (B, ...), and "cond" and "x0" where a coupling needs them.
+        """
+
+
+@pytree
+class Independent(Coupling):
+    """Leaves the draws as they are."""
+
+    def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
+        """Returns x0."""
+        return x0
+
+
+@pytree
+class Stored(Coupling):
+    """Takes the pairs of the data set: batch["x0"] goes with batch["x1"] (rectified flow, distillation)."""
+
+    def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
+        """Returns batch["x0"].
+
+        Raises:
+            ValueError: the batch has none, or of another shape.
+        """
+        if "x0" not in batch or batch["x0"].shape != x0.shape:
+            raise ValueError(f'stored pairs need batch["x0"] of shape {x0.shape}, the batch has {sorted(batch)}')
+        return batch["x0"].astype(x0.dtype)
+
+
+@pytree
+class OptimalTransport(Coupling):
+    """The assignment with the smallest sum of squared distances: a permutation of the noise."""
+
+    def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
+        """Reorders x0."""
+        return x0[assignment(squared_distances(x0, batch["x1"]))]
+
+
+@pytree
+class ConditionalOT(Coupling):
+    """Optimal transport that leaves noise and condition independent.
+
+    Noise i is first given the condition of data i, so that each condition keeps noise of N(0, I). The assignment then
+    minimises |x0_i - x1_j|^2 + weight d(c_i, c_j): integer conditions have d = 0 if all are equal and 1 if not, and
+    `weight=None` permits no exchange between classes. For real vectors d is the squared distance and a finite weight
+    is needed: large ones pair within similar conditions, 0 is `OptimalTransport`.
+
+    Args:
+        weight: of the conditions' distance, not negative; None for classes only.
+    """
+
+    weight: float | None = None
+
+    def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
+        """Reorders x0.
+
+        Raises:
+            ValueError: the batch has no condition, or a real one without a weight.
+        """
+        conditions = jax.tree.leaves(batch.get("cond"))
+        if not conditions:
+            raise ValueError('ConditionalOT needs batch["cond"]; without conditions use OptimalTransport')
+        cost = squared_distances(x0, batch["x1"])
+        distance = jnp.zeros_like(cost)
+        for c in conditions:
+            if jnp.issubdtype(c.dtype, jnp.floating):
+                if self.weight is None:
+                    raise ValueError("real conditions are never equal: ConditionalOT needs a finite weight for them")
+                distance += squared_distances(c, c).astype(cost.dtype)
+            else:
+                flat = c.reshape(c.shape[0], -1)
+                distance += jnp.any(flat[:, None] != flat[None], axis=2).astype(cost.dtype)
+        # One mismatch costs more than any reordering inside the classes can gain.
+        weight = jnp.max(cost) * cost.shape[0] if self.weight is None else jnp.asarray(self.weight, cost.dtype)
+        return x0[assignment(cost + weight * distance)]
+
+
+@pytree
+class Sinkhorn(Coupling):
+    """Entropic transport: for each data point one noise drawn from the plan exp(-cost / epsilon).
+
+    The plan is that of a Schroedinger bridge between the two samples. With epsilon = 2 s^2 and
+    `Interpolant(form="linear", gamma="brownian", scale=s**2)` it makes SB-CFM (2302.00482). A plan that is not finite
+    falls back on the independent one.
+
+    Args:
+        epsilon: strength of the entropy, positive, in units of squared distance summed over dimensions.
+        iterations: of the scaling, in logarithms.
+    """
+
+    epsilon: float
+    iterations: int = static(100)
+
+    def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
+        """Draws x0 for each x1."""
+        logs = sinkhorn(squared_distances(x0, batch["x1"]), self.epsilon, self.iterations)
+        return x0[jax.random.categorical(key, logs, axis=0)]
+
+
+def squared_distances(a: Float[Array, "I ..."], b: Float[Array, "J ..."]) -> Float[Array, "I J"]:
+    """|a_i - b_j|^2, summed over all dimensions, in float32 or better."""
+    dtype = jnp.float64 if a.dtype == jnp.float64 else jnp.float32
+    a, b = (x.reshape(x.shape[0], -1).astype(dtype) for x in (a, b))
+    product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1)[None] - 2 * product, 0)
+
+
+def assignment(cost: Float[Array, "B B"]) -> Int[Array, " B"]:
+    """For each column the row that goes with it, at the smallest total cost."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # inside optax
+        rows, columns = optax.assignment.hungarian_algorithm(cost)
+    return jnp.zeros(cost.shape[1], rows.dtype).at[columns].set(rows)
+
+
+def sinkhorn(cost: Float[Array, "I J"], epsilon: Any, iterations: int = 100) -> Float[Array, "I J"]:
+    """Logarithms of the entropic plan with uniform marginals 1/I, 1/J; the uniform plan where that is not finite."""
+    kernel = -cost / epsilon
+    rows, columns = (-jnp.log(jnp.asarray(n, cost.dtype)) for n in cost.shape)
+
+    def scale(_: Any, potentials: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, g = potentials
+        f = rows - jax.nn.logsumexp(kernel + g[None], axis=1)
+        return f, columns - jax.nn.logsumexp(kernel + f[:, None], axis=0)
+
+    zeros = (jnp.zeros(cost.shape[0], cost.dtype), jnp.zeros(cost.shape[1], cost.dtype))
+    f, g = jax.lax.fori_loop(0, iterations, scale, zeros)
+    plan = kernel + f[:, None] + g[None]
+    return jnp.where(jnp.all(jnp.isfinite(plan)), plan, rows + columns)

@@ -1,0 +1,216 @@
+"""SDEs of a flow for diffrax: the drift v + eps s as a field, and the pair of terms with its noise."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax
+from jaxtyping import Array, Key
+
+from flowjax._pytree import pytree, static
+from flowjax.flow import Counts, Field, term
+from flowjax.paths.base import check_time_and_state, expand
+from flowjax.paths.sde import as_diffusion
+
+
+@pytree
+class DriftPlusScore(Field):
+    """A field whose velocity is the drift v + eps(t) s of the SDE with that diffusion (backwards: v - eps(t) s).
+
+    Other predictions are those of the field. Solve it with `EulerMaruyama(drift="field", diffusion=...)` and the same
+    diffusion, or through `sde_terms`. Where eps = 0 the score is not used, so it may be infinite there.
+
+    Args:
+        field: a `Flow`, a guided field, or an `InterpolantFlow`.
+        diffusion: as for `flowjax.solvers.EulerMaruyama`.
+        backward: drift of the run from data to noise.
+    """
+
+    positional = ("field",)
+
+    field: Field
+    diffusion: Any = static("sigma")
+    backward: bool = static(False)
+
+    @property
+    def path(self) -> Any:
+        """The path of the field."""
+        return self.field.path
+
+    @property
+    def stateless(self) -> bool:
+        """Whether the field is."""
+        return self.field.stateless
+
+    def init(self, x: Array, times: Any = None) -> Any:
+        """Memory of the field."""
+        return self.field.init(x, times)
+
+    def eps(self, t: Any) -> Any:
+        """eps(t)."""
+        return as_diffusion(self.diffusion).value(self.path, t)
+
+    def evaluate(
+        self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any
+    ) -> tuple[Array, Any]:
+        """The drift, from one evaluation of the field where it has one network."""
+        if to != "velocity":
+            return self.field.evaluate(t, x, cond, memory, to=to, **extra)
+        eps = expand(self.eps(t if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)), x)
+        if isinstance(self.field, InterpolantFlow):
+            velocity, score, _, memory = self.field.all(t, x, cond, memory, **extra)
+        else:
+            velocity, memory = self.field.evaluate(t, x, cond, memory, to="velocity", **extra)
+            score = self.path.convert(velocity, given="velocity", to="score", t=t, x=x)
+        part = jnp.where(eps == 0, 0, eps * score)
+        return velocity - part if self.backward else velocity + part, memory
+
+
+@pytree
+class InterpolantFlow(Field):
+    """The field of a two-sided interpolant, from one network, or two where the score is needed.
+
+    b = velocity, or v - g g' s with the drift v; s = -etaz / g with the denoiser etaz = E[z | x_t], or a network of its
+    own. A forward drift v + (g' - eps / g) etaz learned as one network stands in the place of the velocity. Both
+    networks together are one evaluation.
+
+    Args:
+        network: called as `network(x, t, cond, **extra)`, like that of a `Flow`.
+        path: the `flowjax.paths.Interpolant`.
+        prediction: what the network returns: "velocity" or "drift".
+        second: the network for the score, or None.
+        second_prediction: what that returns: "denoiser" or "score".
+
+    Raises:
+        ValueError: unknown predictions, or a drift without a second network.
+    """
+
+    positional = ("network",)
+
+    network: Any
+    path: Any
+    prediction: str = static("velocity")
+    second: Any = None
+    second_prediction: str = static("denoiser")
+
+    def __post_init__(self) -> None:
+        """Checks the predictions."""
+        if self.prediction not in ("velocity", "drift") or self.second_prediction not in ("denoiser", "score"):
+            raise ValueError(
+                "prediction must be 'velocity' or 'drift' and second_prediction 'denoiser' or 'score', got "
+                f"{self.prediction!r} and {self.second_prediction!r}"
+            )
+        if self.prediction == "drift" and self.second is None:
+            raise ValueError("the velocity is v - g g' s: prediction='drift' needs second=, a network for the score")
+
+    def init(self, x: Array, times: Any = None) -> Counts:
+        """Counters at zero."""
+        return Counts.zero(x.shape[0])
+
+    def all(self, t: Any, x: Array, cond: Any, memory: Counts, **extra: Any) -> tuple[Array, Array, Array, Counts]:
+        """The velocity b, the score s, the noise etaz and the next memory: one evaluation of both networks."""
+        if self.second is None:
+            raise ValueError("the score needs a network of its own: pass second=")
+        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        t = t if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)
+        c = self.path.coefficients(t)
+        first = self.network(x, times, cond, **extra).astype(x.dtype)
+        second = self.second(x, times, cond, **extra).astype(x.dtype)
+        if self.second_prediction == "score":
+            score, noise = second, -expand(c.g, x) * second
+        else:
+            score, noise = self.path.score(t, second), second
+        if self.prediction == "drift":
+            bounded = jnp.where(c.g == 0, 0, c.dg)  # g' etaz, where etaz = 0 with g
+            first += expand(bounded, x) * noise if self.second_prediction == "denoiser" else -expand(c.gdg, x) * score
+        return first, score, noise, memory.plus(2 * x.shape[0])
+
+    def evaluate(
+        self, t: Any, x: Array, cond: Any, memory: Counts, *, to: str = "velocity", **extra: Any
+    ) -> tuple[Array, Counts]:
+        """The "velocity", "score" or "noise" (etaz).
+
+        Raises:
+            ValueError: another prediction, or one that needs a second network.
+        """
+        check_time_and_state(t, x)
+        if to == "velocity" and self.prediction == "velocity":
+            times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+            return self.network(x, times, cond, **extra).astype(x.dtype), memory.plus(x.shape[0])
+        names = ("velocity", "score", "noise")
+        if to not in names:
+            raise ValueError(f"an interpolant gives {', '.join(names)}, not {to!r}")
+        *values, memory = self.all(t, x, cond, memory, **extra)
+        return values[names.index(to)], memory
+
+
+class SampleBrownian(diffrax.AbstractBrownianPath):
+    """Brownian motion of a batch by diffrax's `VirtualBrownianTree`, one tree per sample, keyed by its global index."""
+
+    trees: diffrax.VirtualBrownianTree
+    levy_area: Any = eqx.field(static=True)
+
+    def __init__(self, key: Key[Array, ""], x: Array, t0: float, t1: float, tol: float, index: Any, levy_area: Any):
+        """Trees for the samples `index`, `index + 1`, ... of shape x.shape[1:] on [t0, t1]."""
+        indices = jnp.asarray(index, jnp.uint32) + jnp.arange(x.shape[0], dtype=jnp.uint32)
+        shape = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        self.trees = eqx.filter_vmap(
+            lambda i: diffrax.VirtualBrownianTree(t0, t1, tol, shape, jax.random.fold_in(key, i), levy_area=levy_area)
+        )(indices)
+        self.levy_area = levy_area
+
+    @property
+    def t0(self) -> Any:
+        """Start of the interval."""
+        return self.trees.t0[0] if jnp.ndim(self.trees.t0) else self.trees.t0
+
+    @property
+    def t1(self) -> Any:
+        """End of the interval."""
+        return self.trees.t1[0] if jnp.ndim(self.trees.t1) else self.trees.t1
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True, use_levy: bool = False) -> Any:
+        """The increment over [t0, t1], (B, ...)."""
+        return eqx.filter_vmap(lambda tree: tree.evaluate(t0, t1, left, use_levy))(self.trees)
+
+
+class _Noise(eqx.Module):
+    """sqrt(2 eps(t)) times the identity."""
+
+    field: DriftPlusScore
+
+    def __call__(self, t: Any, y: Array, args: Any) -> Any:
+        size = jnp.sqrt(2 * self.field.eps(jnp.asarray(t, y.dtype)))
+        return lineax.DiagonalLinearOperator(jnp.broadcast_to(size, y.shape))
+
+
+def sde_terms(
+    field: DriftPlusScore,
+    x: Array,
+    key: Key[Array, ""],
+    *,
+    start: float = 0.0,
+    end: float = 1.0,
+    tol: float = 1e-3,
+    index: Any = 0,
+    levy_area: Any = diffrax.BrownianIncrement,
+) -> diffrax.MultiTerm:
+    """The pair (drift, noise) for diffrax's SDE solvers, with the drift of `DriftPlusScore`.
+
+    The noise is additive, so Ito and Stratonovich agree. `diffeqsolve(sde_terms(...), diffrax.Euler(), start, end, dt,
+    x, cond)` runs noise to data; a field with `backward=True` runs from `end` to `start` with a negative step.
+
+    Args:
+        field: drift and diffusion.
+        x: the initial state (B, ...), for its shape and precision.
+        key: typed key; the motion of sample i depends on (key, index + i) only.
+        start: first time.
+        end: last time.
+        tol: resolution of the tree, below the smallest step.
+        index: global index of the first sample.
+        levy_area: what the solver needs (`diffrax.SpaceTimeLevyArea` for `ShARK`, `SRA1`).
+    """
+    motion = SampleBrownian(key, x, start, end, tol, index, levy_area)
+    return diffrax.MultiTerm(term(field), diffrax.ControlTerm(_Noise(field), motion))

@@ -1,0 +1,42 @@
+"""An objective under a coupling: its noise is paired with the data before the loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from flowjax._pytree import pytree
+from flowjax.couplings import Coupling
+
+
+@pytree
+class Coupled:
+    """An objective whose draws are paired by a coupling (OT-CFM, SB-CFM, stored pairs).
+
+    The coupling sees the conditions before label dropout.
+
+    Args:
+        objective: one whose draws have `x0`: `FlowMatching`, `Interpolation`.
+        coupling: from `flowjax.couplings`.
+
+    Example:
+        >>> import flowjax as fj
+        >>> objective = Coupled(fj.objectives.FlowMatching(path=fj.paths.Linear()), fj.couplings.OptimalTransport())
+    """
+
+    positional = ("objective", "coupling")
+
+    objective: Any
+    coupling: Coupling
+
+    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> Any:
+        """The objective's draws with x0 paired; depends on the whole batch."""
+        for_draw, for_pairs = jax.random.split(key)
+        draws = self.objective.draw(for_draw, batch, memory)
+        return dataclasses.replace(draws, x0=self.coupling.couple(for_pairs, draws.x0, batch))
+
+    def loss(self, networks: Callable[..., Array], draws: Any) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """The objective's."""
+        return self.objective.loss(networks, draws)

@@ -1,0 +1,163 @@
+"""Objectives of stochastic interpolants: regress one field of x_t = c0 x0 + c1 x1 + g z on its value given (x0, x1, z).
+
+    prediction       target                             minimiser
+    velocity         d_t I + g' z                       b
+    drift            d_t I                              v = b + g g' s
+    forward_drift    d_t I + (g' - eps / g) z           b + eps s, the drift of the SDE with constant diffusion eps
+    score            -z / g                             s
+    denoiser         z                                  E[z | x_t] = -g s
+    source, data     x0, x1                             E[x0 | x_t], E[x1 | x_t]
+
+with d_t I = c0' x0 + c1' x1. Near t = 0 and 1 the targets g' z and z / g have no bound. The pair x+- = I +- g z with
+targets of opposite z (antithetic) keeps the variance of the gradient bounded there; it is made for those targets, as in
+the paper. The denoiser is positive here, E[z | x_t]; the published code learns its negative.
+
+"regression" is mean |f - target|^2 over dimensions, averaged over an antithetic pair. "energy" is |f|^2 / 2 -
+f . target summed over dimensions and added over the pair, as in the published code; it differs by a constant and may be
+negative.
+
+References: Albergo, Boffi, Vanden-Eijnden (2303.08797), sections 2.2, 4 and 6; Tong et al. (2302.00482, 2307.03672).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from flowjax._pytree import pytree, static
+from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.paths import Interpolant
+from flowjax.paths.base import divide, expand
+
+Field = Literal["velocity", "drift", "forward_drift", "score", "denoiser", "source", "data"]
+CUT = 1e-4  # distance from t = 0 and 1 for targets without a bound there
+
+
+@pytree
+class InterpolationDraws:
+    """Everything random of one training step.
+
+    Attributes:
+        x0: source, (B, ...).
+        x1: data, (B, ...).
+        z: latent noise, (B, ...).
+        t: times, (B,).
+        cond: condition with leading axis B, or None.
+    """
+
+    x0: Float[Array, "B ..."]
+    x1: Float[Array, "B ..."]
+    z: Float[Array, "B ..."]
+    t: Float[Array, " B"]
+    cond: Any = None
+
+
+@pytree
+class Interpolation:
+    """Regression on a field of a stochastic interpolant.
+
+    Args:
+        interpolant: the path between source and data.
+        prediction: the field, see the module's table.
+        diffusion: constant eps of the forward drift. With `Interpolant(form="linear", gamma="brownian", scale=2 eps)`
+            and x0 as condition the forward drift leads from the point x0 to a draw of the data given x0.
+        form: "regression" or "energy".
+        antithetic: pairs x+-; None makes them for velocity, forward_drift and score.
+        times: distribution of training times.
+        weight: function of t (B,) that returns weights (B,); None is 1.
+
+    Raises:
+        ValueError: an unknown prediction or form.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> objective = Interpolation(interpolant=Interpolant(), prediction="denoiser")
+        >>> draws = objective.draw(jax.random.key(0), {"x0": jnp.zeros((4, 2)), "x1": jnp.ones((4, 2))})
+        >>> objective.loss(lambda x, t, cond: jnp.zeros_like(x), draws)[0].shape
+        (4,)
+    """
+
+    interpolant: Interpolant
+    prediction: str = static("velocity")
+    diffusion: float = 0.0
+    form: str = static("regression")
+    antithetic: bool | None = static(None)
+    times: TimeLaw = Uniform()
+    weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        for name, value, allowed in (
+            ("prediction", self.prediction, get_args(Field)),
+            ("form", self.form, ("regression", "energy")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+
+    @property
+    def _unbounded(self) -> bool:
+        return self.prediction in ("velocity", "forward_drift", "score")
+
+    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> InterpolationDraws:
+        """Draws latent noise, times and, where the batch has no "x0", a standard normal source.
+
+        Example i depends on (key, i) only. Times of unbounded targets are moved into [1e-4, 1 - 1e-4].
+
+        Args:
+            key: key of the training step.
+            batch: "x1" (B, ...), optionally the source "x0" (B, ...) and "cond".
+            memory: unused; part of the objective protocol.
+        """
+        x1 = batch["x1"]
+
+        def one(index: Array) -> tuple[Array, Array, Array]:
+            for_source, for_latent, for_time = jax.random.split(jax.random.fold_in(key, index), 3)
+            x0, z = (jax.random.normal(k, x1.shape[1:], x1.dtype) for k in (for_source, for_latent))
+            return x0, z, self.times.sample(for_time)
+
+        x0, z, t = jax.vmap(one)(jnp.arange(x1.shape[0]))
+        if self._unbounded:
+            t = jnp.clip(t, CUT, 1 - CUT)
+        return InterpolationDraws(x0=batch.get("x0", x0), x1=x1, z=z, t=t, cond=batch.get("cond"))
+
+    def target(self, draws: InterpolationDraws, z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """What the network regresses on, for this latent noise."""
+        d = draws
+        if self.prediction in ("source", "data", "denoiser"):
+            return {"source": d.x0, "data": d.x1, "denoiser": z}[self.prediction]
+        if self.prediction == "score":
+            return self.interpolant.score(d.t, z)
+        if self.prediction == "drift":
+            return self.interpolant.conditional_drift(d.t, d.x0, d.x1)
+        velocity = self.interpolant.conditional_velocity(d.t, d.x0, d.x1, z)
+        if self.prediction == "velocity":
+            return velocity
+        return velocity - jnp.asarray(self.diffusion, z.dtype) * divide(
+            z, expand(self.interpolant.coefficients(d.t).g, z)
+        )
+
+    def loss(
+        self, networks: Callable[..., Array], draws: InterpolationDraws
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """The loss of each example.
+
+        Args:
+            networks: called as `networks(x, t, cond)`; twice for an antithetic pair.
+            draws: from `draw`.
+
+        Returns:
+            (B,), and {"mse": mean squared error without the weight, (B,)}.
+        """
+        antithetic = self._unbounded if self.antithetic is None else self.antithetic
+        axes = tuple(range(1, draws.x1.ndim))
+        energies, errors = [], []
+        for z in (draws.z, -draws.z) if antithetic else (draws.z,):
+            x = self.interpolant.interpolate(draws.t, draws.x0, draws.x1, z)
+            value, target = networks(x, draws.t, draws.cond), self.target(draws, z)
+            energies.append(jnp.sum(value**2 / 2 - target * value, axis=axes))
+            errors.append(jnp.mean((value - target) ** 2, axis=axes))
+        mse = jnp.mean(jnp.stack(errors), axis=0)
+        loss = mse if self.form == "regression" else jnp.sum(jnp.stack(energies), axis=0)
+        return loss if self.weight is None else self.weight(draws.t) * loss, {"mse": mse}

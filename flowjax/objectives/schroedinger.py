@@ -1,0 +1,98 @@
+"""The Schroedinger bridge by optimising the interpolant (experimental: the paper gives no numerical results).
+
+    max over I, min over u of  int_0^1 E[ |u(t, x_t)|^2 / 2 - (d_t I + (g' - eps / g) z) . u(t, x_t) ] dt,
+
+x_t = I(t, x0, x1) + g(t) z with g = sqrt(2 eps t (1 - t)) and I = (1 - t) x0 + t x1 + t (1 - t) N(t, x0, x1): the ends
+are built in. For fixed I the minimiser is the forward drift u = b + eps s of dx = u dt + sqrt(2 eps) dW; at the saddle
+point u is the drift of the bridge and x_t has its law. eps -> 0 is optimal transport.
+
+The two networks descend at once on the sum of two losses with disjoint gradients: u on the value above, N on its
+negative. References: 2303.08797, section 3.4, theorem 5.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from flowjax._pytree import pytree
+from flowjax.objectives.interpolation import CUT, InterpolationDraws
+from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.paths.base import expand
+
+
+@pytree
+class SchroedingerBridge:
+    """Both players of the saddle-point problem.
+
+    `networks` is {"velocity": u, "interpolant": N}: u(x, t, cond), and N(x, t, cond) on x = (x0, x1) concatenated along
+    the last axis, with values of x1's shape.
+
+    Args:
+        diffusion: eps, positive: the bridge's reference is sqrt(2 eps) dW.
+        times: distribution of training times, moved into [1e-4, 1 - 1e-4].
+
+    Raises:
+        ValueError: eps is not positive.
+    """
+
+    diffusion: float
+    times: TimeLaw = Uniform()
+
+    def __post_init__(self) -> None:
+        """Checks eps."""
+        if isinstance(self.diffusion, int | float) and not self.diffusion > 0:
+            raise ValueError(f"diffusion must be positive, got {self.diffusion}")
+
+    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> InterpolationDraws:
+        """Draws times and latent noise; the source is batch["x0"] or else standard normal."""
+        x1 = batch["x1"]
+
+        def one(index: Array) -> tuple[Array, Array, Array]:
+            for_source, for_latent, for_time = jax.random.split(jax.random.fold_in(key, index), 3)
+            x0, z = (jax.random.normal(k, x1.shape[1:], x1.dtype) for k in (for_source, for_latent))
+            return x0, z, self.times.sample(for_time)
+
+        x0, z, t = jax.vmap(one)(jnp.arange(x1.shape[0]))
+        t = jnp.clip(t, CUT, 1 - CUT)
+        return InterpolationDraws(x0=batch.get("x0", x0), x1=x1, z=z, t=t, cond=batch.get("cond"))
+
+    def interpolate(
+        self, network: Callable[..., Array], t: Float[Array, " B"], x0: Array, x1: Array, cond: Any = None
+    ) -> Float[Array, "B ..."]:
+        """I(t, x0, x1) = (1 - t) x0 + t x1 + t (1 - t) N."""
+        wide = expand(t, x1)
+        bent = network(jnp.concatenate([x0, x1], axis=-1), t, cond)
+        return (1 - wide) * x0 + wide * x1 + wide * (1 - wide) * bent
+
+    def loss(
+        self, networks: Mapping[str, Callable[..., Array]], draws: InterpolationDraws
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """The loss of u plus that of the interpolant, averaged over the pair of opposite z.
+
+        Returns:
+            (B,), and {"value": the objective of the saddle point, (B,)}.
+        """
+        d, eps = draws, self.diffusion
+        g = jnp.sqrt(2 * eps * d.t * (1 - d.t))
+        forward = expand(-2 * eps * d.t / g, d.z)  # g' - eps / g
+
+        def value(drift: Callable[..., Array], bend: Callable[..., Array]) -> Array:
+            base, slope = jax.jvp(
+                lambda t: self.interpolate(bend, t, d.x0, d.x1, d.cond), (d.t,), (jnp.ones_like(d.t),)
+            )
+            total = jnp.zeros_like(d.t)
+            for z in (d.z, -d.z):
+                u = drift(base + expand(g, z) * z, d.t, d.cond)
+                total += jnp.sum(u**2 / 2 - (slope + forward * z) * u, axis=tuple(range(1, u.ndim))) / 2
+            return total
+
+        def frozen(network: Callable[..., Array]) -> Callable[..., Array]:
+            """The other player's parameters are constants: each loss moves one network only."""
+            return jax.tree.map(lambda p: jax.lax.stop_gradient(p) if isinstance(p, jax.Array) else p, network)
+
+        u, bend = networks["velocity"], networks["interpolant"]
+        own = value(u, frozen(bend))
+        return own - value(frozen(u), bend), {"value": own}
