@@ -128,7 +128,9 @@ def main(values: flags.FlagValues) -> None:
         objective = make_objective(config, recipe)
         optimizer = make_optimizer(config.train)
         step = make_step(optimizer, config.train.ema)
-        batches = data.Batches(source, config.train.batch, config.seed)
+        # Optional in a config: augment = {"flip": ..., "crop": ...}.
+        augment = data.Augment(**config.data.augment) if config.data.get("augment") else None
+        batches = data.Batches(source, config.train.batch, config.seed, augment=augment)
         recipe.build_solver()
         init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
         batch = put_batch(batches.batch(0), mesh)
@@ -170,8 +172,11 @@ def main(values: flags.FlagValues) -> None:
         writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
         if start:
             writer.note(f"resumed after step {start}")
+        stream = batches.iterator(start)
         for done in range(start + 1, steps + 1):
-            state, metrics = step(state, objective, put_batch(batches.batch(done - 1), mesh), train_key)
+            with _cli.usage_errors():  # a broken file is named
+                batch = put_batch(next(stream), mesh)
+            state, metrics = step(state, objective, batch, train_key)
             last = done == steps
             if last or done % config.train.report_every == 0:
                 writer.report(done, {name: float(value) for name, value in metrics.items()})
@@ -181,6 +186,7 @@ def main(values: flags.FlagValues) -> None:
             if last or done % config.train.checkpoint_every == 0:
                 with writer.paused(state):
                     checkpoints.save(state)
+        stream.close()
         writer.close()
 
     # What it generates.
