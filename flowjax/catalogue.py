@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from flowjax import fields as _fields
 from flowjax import guidance as _guidance
 from flowjax import objectives as _objectives
@@ -59,6 +61,28 @@ class Entry:
 
 def _arxiv(key: str, authors: str, title: str, year: int, number: str) -> Reference:
     return Reference(key, authors, title, year, f"https://arxiv.org/abs/{number}")
+
+
+_INTERPOLANTS = _arxiv(
+    "albergo2023stochastic",
+    "Albergo, M. S. and Boffi, N. M. and Vanden-Eijnden, E.",
+    "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions",
+    2023,
+    "2303.08797",
+)
+_SIT = _arxiv(
+    "ma2024sit",
+    "Ma, N. and Goldstein, M. and Albergo, M. S. and Boffi, N. M. and Vanden-Eijnden, E. and Xie, S.",
+    "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers",
+    2024,
+    "2401.08740",
+)
+
+
+def _plain_statistics() -> dict[str, Any]:
+    """Statistics with which DPM-Solver-v3 is DPM-Solver++."""
+    lam = np.linspace(-12.0, 12.0, 241)
+    return {"statistics": _solvers.Statistics(lam=lam, l=np.ones(241), s=np.zeros(241), b=np.zeros(241))}
 
 
 _RUNGE_KUTTA = Reference(
@@ -198,6 +222,32 @@ solvers = {
         order=3,
         evaluations=lambda n: n,
     ),
+    "dpm_solver_v3": Entry(
+        _solvers.DPMSolverV3,
+        "DPM-Solver-v3, around empirical model statistics",
+        _arxiv(
+            "zheng2023dpmsolverv3",
+            "Zheng, K. and Lu, C. and Chen, J. and Zhu, J.",
+            "DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics",
+            2023,
+            "2310.13268",
+        ),
+        order=3,
+        evaluations=lambda n: n,
+        example=_plain_statistics,
+    ),
+    "usf": Entry(
+        _solvers.USF,
+        "schedules whose ingredients are chosen step by step",
+        _arxiv(
+            "liu2023unified",
+            "Liu, E. and Ning, X. and Yang, H. and Wang, Y.",
+            "A Unified Sampling Framework for Solver Searching of Diffusion Probabilistic Models",
+            2023,
+            "2312.07243",
+        ),
+        example=lambda: {"schedule": _solvers.Schedule(times=(0.0, 0.5, 1.0), decisions=(_solvers.Decision(),) * 2)},
+    ),
     "flowturbo": Entry(
         _solvers.FlowTurbo,
         "Heun, pseudo-corrector and velocity-refiner steps",
@@ -236,6 +286,32 @@ solvers = {
         ),
         stochastic=True,
         evaluations=lambda n: n,
+    ),
+    "euler_maruyama": Entry(
+        _solvers.EulerMaruyama,
+        "Euler-Maruyama, diffusion chosen at sampling time",
+        _SIT,
+        stochastic=True,
+        evaluations=lambda n: n,
+    ),
+    "stochastic_heun": Entry(
+        _solvers.StochasticHeun,
+        "stochastic Heun, diffusion chosen at sampling time",
+        _SIT,
+        stochastic=True,
+        evaluations=lambda n: 2 * n - 1,
+    ),
+    "dpm_adaptive": Entry(
+        _solvers.DPMAdaptive,
+        "DPM-Solver's adaptive embedded pairs",
+        _arxiv(
+            "lu2022dpmsolver",
+            "Lu, C. and Zhou, Y. and Bao, F. and Chen, J. and Li, C. and Zhu, J.",
+            "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps",
+            2022,
+            "2206.00927",
+        ),
+        couples_batch=True,
     ),
     "adaptive": Entry(
         _solvers.Adaptive,
@@ -280,11 +356,55 @@ rules = {
 
 fields = {
     "guided": Entry(_fields.Guided, "a field steered by a rule", rules["cfg"].reference),
+    "converted": Entry(
+        _fields.Converted,
+        "a network of one path, sampled along another",
+        _arxiv(
+            "kingma2021variational",
+            "Kingma, D. P. and Salimans, T. and Poole, B. and Ho, J.",
+            "Variational Diffusion Models",
+            2021,
+            "2107.00630",
+        ),
+    ),
+    "drift_plus_score": Entry(_fields.DriftPlusScore, "the drift of an SDE with any diffusion", _INTERPOLANTS),
+    "interpolant_flow": Entry(_fields.InterpolantFlow, "a two-sided interpolant with its networks", _INTERPOLANTS),
+    "thresholded": Entry(
+        _fields.Thresholded,
+        "dynamic thresholding of the data prediction",
+        _arxiv(
+            "saharia2022photorealistic",
+            "Saharia, C. and Chan, W. and Saxena, S. and Li, L. and Whang, J. and others",
+            "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding",
+            2022,
+            "2205.11487",
+        ),
+    ),
 }
 
 objectives = {
     "flow_matching": Entry(
         _objectives.FlowMatching, "regression on the conditional prediction of any path", _FLOW_MATCHING
+    ),
+    "interpolation": Entry(
+        _objectives.Interpolation, "regression on a field of a stochastic interpolant", _INTERPOLANTS
+    ),
+    "coupled": Entry(
+        _objectives.Coupled,
+        "an objective whose noise is paired with the data",
+        _arxiv(
+            "tong2023improving",
+            "Tong, A. and Fatras, K. and Malkin, N. and Huguet, G. and Zhang, Y. and others",
+            "Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport",
+            2023,
+            "2302.00482",
+        ),
+        couples_batch=True,
+    ),
+    "schroedinger_bridge": Entry(
+        _objectives.SchroedingerBridge,
+        "Schroedinger bridge by optimising the interpolant (experimental)",
+        _INTERPOLANTS,
     ),
 }
 

@@ -18,8 +18,18 @@ TABLES = {
     "objectives": catalogue.objectives,
 }
 ENTRIES = {f"{table}-{name}": entry for table, entries in TABLES.items() for name, entry in entries.items()}
+FLOW = fj.Flow(lambda x, t, cond: x, path=fj.paths.Linear())
 SPECIAL = {  # what cannot be made from the example alone
     fields.Guided: lambda: fields.Guided(fj.Flow(lambda x, t, cond: x, path=fj.paths.Linear()), guidance.CFG(), 0),
+    fields.Converted: lambda: fields.Converted(FLOW, path=fj.paths.Trig()),
+    fields.DriftPlusScore: lambda: fields.DriftPlusScore(FLOW),
+    fields.InterpolantFlow: lambda: fields.InterpolantFlow(lambda x, t, cond: x, path=fj.paths.Interpolant()),
+    fields.Thresholded: lambda: fields.Thresholded(FLOW),
+    objectives.Interpolation: lambda: objectives.Interpolation(interpolant=fj.paths.Interpolant()),
+    objectives.Coupled: lambda: objectives.Coupled(
+        objectives.FlowMatching(path=fj.paths.Linear()), fj.couplings.OptimalTransport()
+    ),
+    objectives.SchroedingerBridge: lambda: objectives.SchroedingerBridge(diffusion=0.1),
     objectives.FlowMatching: lambda: objectives.FlowMatching(path=fj.paths.Linear()),
 }
 

@@ -1,3 +1,7 @@
 """Fields around fields: guided, and what changes a field between the network and the solver."""
 
+from flowjax.fields.converted import Converted
+from flowjax.fields.discrete_time import DiscreteTime
+from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms
 from flowjax.fields.guided import Guided, guide
+from flowjax.fields.thresholded import Thresholded

@@ -1,14 +1,18 @@
 """Samplers on fixed grids, one method per file, and diffrax's adaptive ones."""
 
+from flowjax.paths.sde import Diffusion
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.adaptive import Adaptive
 from flowjax.solvers.dc_solver import DCSolver
 from flowjax.solvers.ddim import DDIM
 from flowjax.solvers.deis import DEIS
+from flowjax.solvers.dpm_adaptive import DPMAdaptive
 from flowjax.solvers.dpm_solver import DPMSolver
+from flowjax.solvers.dpm_solver_v3 import DPMSolverV3
 from flowjax.solvers.edm import EDMHeun
 from flowjax.solvers.er_sde import ERSDE
 from flowjax.solvers.euler import Euler
+from flowjax.solvers.euler_maruyama import EulerMaruyama
 from flowjax.solvers.flowturbo import FlowTurbo
 from flowjax.solvers.ghvb import GHVB
 from flowjax.solvers.heavy_ball import HeavyBall
@@ -18,4 +22,7 @@ from flowjax.solvers.nesterov import Nesterov
 from flowjax.solvers.rk4 import RK4
 from flowjax.solvers.rows import Bound, Formula, Solver, StepTo, run_on_arrays
 from flowjax.solvers.sa_solver import SASolver
+from flowjax.solvers.statistics import Statistics
+from flowjax.solvers.stochastic_heun import StochasticHeun
 from flowjax.solvers.unipc import UniPC
+from flowjax.solvers.usf import USF, Decision, Schedule
