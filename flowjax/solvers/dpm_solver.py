@@ -152,7 +152,7 @@ class DPMSolver(Solver):
         if self.scheme == "singlestep_fixed" and steps % k:
             raise ValueError(f"singlestep_fixed of order {k} needs a multiple of {k} intervals, the grid has {steps}")
         sizes = [k] * (steps // k) + ([steps % k] if steps % k else [])
-        if k == 3 and steps % 3 == 0 and self.scheme == "singlestep" and steps > 3:
+        if k == 3 and steps % 3 == 0 and self.scheme == "singlestep":
             sizes = [3] * (steps // 3 - 1) + [2, 1]
         result, first = [], 0
         for size in sizes:
