@@ -1,6 +1,7 @@
 """What the tests of several solvers share: runs from an exact history, exact covariances, exponential integrals."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,4 +101,4 @@ def values_in_each_step(solver: Solver, path: Any, grid: np.ndarray) -> list[int
     solutions = run_on_arrays(solver, path, grid, np.zeros((1, n)), lambda r: np.eye(n)[next(count)][None])
     a = path.sigma if solver.form == "data" else path.alpha
     scaled = [x / a(t) for x, t in zip(solutions, grid, strict=True)]
-    return [int(np.sum(np.abs(new - old) > 1e-12)) for old, new in zip(scaled, scaled[1:])]
+    return [int(np.sum(np.abs(new - old) > 1e-12)) for old, new in itertools.pairwise(scaled)]
