@@ -8,7 +8,7 @@ from laws import order_from_exact_history
 from problem import PATHS, Problem, relative
 
 import flowjax as fj
-from flowjax.solvers import USF, DDIM, DPMSolver, DPMSolverV3, Statistics, UniPC, run_on_arrays
+from flowjax.solvers import DDIM, USF, DPMSolver, DPMSolverV3, Statistics, UniPC, run_on_arrays
 from flowjax.solvers.usf import Decision, Schedule, baselines
 from flowjax.times import log_snr, uniform
 
@@ -254,7 +254,7 @@ def test_baselines_from_end_to_end(name):
     ],
 )
 def test_refusals(make):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"[a-z]"):
         make()
 
 

@@ -1,0 +1,111 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import PATHS, Problem
+
+import flowjax as fj
+from flowjax.calibration import compensation
+from flowjax.oracles import Mixture
+from flowjax.solvers import DCSolver, run_on_arrays
+from flowjax.times import log_snr, uniform
+
+pytestmark = pytest.mark.standard_promotion  # optax
+
+# Coefficients and predictions as released for Stable Diffusion 2.1 (wl-zhao/DC-Solver).
+RELEASED = """
+1523.67662 -1111.474645 198.3834962 -1346.089002 1007.194941 -186.2547577 168.3973024 -128.0389489 24.88478975
+-8140.644019 5906.748279 -1035.994112 6941.413899 -5193.98066 950.3205653 -848.2104675 650.6903333 -121.2867428
+13309.27038 -9616.670321 1668.768596 -11037.10779 8256.666686 -1503.799204 1293.974044 -999.5629328 188.2217041
+-6747.421822 4853.153053 -835.5116793 5489.115184 -4096.897218 743.0953413 -619.5612763 480.1497147 -90.89633129
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "guidance", "ratios"),
+    [
+        (5, 7.5, [1, 1, 1.0271, 0.7392, 1.2263]),
+        (6, 6.0, [1, 1, 1.1056, 0.9250, 0.6616, 1.3009]),
+        (10, 7.5, [1, 1, 0.4446, 0.8980, 1.0628, 1.0426, 0.9408, 0.8610, 0.9068, 1.1816]),
+    ],
+)
+def test_released_regression(steps, guidance, ratios):
+    found = compensation.predict([float(c) for c in RELEASED.split()], steps, guidance)
+    assert found == pytest.approx(ratios, abs=6e-5)
+
+
+def test_fit_recovers_a_known_cubic():
+    """Ratios from known coefficients over several steps and scales; their own first two are not used."""
+    known = np.random.default_rng(0).normal(size=36)
+    runs = []
+    for steps in (5, 8, 10, 15, 20):
+        for guidance in (1.5, 4.0, 6.0, 9.0):
+            ratios = compensation.features(steps, guidance) @ known
+            ratios[:2] = 77.0
+            runs.append((steps, guidance, ratios))
+    found = compensation.fit(runs)
+    assert found == pytest.approx(known, rel=1e-4, abs=1e-4)
+    expected = compensation.features(12, 5.0) @ known
+    assert compensation.predict(found, 12, 5.0)[2:] == pytest.approx(expected[2:], rel=1e-6)
+
+
+@functools.cache
+def searched(name, kind, **options):
+    """A flow, the grid, ten start states and the ratios found for them."""
+    path = PATHS[name]
+    grid = uniform(5, 0.02, 0.98) if kind == "uniform" else log_snr(path, 5, 0.02, 0.98)
+    flow = fj.Flow(Mixture.default(path).network("velocity"), path=path)
+    x = start(path, grid, 0, 10)
+    solver = DCSolver(order=3, variant="bh1")
+    ratios = compensation.search(flow, solver, jnp.asarray(x, jnp.float32), grid, reference_steps=200, **options)
+    return grid, x, ratios
+
+
+def start(path, grid, seed, n):
+    noise = np.asarray(fj.noise(jax.random.key(seed), (n, 1)), np.float64)
+    return path.start(noise, grid[0]) if grid[0] == 0 else path.sigma(grid[0]) * noise
+
+
+def losses(name, grid, x, ratios):
+    """Mean squared error against the exact flow at every time of the grid."""
+    problem = Problem(PATHS[name])
+    solver = DCSolver(order=3, variant="bh1", ratios=ratios)
+    states = run_on_arrays(solver, problem.path, grid, x, problem)
+    return np.array([np.mean((s - problem.exact(x, grid[0], t)) ** 2) for s, t in zip(states, grid, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("vp", "uniform"), pytest.param("vp", "log_snr", marks=pytest.mark.slow), ("linear", "uniform")]
+)
+def test_search_lowers_the_error(name, kind):
+    """At every searched step, at the end, and on noises that it has not seen."""
+    grid, x, ratios = searched(name, kind)
+    assert ratios.shape == (5,)
+    assert np.array_equal(ratios[:2], [1.0, 1.0])
+    for step in range(2, 5):
+        without = [*ratios[:step], *[1.0] * (5 - step)]
+        with_ratio = [*ratios[: step + 1], *[1.0] * (4 - step)]
+        assert losses(name, grid, x, with_ratio)[step + 1] <= losses(name, grid, x, without)[step + 1]
+    assert losses(name, grid, x, ratios)[-1] < 0.95 * losses(name, grid, x, None)[-1]
+    fresh = start(PATHS[name], grid, 1, 200)
+    assert losses(name, grid, fresh, ratios)[-1] < losses(name, grid, fresh, None)[-1]
+
+
+def test_bounded_search_stays_near_one():
+    _, _, ratios = searched("vp", "uniform", bound=True)
+    assert np.all((ratios > 0.5) & (ratios < 1.5))
+    assert np.any(ratios != 1.0)
+
+
+def test_progress_and_iterations():
+    path, done = PATHS["linear"], []
+    flow = fj.Flow(lambda x, t, cond: jnp.tanh(x), path=path, prediction="data")
+    x = fj.noise(jax.random.key(0), (2, 1))
+    options = {"iterations": 0, "reference_steps": 8}
+    ratios = compensation.search(
+        flow, DCSolver(order=2), x, uniform(4, 0.0, 0.9), progress=lambda i, n: done.append((i, n)), **options
+    )
+    assert np.array_equal(ratios, np.ones(4))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
