@@ -11,7 +11,6 @@ References:
     the span).
 """
 
-import math
 from typing import Any
 
 import jax
@@ -20,9 +19,30 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flowjax.models.layers import Condition, TimeEmbedding, check_input, dense, embed_times
+from flowjax.models.attention import attend, check_implementation
+from flowjax.models.layers import (
+    Condition,
+    TimeEmbedding,
+    build_stacked,
+    check_input,
+    dense,
+    embed_times,
+    stack,
+    unstack,
+)
 
 _ZERO = nnx.initializers.zeros_init()
+
+SIZES = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+"""Published sizes of DiT and SiT."""
+
+PATCHES = (2, 4, 8)
+"""Published sides of a patch."""
 
 
 def positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "tokens width"]:
@@ -49,16 +69,11 @@ def _per_token(layer: nnx.LinearGeneral, h: Array) -> Array:
     return layer(h.reshape(-1, *h.shape[2:])).reshape(*h.shape[:2], *layer.out_features)
 
 
-def _attention(q: Array, k: Array, v: Array) -> Array:
-    """Softmax attention of (B, N, heads, head) arrays; plain sums, since fused kernels have no jvp."""
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
-
-
 class Block(nnx.Module):
     """One transformer block; see the module's formula."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, **options: Any):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, attention: str = "xla", **options: Any):
+        self.attention = attention
         head, hidden = width // heads, round(mlp_ratio * width)
         self.qkv = dense(width, (3, heads, head), ("embed", None, "heads", None), **options)
         self.project = dense((heads, head), width, ("heads", None, "embed"), **options)
@@ -71,12 +86,16 @@ class Block(nnx.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(self.modulation(c), 1, 0)
         with jax.named_scope("attention"):
             q, k, v = jnp.moveaxis(_per_token(self.qkv, _modulate(h, shift1, scale1)), 2, 0)
-            attended = _attention(q, k, v)
+            attended = attend(q, k, v, self.attention)
             h = h + gate1[:, None] * _per_token(self.project, attended)
         with jax.named_scope("mlp"):
             hidden = jax.nn.gelu(_per_token(self.inner, _modulate(h, shift2, scale2)))
             h = h + gate2[:, None] * _per_token(self.outer, hidden)
         return h
+
+
+def _apply(block: Block, h: Array, c: Array) -> Array:
+    return block(h, c)
 
 
 class DiT(nnx.Module):
@@ -89,7 +108,12 @@ class DiT(nnx.Module):
 
     With width w, depth L, hidden width m = mlp_ratio w, p = patch^2 C, n classes and E = 2 with
     `second_time`, else 1, the number of parameters is L (10 w^2 + 2 w m + 11 w + m) + E (257 w + w^2 + w) +
-    (n + 1) w + 2 w^2 + 4 w + 2 p w + p.
+    (n + 1) w + 2 w^2 + 3 w + 2 p w + p.
+
+    With `scan`, the blocks are one module whose parameters have a leading axis "layers", and a loop of the
+    compiled program runs over it: the program is compiled once per block shape, not once per block. The same seed
+    gives the same parameters in both layouts, and `with_scan` converts one into the other. With `remat`, the
+    backward pass recomputes the inside of each block, so that only the tokens between blocks are stored.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -113,8 +137,12 @@ class DiT(nnx.Module):
         cond_dim: int | None = None,
         *,
         mlp_ratio: float = 4.0,
+        out_channels: int | None = None,
         second_time: bool = False,
         time_scale: float = 100.0,
+        attention: str = "xla",
+        remat: bool = False,
+        scan: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -131,14 +159,20 @@ class DiT(nnx.Module):
             cond_dim: Size of a condition vector; with `num_classes` too, conditions are {"label": ...,
                 "vector": ...}.
             mlp_ratio: Hidden width of the feed-forward layers over `width`.
+            out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             time_scale: Highest angular frequency of the time features, radians per unit of time.
+            attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
+                `flowjax.models.attention`).
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            scan: Whether the blocks are stacked and run by one compiled loop.
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
             rngs: Source of the initial values.
 
         Raises:
-            ValueError: `patch` does not divide the image, or `heads` or 4 does not divide `width`.
+            ValueError: `patch` does not divide the image, `heads` or 4 does not divide `width`, or the
+                implementation of attention is unknown or cannot compute in `dtype`.
         """
         rows, columns, channels = image_shape
         if rows % patch or columns % patch:
@@ -146,15 +180,67 @@ class DiT(nnx.Module):
         if width % heads or width % 4:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.image_shape, self.patch, self.dtype = (rows, columns, channels), patch, dtype
+        self.remat, self.scan, self.out_channels = remat, scan, out_channels or channels
+        attention = check_implementation(attention, dtype)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         pixels = patch * patch * channels
         self.embed = dense(pixels, width, ("patch", "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, **options)
         self.span = TimeEmbedding(width, scale=time_scale, **options) if second_time else None
         self.condition = Condition(width, num_classes, cond_dim, **options)
-        self.blocks = nnx.List([Block(width, heads, mlp_ratio, **options) for _ in range(depth)])
+
+        def block(rngs: nnx.Rngs) -> Block:
+            return Block(width, heads, mlp_ratio, attention, **(options | {"rngs": rngs}))
+
+        self.blocks = build_stacked(block, depth, rngs) if scan else nnx.List([block(rngs) for _ in range(depth)])
         self.modulation = dense(width, (2, width), ("embed", None, None), init=_ZERO, **options)
-        self.unembed = dense(width, pixels, ("embed", "patch"), init=_ZERO, **options)
+        self.unembed = dense(width, patch**2 * self.out_channels, ("embed", "patch"), init=_ZERO, **options)
+
+    @staticmethod
+    def size(name: str) -> dict[str, int]:
+        """Patch, width, depth and heads of a published size, for example "XL/2": a name of `SIZES` and a patch.
+
+        The published networks differ in what does not change these numbers: time features of highest frequency
+        1000 (DiT), and twice the channels in the answer (`out_channels=8` for latents of 4).
+
+        Raises:
+            ValueError: The size is unknown.
+
+        References:
+            Peebles and Xie (2022), table 1, arXiv:2212.09748. Ma et al. (2024), SiT, arXiv:2401.08740.
+        """
+        known = {f"{size}/{patch}": {"patch": patch} | SIZES[size] for size in SIZES for patch in PATCHES}
+        if name not in known:
+            raise ValueError(f"unknown size {name!r}; known: {', '.join(known)}")
+        return known[name]
+
+    @classmethod
+    def preset(cls, name: str, image_shape: tuple[int, int, int], **options: Any) -> "DiT":
+        """The network of a published size: `DiT(image_shape, **DiT.size(name), **options)`.
+
+        Example:
+            >>> import jax
+            >>> from flax import nnx
+            >>> options = {"num_classes": 1000, "out_channels": 8, "scan": True}
+            >>> shapes = jax.eval_shape(lambda: DiT.preset("XL/2", (32, 32, 4), rngs=nnx.Rngs(0), **options))
+            >>> sum(a.size for a in jax.tree.leaves(shapes))
+            674834720
+
+        Raises:
+            ValueError: The size is unknown, or the options do not fit.
+        """
+        return cls(image_shape, **(cls.size(name) | options))
+
+    def with_scan(self, scan: bool) -> "DiT":
+        """The same network with its blocks stacked (True) or in a list (False); see the class.
+
+        Works on anything with the structure of the network: gradients, averages, optimiser moments.
+        """
+        network = jax.tree.map(lambda leaf: leaf, self)
+        if scan != self.scan:
+            network.scan = scan
+            network.blocks = stack(list(network.blocks)) if scan else nnx.List(unstack(network.blocks))
+        return network
 
     def __call__(
         self,
@@ -162,7 +248,7 @@ class DiT(nnx.Module):
         t: Float[Array, " B"],
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
-    ) -> Float[Array, "B H W C"]:
+    ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
         Args:
@@ -183,11 +269,16 @@ class DiT(nnx.Module):
             h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
             c = embed_times(self.time, self.span, t, end) + self.condition(cond, batch)
             c = jax.nn.silu(c)
-        for index, block in enumerate(self.blocks):
-            with jax.named_scope(f"block{index}"):
-                h = block(h, c)
+        apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply
+        if self.scan:
+            with jax.named_scope("blocks"):
+                h, _ = jax.lax.scan(lambda h, block: (apply(block, h, c), None), h, self.blocks)
+        else:
+            for index, block in enumerate(self.blocks):
+                with jax.named_scope(f"block{index}"):
+                    h = apply(block, h, c)
         with jax.named_scope("unembed"):
             shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)
             patches = _per_token(self.unembed, _modulate(h, shift, scale))
-            y = patches.reshape(batch, rows, columns, p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(x.shape).astype(x.dtype)
+            y = patches.reshape(batch, rows, columns, p, p, self.out_channels).transpose(0, 1, 3, 2, 4, 5)
+        return y.reshape(*x.shape[:-1], self.out_channels).astype(x.dtype)

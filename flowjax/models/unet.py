@@ -1,0 +1,279 @@
+"""Convolutional U-Net with adaptive group normalisation and attention at chosen resolutions.
+
+A residual block is h <- skip(h) + conv2(silu((1 + a) * norm2(conv1(silu(norm1(h)))) + b)), with (b, a) affine in
+silu(c) and c made from the time, the optional span end and the condition. Between levels a residual block halves or
+doubles the image, averaging 2 x 2 pixels or repeating them, in front of conv1 and on the skip. Where a block attends,
+h <- h + project(attention(norm3(h))) over all pixels follows. Every block of the way up takes the stored result of
+the way down as further channels.
+
+References:
+    Ho et al. (2020), Denoising Diffusion Probabilistic Models, appendix B, arXiv:2006.11239.
+    Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, section 3, arXiv:2105.05233.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flowjax.models.attention import attend, check_implementation
+from flowjax.models.layers import Condition, TimeEmbedding, check_input, dense, embed_times, named
+
+_ZERO = nnx.initializers.zeros_init()
+
+
+def _conv(
+    inputs: int, outputs: int, side: int, names: tuple, init: nnx.Initializer | None = None, **options: Any
+) -> nnx.Conv:
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (side, side),
+        kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
+        kernel_metadata=named(None, None, *names),
+        bias_metadata=named(names[-1]),
+        **options,
+    )
+
+
+def halve(h: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
+    """Means of 2 x 2 pixels."""
+    batch, rows, columns, channels = h.shape
+    return jnp.mean(h.reshape(batch, rows // 2, 2, columns // 2, 2, channels), axis=(2, 4))
+
+
+def double(h: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C"]:
+    """Every pixel as 2 x 2 equal ones."""
+    return jnp.repeat(jnp.repeat(h, 2, axis=1), 2, axis=2)
+
+
+_RESAMPLE = {"halve": halve, "double": double, None: lambda h: h}
+
+
+class GroupNorm(nnx.Module):
+    """Normalises groups of neighbouring channels over the image, in float32, then scales and shifts channels."""
+
+    def __init__(self, channels: int, groups: int, axis: str, param_dtype: Any):
+        self.groups = groups
+        self.scale = nnx.Param(jnp.ones(channels, param_dtype), **named(axis))
+        self.bias = nnx.Param(jnp.zeros(channels, param_dtype), **named(axis))
+
+    def __call__(self, h: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies the layer."""
+        grouped = h.astype(jnp.float32).reshape(h.shape[0], -1, self.groups, h.shape[-1] // self.groups)
+        centred = grouped - jnp.mean(grouped, axis=(1, 3), keepdims=True)
+        normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)
+        scale, bias = (a[...].astype(h.dtype)[None, None, None] for a in (self.scale, self.bias))
+        return normal.reshape(h.shape).astype(h.dtype) * scale + bias
+
+
+class Attention(nnx.Module):
+    """Residual self-attention over the pixels; starts as the identity."""
+
+    def __init__(self, channels: int, head: int, groups: int, attention: str, **options: Any):
+        self.attention = attention
+        self.norm = GroupNorm(channels, groups, "embed", options["param_dtype"])
+        self.qkv = dense(channels, (3, channels // head, head), ("embed", None, "heads", None), **options)
+        self.project = dense((channels // head, head), channels, ("heads", None, "embed"), init=_ZERO, **options)
+
+    def __call__(self, h: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Applies the layer."""
+        tokens = self.norm(h).reshape(h.shape[0], -1, h.shape[-1])
+        q, k, v = jnp.moveaxis(self.qkv(tokens), 2, 0)
+        return h + self.project(attend(q, k, v, self.attention)).reshape(h.shape)
+
+
+class Block(nnx.Module):
+    """A residual block, with attention behind it where `head` is given; see the module's formulas."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        conditions: int,
+        groups: int,
+        attention: str,
+        head: int | None = None,
+        resample: str | None = None,
+        **options: Any,
+    ):
+        self.resample = resample
+        self.norm1 = GroupNorm(inputs, groups, "embed", options["param_dtype"])
+        self.conv1 = _conv(inputs, outputs, 3, ("embed", "mlp"), **options)
+        self.modulation = dense(conditions, (2, outputs), ("embed", None, "mlp"), **options)
+        self.norm2 = GroupNorm(outputs, groups, "mlp", options["param_dtype"])
+        self.conv2 = _conv(outputs, outputs, 3, ("mlp", "embed"), init=_ZERO, **options)
+        self.skip = None if inputs == outputs else _conv(inputs, outputs, 1, ("embed", None), **options)
+        self.attend = None if head is None else Attention(outputs, head, groups, attention, **options)
+
+    def __call__(self, h: Float[Array, "B H W C"], c: Float[Array, "B cond"]) -> Float[Array, "B rows columns out"]:
+        """Applies the block; `c` has gone through SiLU already."""
+        resample = _RESAMPLE[self.resample]
+        shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)[:, :, None, None]
+        inner = self.conv1(resample(jax.nn.silu(self.norm1(h))))
+        inner = self.conv2(jax.nn.silu(self.norm2(inner) * (1 + scale) + shift))
+        h = resample(h)
+        h = (h if self.skip is None else self.skip(h)) + inner
+        return h if self.attend is None else self.attend(h)
+
+
+def _apply(block: Block, h: Array, c: Array) -> Array:
+    return block(h, c)
+
+
+class UNet(nnx.Module):
+    """U-Net for images (B, H, W, C).
+
+    The network computes in `dtype` (normalisations and softmax in float32), stores its parameters in `param_dtype`
+    and answers in the type of x. Kernels start Glorot-uniform with zero bias, embeddings as N(0, 0.02^2); the second
+    convolution of every block, the projection of attention and the output start at zero. Times in [0, 1] enter as
+    sines and cosines of angular frequency at most `time_scale`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> network = UNet((8, 8, 3), 8, (1, 2), blocks=1, attention_at=(4,), head=8, groups=4, rngs=nnx.Rngs(0))
+        >>> network(jnp.ones((2, 8, 8, 3)), jnp.full((2,), 0.5)).shape
+        (2, 8, 8, 3)
+
+    References:
+        Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention_at: Sequence[int] = (16,),
+        head: int = 64,
+        num_classes: int | None = None,
+        cond_dim: int | None = None,
+        *,
+        groups: int = 32,
+        out_channels: int | None = None,
+        second_time: bool = False,
+        time_scale: float = 100.0,
+        attention: str = "xla",
+        remat: bool = False,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+            image_shape: (H, W, C).
+            channels: Channels of the first level; the vector c has four times as many entries.
+            multipliers: Channels of each level over `channels`; each level halves H and W.
+            blocks: Residual blocks of a level on the way down; one more on the way up.
+            attention_at: Heights of the levels whose blocks attend; one attention lies in the middle in any case.
+            head: Channels of one attention head.
+            num_classes: Number of classes; label `num_classes` means "no class".
+            cond_dim: Size of a condition vector; with `num_classes` too, conditions are {"label": ...,
+                "vector": ...}.
+            groups: Groups of a normalisation.
+            out_channels: Channels of the answer; C unless given.
+            second_time: Whether the network takes the end of a span (flow maps).
+            time_scale: Highest angular frequency of the time features, radians per unit of time.
+            attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
+                `flowjax.models.attention`).
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            dtype: Type of the computation.
+            param_dtype: Type of the stored parameters.
+            rngs: Source of the initial values.
+
+        Raises:
+            ValueError: The image cannot be halved often enough, `groups` or `head` does not divide the channels, no
+                level has a height of `attention_at`, or the implementation of attention is unknown or cannot
+                compute in `dtype`.
+        """
+        rows, columns, pixels = image_shape
+        widths = [channels * m for m in multipliers]
+        heights = [rows >> level for level in range(len(widths))]
+        factor = 2 ** (len(widths) - 1)
+        if rows % factor or columns % factor:
+            raise ValueError(f"an image of {rows} x {columns} pixels cannot be halved {len(widths) - 1} times")
+        if any(width % groups for width in [channels, *widths]):
+            raise ValueError(f"groups={groups} does not divide the channels {widths}")
+        if set(attention_at) - set(heights):
+            raise ValueError(f"attention_at={tuple(attention_at)} is not among the heights {heights} of the levels")
+        attending = [w for w, height in zip(widths, heights) if height in attention_at] + widths[-1:]
+        if any(width % head for width in attending):
+            raise ValueError(f"head={head} does not divide the channels {attending} of the levels that attend")
+        self.image_shape, self.dtype = (rows, columns, pixels), dtype
+        self.remat, self.out_channels = remat, out_channels or pixels
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        conditions = 4 * channels
+        self.time = TimeEmbedding(conditions, scale=time_scale, features=channels, **options)
+        self.span = TimeEmbedding(conditions, scale=time_scale, features=channels, **options) if second_time else None
+        self.condition = Condition(conditions, num_classes, cond_dim, **options)
+        shared = options | {
+            "conditions": conditions,
+            "groups": groups,
+            "attention": check_implementation(attention, dtype),
+        }
+
+        self.embed = _conv(pixels, channels, 3, (None, "embed"), **options)
+        down, up, kept, width = [], [], [channels], channels
+        heads = [head if height in attention_at else None for height in heights]
+        for level, target in enumerate(widths):
+            for _ in range(blocks):
+                down.append(Block(width, target, head=heads[level], **shared))
+                kept.append(width := target)
+            if level < len(widths) - 1:
+                down.append(Block(width, width, resample="halve", **shared))
+                kept.append(width)
+        middle = [Block(width, width, head=head, **shared), Block(width, width, **shared)]
+        for level, target in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                up.append(Block(width + kept.pop(), target, head=heads[level], **shared))
+                width = target
+            if level:
+                up.append(Block(width, width, resample="double", **shared))
+        self.down, self.middle, self.up = nnx.List(down), nnx.List(middle), nnx.List(up)
+        self.norm = GroupNorm(width, groups, "embed", param_dtype)
+        self.unembed = _conv(width, self.out_channels, 3, ("embed", None), init=_ZERO, **options)
+
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        t: Float[Array, " B"],
+        cond: Any = None,
+        end: Float[Array, " B"] | None = None,
+    ) -> Float[Array, "B H W out"]:
+        """Evaluates the network.
+
+        Args:
+            x: Noisy images.
+            t: Times in [0, 1].
+            cond: Labels, vectors or both (see `Condition`); None is the null condition.
+            end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
+
+        Raises:
+            ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
+        """
+        check_input(x, self.image_shape, t)
+        apply = jax.checkpoint(_apply) if self.remat else _apply
+        with jax.named_scope("embed"):
+            h = self.embed(x.astype(self.dtype))
+            c = jax.nn.silu(embed_times(self.time, self.span, t, end) + self.condition(cond, x.shape[0]))
+        kept = [h]
+        for index, block in enumerate(self.down):
+            with jax.named_scope(f"down{index}"):
+                h = apply(block, h, c)
+                kept.append(h)
+        for index, block in enumerate(self.middle):
+            with jax.named_scope(f"middle{index}"):
+                h = apply(block, h, c)
+        for index, block in enumerate(self.up):
+            with jax.named_scope(f"up{index}"):
+                if block.resample is None:
+                    h = jnp.concatenate([h, kept.pop()], axis=-1)
+                h = apply(block, h, c)
+        with jax.named_scope("unembed"):
+            return self.unembed(jax.nn.silu(self.norm(h))).astype(x.dtype)
