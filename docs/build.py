@@ -4,10 +4,12 @@ Each table stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of a pa
 """
 
 import inspect
+import json
 import pathlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from flowjax import catalogue
 
@@ -77,7 +79,41 @@ def overview() -> str:
     return table(["kind", "methods"], rows)
 
 
+def flat(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested numbers as lines of a table; lists of rows are left to tables of their own."""
+    lines: dict[str, str] = {}
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            lines |= flat(value, f"{prefix}{name}: ")
+        elif not isinstance(value, list):
+            lines[prefix + name] = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return lines
+
+
+def sweep(rows: list[Mapping[str, Any]]) -> str:
+    """Solvers against evaluations: error / Frechet distance."""
+    counts = sorted({row["evaluations"] for row in rows})
+    cells = {(row["solver"], row["evaluations"]): f"{row['error']:.3f} / {row['frechet']:.2f}" for row in rows}
+    names = dict.fromkeys(row["solver"] for row in rows)
+    return table(["solver", *map(str, counts)], ([name, *(cells.get((name, n), "") for n in counts)] for name in names))
+
+
+def results() -> str:
+    """Every stored benchmark: its claim, its numbers, and where they were measured."""
+    parts = []
+    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        stored = json.loads(file.read_text())
+        versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
+        claim = stored["claim"].removeprefix("Claim: ")
+        part = [f"### {file.stem}", claim[0].upper() + claim[1:], table(["", ""], flat(stored["numbers"]).items())]
+        if "rows" in stored["numbers"]:
+            part += ["Error / Frechet distance at so many evaluations:", sweep(stored["numbers"]["rows"])]
+        parts += [*part, f"Measured on {stored['device']} at {stored['commit']}, {versions}."]
+    return "\n\n".join(parts)
+
+
 TABLES = {
+    "results": results,
     "catalogue": overview,
     "solvers": solvers,
     "rules": lambda: others(catalogue.rules),
