@@ -242,7 +242,7 @@ def search(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join([json.dumps(head), *(_line(*pair) for pair in known)]) + "\n")
-    start = list(baselines(times).values())
+    start = list(dict.fromkeys(baselines(times).values()))  # with few steps some are the same
     for number in range(rounds):
         rng = np.random.default_rng((seed, number))
         if number < len(known) // population:
