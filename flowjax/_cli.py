@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import importlib.util
 import inspect
 import json
@@ -110,22 +111,58 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def check_frozen(config: ConfigDict, workdir: Path) -> None:
-    """Refuses a config that differs from the one a run began with.
+def check_frozen(config: ConfigDict, workdir: Path, allow: bool = False) -> bool:
+    """Refuses a config that differs from the one a run began with; whether it differs, where that is allowed.
 
     Raises:
-        UsageError: Names the first difference and both values.
+        UsageError: It differs and `allow` is False; names the first difference and both values.
     """
     path = workdir / "config.json"
     if not path.exists():
-        return
+        return False
     frozen = _flatten(json.loads(path.read_text()), "config")
     # Through JSON as well, which knows no tuples.
     asked = _flatten(json.loads(json.dumps(config.to_dict())), "config")
     for key in sorted(frozen.keys() | asked.keys()):
         old, new = frozen.get(key, "absent"), asked.get(key, "absent")
-        if old != new:
-            raise UsageError(f"{workdir} began with {key}={old}, not {new}; use that value or another --workdir")
+        if old != new and not allow:
+            ways = "use that value, another --workdir or --allow_config_change"
+            raise UsageError(f"{workdir} began with {key}={old}, not {new}; {ways}")
+    return frozen != asked
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk, a quota or a read-only folder into a UsageError, whatever library met it.
+
+    Raises:
+        UsageError: One line with the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        causes, cause = [], error
+        while cause is not None and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            # TensorStore raises ValueError with the text only.
+            if any(getattr(e, "errno", None) == code or os.strerror(code) in str(e) for e in causes):
+                raise UsageError(
+                    f"cannot write to {folder}: {os.strerror(code)}; free space or use another --workdir"
+                ) from error
+        raise
+
+
+def use_debug_checks() -> None:
+    """Strict numerics: the first NaN raises where it is made, keys are used once, ranks are never promoted."""
+    for name, value in (
+        ("jax_debug_nans", True),
+        ("jax_debug_key_reuse", True),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_enable_compilation_cache", False),
+    ):
+        jax.config.update(name, value)
 
 
 def use_compilation_cache() -> None:

@@ -22,7 +22,7 @@ from flowjax.fields import guide
 from flowjax.flow import Flow
 from flowjax.keys import noise
 from flowjax.solving import solve
-from flowjax.training.checkpoint import restore_average
+from flowjax.training.checkpoint import reconstruct, restore_average
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch, shardings
 from flowjax.training.writers import write_json
 
@@ -183,17 +183,23 @@ class Recipe:
         return cls(**_tuples(json.loads((Path(workdir) / "recipe.json").read_text())))
 
 
-def load(workdir: str | Path, mesh: Mesh | None = None) -> tuple[Flow, Recipe]:
-    """A trained flow with the averaged weights of the newest checkpoint, and its recipe.
+def load(
+    workdir: str | Path, mesh: Mesh | None = None, *, which: str = "latest", average: str | float | None = None
+) -> tuple[Flow, Recipe]:
+    """A trained flow with averaged weights, and its recipe. A damaged checkpoint is passed over with a warning.
 
     Args:
         workdir: Folder of a training run.
         mesh: Where the weights go; all devices by default.
+        which: "latest" checkpoint, or the "best" by `config.train.best`.
+        average: Name of an average of `config.train.averages`, or a number: the relative standard deviation of a power
+            average that is made from the snapshots of the run, at the newest of them. None is the default average.
 
     Raises:
-        FileNotFoundError: The workdir has no recipe or no complete checkpoint.
+        FileNotFoundError: The workdir has no recipe, no complete checkpoint or no snapshots.
+        ValueError: An unknown `which` or average.
     """
-    recipe = Recipe.load(workdir)
+    recipe, workdir = Recipe.load(workdir), Path(workdir)
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0)))
     placed = jax.tree.map(
@@ -201,4 +207,8 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> tuple[Flow, Recipe]:
         shapes,
         shardings(shapes, mesh),
     )
-    return recipe.flow(restore_average(Path(workdir) / "checkpoints", placed)), recipe
+    if isinstance(average, str | None):
+        network = restore_average(workdir / "checkpoints", placed, which, average)
+    else:
+        network = reconstruct(workdir / "snapshots", placed, average)
+    return recipe.flow(network), recipe

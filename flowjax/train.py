@@ -6,15 +6,20 @@
 
 The config is a Python file with `get_config(argument)`, or the bare name of one that comes with flowjax; any
 of its values can be overridden. Started again with the same config, an interrupted run resumes from its
-newest checkpoint and ends with the same parameters; a finished run says that it is complete.
+newest checkpoint and ends with the same parameters; a finished run says that it is complete. SIGTERM saves after the
+step under way and exits with 0. With --allow_config_change a run goes on with other values, for example more steps.
 
 The workdir receives config.json and recipe.json (what was asked for), metrics.jsonl (one line per report),
-checkpoints/, samples/ (pictures on the way, always from the same noise and labels), and at the end
+checkpoints/ (the newest and the best), samples/ (pictures on the way, always from the same noise and labels, of the
+average and, -raw, of the trained weights), snapshots/ and tensorboard/ where asked for or installed, and at the end
 samples.png and report.json.
 """
 
+import contextlib
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -28,8 +33,19 @@ import flowjax.paths
 from flowjax import _cli, catalogue, data
 from flowjax.evaluation import table
 from flowjax.recipe import Recipe
-from flowjax.training import Checkpoints, compile_step, create_state, make_mesh, make_step, put_batch
-from flowjax.training.report import measure, picture, picture_ways
+from flowjax.training import (
+    Checkpoints,
+    Preemption,
+    Profile,
+    Store,
+    compile_step,
+    create_state,
+    ema,
+    make_mesh,
+    make_step,
+    put_batch,
+)
+from flowjax.training.report import METRICS, measure, picture, picture_ways, score
 from flowjax.training.writers import Writer, write_json
 
 
@@ -38,6 +54,9 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     _cli.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "Folder of the run; made if needed.", flag_values=values)
     flags.DEFINE_bool("distributed", False, "One of several processes of a run.", flag_values=values)
+    flags.DEFINE_bool("allow_config_change", False, "Resumes with another config.", flag_values=values)
+    flags.DEFINE_string("profile", None, "FIRST:LAST, steps traced into WORKDIR/profile.", flag_values=values)
+    flags.DEFINE_bool("debug", False, "Stops where a NaN is made; no compilation cache.", flag_values=values)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -52,11 +71,18 @@ def check(config: ConfigDict) -> None:
         UsageError: One line with the key, its value and what is allowed.
     """
     for group, name in (
-        *(("train", name) for name in ("steps", "batch", "report_every", "sample_every", "checkpoint_every", "keep")),
+        *(("train", name) for name in ("steps", "batch", "accumulate", "max_skipped", "keep")),
+        *(("train", name) for name in ("report_every", "sample_every", "checkpoint_every")),
         *(("sample", name) for name in ("steps", "num", "batch")),
     ):
         if config[group][name] < 1:
             raise _cli.UsageError(f"config.{group}.{name} must be at least 1, got {config[group][name]}")
+    train = config.train
+    if train.batch % train.accumulate:
+        raise _cli.UsageError(f"config.train.accumulate={train.accumulate} must divide batch={train.batch}")
+    if train.snapshot_every < 0 or (train.snapshot_every and "Power" not in [a.name for a in train.averages.values()]):
+        raise _cli.UsageError("config.train.snapshot_every must be 0 unless config.train.averages has a Power one")
+    _cli.choose("metric of config.train.best", train.best, METRICS)
     _cli.choose("network", config.network.name, _cli.class_names(flowjax.models))
     _cli.choose("path", config.path.name, _cli.class_names(flowjax.paths))
     _cli.choose("solver", config.sample.solver.name, sorted(catalogue.solvers))
@@ -94,6 +120,16 @@ def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.Flo
     )
 
 
+def make_averages(config: ConfigDict, objective: Any) -> dict[str, ema.Average]:
+    """The further averages: those of the config, and "target" for an objective with a `target_average`."""
+    laws = {"Constant": ema.Constant, "Warmup": ema.Warmup, "Power": ema.Power}
+    averages = {
+        name: laws[_cli.choose("average", law.name, laws)](**law.options) for name, law in config.averages.items()
+    }
+    target = getattr(objective, "target_average", None)
+    return averages if target is None else {**averages, "target": target}
+
+
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW on the clipped gradient; the rate rises linearly, then falls to a hundredth as a cosine."""
     steps, warmup = config.steps, max(1, round(config.warmup * config.steps))
@@ -109,15 +145,16 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def main(values: flags.FlagValues) -> None:
+def run(values: flags.FlagValues) -> None:
     """Trains, then reports."""
     config, began = values.config, time.perf_counter()
-    if values.workdir is None:
-        raise _cli.UsageError("--workdir=FOLDER is required")
-    workdir = Path(values.workdir)
+    workdir, train = Path(values.workdir), config.train
     if values.distributed:
         jax.distributed.initialize()
-    _cli.use_compilation_cache()
+    if values.debug:
+        _cli.use_debug_checks()
+    else:
+        _cli.use_compilation_cache()
 
     # Everything is built and checked before anything is written.
     check(config)
@@ -125,82 +162,129 @@ def main(values: flags.FlagValues) -> None:
         mesh = make_mesh(**config.mesh)
         source = data.load(config.data.name, **config.data.options)
         recipe = make_recipe(config, source)
+        if train.best == "accuracy" and recipe.num_classes is None:
+            raise ValueError("config.train.best='accuracy' needs data with classes")
         objective = make_objective(config, recipe)
-        optimizer = make_optimizer(config.train)
-        step = make_step(optimizer, config.train.ema)
-        # Optional in a config: augment = {"flip": ..., "crop": ...}.
-        augment = data.Augment(**config.data.augment) if config.data.get("augment") else None
-        batches = data.Batches(source, config.train.batch, config.seed, augment=augment)
+        optimizer, averages = make_optimizer(train), make_averages(train, objective)
+        step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
+        batches = data.Batches(source, train.batch, config.seed)
         recipe.build_solver()
         init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
         batch = put_batch(batches.batch(0), mesh)
         jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(init_key)))
-    _cli.check_frozen(config, workdir)
-    if (workdir / "report.json").exists():
+        profile = Profile(values.profile, workdir / "profile")
+    changed = _cli.check_frozen(config, workdir, values.allow_config_change)
+    if (workdir / "report.json").exists() and not changed:
         print(f"training is complete: {workdir / 'report.json'}")
         return
     first = jax.process_index() == 0
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", config.to_dict())
-        recipe.save(workdir)
 
     # State, born sharded, and the program of one step.
-    state = create_state(lambda: recipe.build_network(nnx.Rngs(init_key)), optimizer, mesh)
+    state = create_state(lambda: recipe.build_network(nnx.Rngs(init_key)), optimizer, mesh, averages=averages)
     clock = time.perf_counter()
-    step = compile_step(step, state, objective, batch, train_key)
+    step = jax.jit(step) if values.debug else compile_step(step, state, objective, batch, train_key)
     compile_seconds = time.perf_counter() - clock
     sampling = dict(batch=config.sample.batch, mesh=mesh)
 
-    def show(name: str) -> None:
+    def show(network: Any, name: str) -> None:
         """Ten samples per class, or up to 10,000 points, from the same noise every time."""
         num = min(config.sample.num, 10 * (recipe.num_classes or 1000))
-        field = recipe.field(recipe.flow(state.average))
+        field = recipe.field(recipe.flow(network))
         samples = recipe.sample(field, num, cond=recipe.balanced(num), key=jax.random.clone(sample_key), **sampling)
         if first:
             picture(recipe, samples, workdir / name)
 
+    def assess() -> dict[str, Any]:
+        """What the average generates, in numbers."""
+        flow = recipe.flow(state.average)
+        return measure(recipe, flow, source, config.sample.num, key=jax.random.clone(sample_key), **sampling)
+
+    def rank() -> float:
+        """The score of a checkpoint; the loss is the mean of the reports since the last one."""
+        losses = [loss for loss in writer.losses if math.isfinite(loss)]
+        writer.losses.clear()
+        loss = sum(losses) / len(losses) if losses else float(metrics["loss"])
+        return score(train.best, {"loss": loss} if train.best == "loss" else assess())
+
     # The loop. Data, noise and dropped labels are functions of (seed, step), so a resumed run repeats nothing
     # else.
-    steps = config.train.steps
-    with Checkpoints(workdir / "checkpoints", config.train.keep) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", train.keep))
+        snapshots = stack.enter_context(Store(workdir / "snapshots")) if train.snapshot_every else None
         if checkpoints.latest is not None:
-            state = checkpoints.restore(state)
-        start = int(state.step)
-        writer = Writer(workdir, steps, config.train.batch, start, active=first)
+            try:
+                state = checkpoints.restore(state)
+            except (FileNotFoundError, ValueError) as error:
+                raise _cli.UsageError(str(error)) from error
+        start, skipped = int(state.step), int(jax.device_get(state.skipped)[1])
+        if start > train.steps:
+            raise _cli.UsageError(f"config.train.steps={train.steps}, but {start} steps are done")
+        if first:
+            # In this order: a run that is stopped in between is not complete.
+            (workdir / "report.json").unlink(missing_ok=True)
+            write_json(workdir / "config.json", config.to_dict())
+            recipe.save(workdir)
+        writer = stack.enter_context(contextlib.closing(Writer(workdir, train.steps, train.batch, start, active=first)))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.network))
         writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
+        if checkpoints.damaged:
+            writer.note(f"damaged checkpoints were removed: {checkpoints.damaged}")
         if start:
             writer.note(f"resumed after step {start}")
-        stream = batches.iterator(start)
-        for done in range(start + 1, steps + 1):
-            with _cli.usage_errors():  # a broken file is named
-                batch = put_batch(next(stream), mesh)
-            state, metrics = step(state, objective, batch, train_key)
-            last = done == steps
-            if last or done % config.train.report_every == 0:
+        preemption = stack.enter_context(Preemption())
+        stack.enter_context(profile)
+        for done in range(start + 1, train.steps + 1):
+            profile.before(done)
+            state, metrics = step(state, objective, put_batch(batches.batch(done - 1), mesh), train_key)
+            profile.after(done, state)
+            last, stop = done == train.steps, preemption.reached(done)
+            if last or done % train.report_every == 0:
                 writer.report(done, {name: float(value) for name, value in metrics.items()})
-            if not last and done % config.train.sample_every == 0:
+                row, skips = map(int, jax.device_get(state.skipped))
+                if row >= train.max_skipped:
+                    raise _cli.UsageError(
+                        f"loss or gradient was not finite in the last {row} steps, up to step {done}; "
+                        "lower config.train.rate, or find the operation with --debug"
+                    )
+                if skips > skipped:
+                    writer.note(f"{skips - skipped} step(s) skipped: loss or gradient was not finite")
+                    skipped = skips
+            if not (last or stop) and done % train.sample_every == 0:
                 with writer.paused(state):
-                    show(f"samples/{done:06d}.png")
-            if last or done % config.train.checkpoint_every == 0:
+                    show(state.average, f"samples/{done:06d}.png")
+                    show(state.network, f"samples/{done:06d}-raw.png")
+            if snapshots is not None and (last or done % train.snapshot_every == 0):
                 with writer.paused(state):
-                    checkpoints.save(state)
-        stream.close()
-        writer.close()
+                    snapshots.put(done, ema.snapshot_items(averages, state.averages))
+            if last or done % train.checkpoint_every == 0:
+                with writer.paused(state):
+                    checkpoints.save(state, rank())
+            elif stop:
+                checkpoints.save(state)
+            if stop and not last:
+                writer.note(f"stopped by SIGTERM; saved after step {done}, the same command goes on from there")
+                return
 
     # What it generates.
-    show("samples.png")
-    flow = recipe.flow(state.average)
+    show(state.average, "samples.png")
     if first and recipe.shape == (2,):
-        picture_ways(recipe, flow, workdir / "ways.png", jax.random.clone(sample_key))
-    numbers = measure(recipe, flow, source, config.sample.num, key=sample_key, **sampling)
-    report = {"loss": writer.last["loss"], **numbers, "steps": steps, "compile_seconds": compile_seconds}
-    report["train_images_per_second"] = writer.speed
+        picture_ways(recipe, recipe.flow(state.average), workdir / "ways.png", jax.random.clone(sample_key))
+    report = {"loss": writer.last["loss"], **assess(), "steps": train.steps, "skipped": skipped}
+    report |= {"compile_seconds": compile_seconds, "train_images_per_second": writer.speed}
     report["wall_seconds"] = time.perf_counter() - began
     if first:
         writer.console.print(table(report, title=f"{config.sample.num} samples of {workdir}"))
         write_json(workdir / "report.json", report)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Trains, then reports; a full disk is one line."""
+    if values.workdir is None:
+        raise _cli.UsageError("--workdir=FOLDER is required")
+    with _cli.disk_errors(Path(values.workdir)):
+        run(values)
 
 
 def cli() -> None:

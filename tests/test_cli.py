@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -97,7 +99,18 @@ def test_frozen_config(tmp_path):
     config = ConfigDict({"a": {"b": (1, 2), "c": 3}})
     _cli.check_frozen(config, tmp_path)
     (tmp_path / "config.json").write_text('{"a": {"b": [1, 2], "c": 3}}')
-    _cli.check_frozen(config, tmp_path)
+    assert not _cli.check_frozen(config, tmp_path)
     config.a.c = 4
     with pytest.raises(_cli.UsageError, match=r"config\.a\.c=3, not 4"):
         _cli.check_frozen(config, tmp_path)
+    assert _cli.check_frozen(config, tmp_path, allow=True)
+
+
+def test_disk_errors_are_found_behind_those_of_libraries(tmp_path):
+    for error in (OSError(errno.ENOSPC, "x"), ValueError("RESOURCE_EXHAUSTED: write [No space left on device]")):
+        wrapped = RuntimeError("background thread")
+        wrapped.__cause__ = error
+        with pytest.raises(_cli.UsageError, match=r": No space left on device"), _cli.disk_errors(tmp_path):
+            raise wrapped
+    with pytest.raises(KeyError), _cli.disk_errors(tmp_path):
+        raise KeyError("a bug")

@@ -1,6 +1,7 @@
 """Pictures and numbers of what a flow generates, during training and at its end."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from flowjax.flow import Flow
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, Samples
 from flowjax.solving import solve
+
+METRICS: Mapping[str, int] = {"loss": 1, "FD": 1, "accuracy": -1}
+"""What the best checkpoint may be chosen by: 1 where small is good, -1 where large is. All but the loss, which is the
+mean of the reported ones since the last checkpoint, are those of `measure`; accuracy needs classes."""
+
+
+def score(metric: str, numbers: Mapping[str, float]) -> float:
+    """The metric among numbers as `measure` returns them, so that lower is better."""
+    return METRICS[metric] * next(value for name, value in numbers.items() if name.partition("[")[0] == metric)
 
 
 def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:

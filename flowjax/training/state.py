@@ -1,6 +1,7 @@
 """Everything that training changes, in one pytree."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,12 +19,14 @@ class TrainState:
     """The state between two training steps.
 
     Attributes:
-        step: Number of finished steps.
+        step: Number of finished steps, skipped ones included.
         network: The trained network, any callable pytree of float arrays (an `nnx.Module` is one), or a dict
             of them.
         average: Exponential moving average of `network`; what sampling uses.
         optimizer: State of the optax transformation.
         memory: The mutable memory of an objective that has one, otherwise None.
+        averages: Further averages by name; "target" is the one that an objective asked for.
+        skipped: Steps whose loss or gradient was not finite: the last ones in a row, and all.
     """
 
     step: Int[Array, ""]
@@ -31,6 +34,8 @@ class TrainState:
     average: Any
     optimizer: Any
     memory: Any = None
+    averages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    skipped: Int[Array, "2"] | None = None
 
 
 def create_state(
@@ -39,6 +44,7 @@ def create_state(
     mesh: Mesh,
     rules: Mapping[str, str | None] = RULES,
     memory: Any = None,
+    averages: Iterable[str] = (),
 ) -> TrainState:
     """A new state, born sharded: no device ever holds more than its own part.
 
@@ -48,6 +54,7 @@ def create_state(
         mesh: From `make_mesh`.
         rules: Logical axis -> mesh axis.
         memory: Initial memory of the objective.
+        averages: Names of further averages.
     """
 
     def born() -> TrainState:
@@ -58,6 +65,8 @@ def create_state(
             average=jax.tree.map(jnp.copy, network),
             optimizer=optimizer.init(network),
             memory=memory,
+            averages={name: jax.tree.map(jnp.copy, network) for name in averages},
+            skipped=jnp.zeros(2, jnp.int32),
         )
 
     return jax.jit(born, out_shardings=shardings(jax.eval_shape(born), mesh, rules))()

@@ -1,4 +1,4 @@
-"""Where a run writes what it measures: a JSON-lines file and the console."""
+"""Where a run writes what it measures: a JSON-lines file, the console, and TensorBoard where it is installed."""
 
 import contextlib
 import json
@@ -11,6 +11,11 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:
+    SummaryWriter = None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -25,7 +30,8 @@ class Writer:
     """The progress bar and `metrics.jsonl` of one run; silent in all processes but the first.
 
     On a terminal the console shows one bar with loss, speed and time left; otherwise a line for each report.
-    Each line of the file is one report: {"step": ..., "loss": ..., ...}.
+    Each line of the file is one report: {"step": ..., "loss": ..., ...}. With tensorboardX (the extra `tb`) the same
+    numbers go to the folder `tensorboard`.
 
     Args:
         workdir: Folder of `metrics.jsonl`.
@@ -37,14 +43,16 @@ class Writer:
     Attributes:
         console: For other output, so that it does not tear the bar.
         last: The newest report, empty before the first.
+        losses: The reported losses since it was last emptied.
     """
 
     def __init__(self, workdir: str | Path, steps: int, batch: int, start: int = 0, active: bool = True):
         self._active, self._steps, self._batch, self._start = active, steps, batch, start
         self.console = Console(quiet=not active)
         self.last: dict[str, float] = {}
+        self.losses: list[float] = []
         self._done, self._began = start, time.perf_counter()
-        self._file = None
+        self._file = self._board = None
         if active:
             path = Path(workdir) / "metrics.jsonl"
             lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -53,6 +61,8 @@ class Writer:
             path.write_text("".join(json.dumps(report) + "\n" for report in reports))
             self.last = reports[-1] if reports else {}
             self._file = path.open("a")
+            if SummaryWriter is not None:
+                self._board = SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1)
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
@@ -63,6 +73,8 @@ class Writer:
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, completed=start, loss=float("nan"), speed=0.0)
         self._bar.start()
+        if SummaryWriter is None:
+            self.note("no TensorBoard files: tensorboardX is not installed (extra `tb`)")
 
     @property
     def speed(self) -> float:
@@ -73,9 +85,13 @@ class Writer:
         """One line of the file, and the state of the bar, after `step` steps."""
         self._done, self._seconds = step, time.perf_counter() - self._began
         self.last = {"step": step, **metrics}
+        self.losses.append(metrics["loss"])
         if self._file is not None:
             self._file.write(json.dumps(self.last) + "\n")
             self._file.flush()
+        if self._board is not None:
+            for name, value in {**metrics, "examples_per_second": self.speed}.items():
+                self._board.add_scalar(name, value, step)
         self._bar.update(self._task, completed=step, loss=metrics["loss"], speed=self.speed)
         if not self.console.is_terminal:
             left = (self._steps - step) * self._batch / self.speed
@@ -97,5 +113,6 @@ class Writer:
     def close(self) -> None:
         """Ends the bar and the file."""
         self._bar.stop()
-        if self._file is not None:
-            self._file.close()
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()

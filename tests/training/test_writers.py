@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from flowjax.training import writers
 from flowjax.training.writers import Writer, write_json
 
 
@@ -49,3 +52,40 @@ def test_json_is_replaced_whole(tmp_path):
         write_json(tmp_path / "x.json", value)
         assert json.loads((tmp_path / "x.json").read_text()) == value
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.fixture(autouse=True)
+def without_board(monkeypatch):
+    monkeypatch.setattr(writers, "SummaryWriter", None)
+
+
+def test_tensorboard_is_used_if_installed_and_missed_once(tmp_path, monkeypatch, capsys):
+    writer = Writer(tmp_path, steps=4, batch=1)
+    writer.report(1, {"loss": 1.0})
+    writer.close()
+    assert capsys.readouterr().out.count("tensorboardX is not installed") == 1
+
+    class Board:
+        def __init__(self, folder, purge_step):
+            self.seen = [(folder, purge_step)]
+            boards.append(self)
+
+        def add_scalar(self, name, value, step):
+            self.seen.append((name, value, step))
+
+        def close(self):
+            self.seen.append("closed")
+
+    boards = []
+    monkeypatch.setattr(writers, "SummaryWriter", Board)
+    writer = Writer(tmp_path, steps=4, batch=1, start=2)
+    writer.report(3, {"loss": 2.0})
+    writer.close()
+    Writer(tmp_path, steps=4, batch=1, active=False).close()
+    assert len(boards) == 1
+    first, loss, speed, end = boards[0].seen
+    assert first == (str(tmp_path / "tensorboard"), 3)
+    assert loss == ("loss", 2.0, 3)
+    assert speed[0] == "examples_per_second"
+    assert end == "closed"
+    assert "tensorboardX" not in capsys.readouterr().out
