@@ -340,6 +340,47 @@ rules = {
         ),
         example=lambda: {"rule": _guidance.CFG(scale=2.0), "start": 0.2, "end": 0.8},
     ),
+    "rescaled": Entry(
+        _guidance.Rescaled,
+        "a rule whose result gets part of its spread back",
+        _arxiv(
+            "lin2023common",
+            "Lin, S. and Liu, B. and Li, J. and Yang, X.",
+            "Common Diffusion Noise Schedules and Sample Steps are Flawed",
+            2023,
+            "2305.08891",
+        ),
+        example=lambda: {"rule": _guidance.CFG(scale=2.0)},
+    ),
+    "cfg_zero_star": Entry(
+        _guidance.CFGZeroStar,
+        "guidance against the best multiple of u, zero at first",
+        _arxiv(
+            "fan2025cfgzero",
+            "Fan, W. and Zheng, A. Y. and Yeh, R. A. and Liu, Z.",
+            "CFG-Zero*: Improved Classifier-Free Guidance for Flow Matching Models",
+            2025,
+            "2503.18886",
+        ),
+        example=lambda: {"scale": 2.0},
+    ),
+    "raag": Entry(
+        _guidance.RAAG,
+        "a scale that falls with the size of the guidance direction",
+        _arxiv("raag2025", "RAAG authors", "RAAG: Ratio Aware Adaptive Guidance", 2025, "2508.03442"),
+    ),
+    "autoguidance": Entry(
+        _guidance.Autoguidance,
+        "guidance against a weaker model",
+        _arxiv(
+            "karras2024guiding",
+            "Karras, T. and Aittala, M. and Kynkaanniemi, T. and Lehtinen, J. and Aila, T. and Laine, S.",
+            "Guiding a Diffusion Model with a Bad Version of Itself",
+            2024,
+            "2406.02507",
+        ),
+        example=lambda: {"scale": 2.0},
+    ),
     "apg": Entry(
         _guidance.APG,
         "adaptive projected guidance",

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from flowjax._pytree import pytree
 from flowjax.flow import Counts, Field, Flow, check_determined
+from flowjax.guidance.autoguidance import Autoguidance
 from flowjax.guidance.base import Rule
 from flowjax.paths.base import GaussianPath
 
@@ -131,6 +132,8 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
                 "guidance needs something to compare the condition with: pass against=, the condition that stands for "
                 "none (for class labels the number of classes) or a second field, or give the Flow its null="
             )
+    if isinstance(rule, Autoguidance) and not isinstance(against, Field):
+        raise ValueError("autoguidance compares with a weaker model: pass it as against=, a field")
     for part in (field, against):
         if isinstance(part, Field) and not part.stateless:
             raise ValueError(f"{type(part).__name__} has a memory: put the guidance inside it, not around it")

@@ -1,0 +1,56 @@
+"""CFG-Zero* (Fan et al., 2503.18886): guidance against the best multiple of u, and no motion in the first evaluations.
+
+On velocities, per sample: s = <c, u>/(|u|^2 + 1e-8), which minimises |c - s u|, and v = s u + w (c - s u). In the first
+`zero_steps` evaluations v = 0.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowjax._pytree import pytree, static
+from flowjax.guidance.base import Rule, inner
+from flowjax.paths.base import expand
+
+
+@pytree
+class CFGZeroStar(Rule):
+    """Guidance with an optimised unconditional part.
+
+    Args:
+        scale: w; 1 is the conditional prediction (after the zeros).
+        zero_steps: number of first evaluations whose velocity is zero; about 4 % of the steps is recommended.
+
+    Raises:
+        ValueError: negative zero_steps.
+    """
+
+    space = "velocity"
+
+    scale: Any = 1.0
+    zero_steps: int = static(1)
+
+    def __post_init__(self) -> None:
+        """Checks zero_steps."""
+        if self.zero_steps < 0:
+            raise ValueError(f"zero_steps must not be negative, got {self.zero_steps}")
+
+    @property
+    def stateless(self) -> bool:
+        """Only without zeros: those need the number of the evaluation."""
+        return self.zero_steps == 0
+
+    def init(self, x: Array) -> Array:
+        """The number of the next evaluation."""
+        return jnp.int32(0)
+
+    def active(self, t: Any) -> Any:
+        """Always, as long as there are zeros to give; otherwise wherever w is not 1."""
+        return True if self.zero_steps else jnp.any(jnp.asarray(self.scale) != 1)
+
+    def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
+        """S u + w (c - s u), or zero."""
+        s = (inner(c, u) / (inner(u, u) + 1e-8)).astype(c.dtype)
+        guided = s * u + expand(self.scale, c) * (c - s * u)
+        return jnp.where(state < self.zero_steps, 0, guided), state + 1

@@ -1,0 +1,57 @@
+"""Rescaled guidance (Lin et al., 2305.08891, section 3.4): another rule's result with part of its spread taken back.
+
+With v0 the result of the inner rule and std over all axes but the batch's, v = phi (std(c)/std(v0)) v0 + (1 - phi) v0.
+Apply it last. It depends on the prediction it is applied to: here the velocity, or the inner rule's space.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowjax._pytree import pytree
+from flowjax.guidance.base import Rule
+from flowjax.paths.base import divide, expand
+
+
+@pytree
+class Rescaled(Rule):
+    """Takes the spread of a guided prediction back towards that of the conditional one.
+
+    Args:
+        rule: the rule whose result is rescaled.
+        phi: how far, in [0, 1]; 0 is the inner rule.
+    """
+
+    rule: Rule
+    phi: Any = 0.7
+
+    @property
+    def space(self) -> str:
+        """The inner rule's, or the velocity."""
+        return "velocity" if self.rule.space == "any" else self.rule.space
+
+    @property
+    def stateless(self) -> bool:
+        """The inner rule's."""
+        return self.rule.stateless
+
+    def init(self, x: Array) -> Any:
+        """The inner rule's state."""
+        return self.rule.init(x)
+
+    def active(self, t: Any) -> Any:
+        """Where the inner rule is."""
+        return self.rule.active(t)
+
+    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
+        """Phi (std(c)/std(v0)) v0 + (1 - phi) v0."""
+        guided, state = self.rule.combine(t, c, u, state)
+        axes = tuple(range(1, c.ndim))
+        ratio = divide(*(jnp.std(v.astype(jnp.float32), axis=axes, keepdims=True) for v in (c, guided)))
+        phi = expand(self.phi, c)
+        return phi * ratio.astype(c.dtype) * guided + (1 - phi) * guided, state
+
+    def report(self, state: Any) -> Any:
+        """The inner rule's."""
+        return self.rule.report(state)
