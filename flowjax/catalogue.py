@@ -367,7 +367,13 @@ rules = {
     "raag": Entry(
         _guidance.RAAG,
         "a scale that falls with the size of the guidance direction",
-        _arxiv("raag2025", "RAAG authors", "RAAG: Ratio Aware Adaptive Guidance", 2025, "2508.03442"),
+        _arxiv(
+            "zhu2025raag",
+            "Zhu, S. and Peng, Q. and Hu, Y. and Yang, Z. and Zhang, H. and Pu, Z. and Feng, R. and Cheng, F.",
+            "RAAG: Ratio Aware Adaptive Guidance",
+            2025,
+            "2508.03442",
+        ),
     ),
     "autoguidance": Entry(
         _guidance.Autoguidance,
