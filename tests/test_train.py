@@ -1,6 +1,10 @@
+import errno
 import json
 import os
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +15,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from flowjax import _cli
+import flowjax as fj
+from flowjax import _cli, data
 from flowjax import train as train_main
 
 pytestmark = pytest.mark.standard_promotion
@@ -40,8 +45,9 @@ def test_smoke_run_leaves_everything_and_is_then_complete(capsys, tmp_path, name
         assert {"accuracy", "spread", "nearest_ratio"} <= set(report)
     present = {path.name for path in (tmp_path / "run").iterdir()}
     expected = {"config.json", "recipe.json", "metrics.jsonl", "checkpoints", "samples", "samples.png", "report.json"}
-    assert present == expected | ({"ways.png"} if name == "toy2d" else set())
-    assert [path.name for path in (tmp_path / "run" / "samples").iterdir()] == ["000001.png"]
+    assert present - {"tensorboard"} == expected | ({"ways.png"} if name == "toy2d" else set())
+    assert {path.name for path in (tmp_path / "run" / "samples").iterdir()} == {"000001.png", "000001-raw.png"}
+    assert report["skipped"] == 0
 
     code, out, _ = run(capsys, f"--config={name}:smoke", f"--workdir={tmp_path / 'run'}")
     assert code == 0
@@ -49,6 +55,7 @@ def test_smoke_run_leaves_everything_and_is_then_complete(capsys, tmp_path, name
     code, _, err = run(capsys, f"--config={name}:smoke", f"--workdir={tmp_path / 'run'}", "--config.train.steps=3")
     assert code == 2
     assert "config.train.steps=2, not 3" in err
+    assert "--allow_config_change" in err
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,11 @@ def test_smoke_run_leaves_everything_and_is_then_complete(capsys, tmp_path, name
         (["--config.objective.prediction=velocty"], "velocty"),
         (["--config.data.name=digit"], "unknown data set 'digit'; did you mean 'digits'?"),
         (["--config.network.options.patch=3"], "patch"),
+        (["--config.train.accumulate=3"], "config.train.accumulate=3 must divide batch=8"),
+        (["--config.train.max_skipped=0"], "config.train.max_skipped must be at least 1, got 0"),
+        (["--config.train.snapshot_every=2"], "config.train.snapshot_every must be 0 unless"),
+        (["--config.train.best=los"], "unknown metric of config.train.best 'los'; did you mean 'loss'?"),
+        (["--profile=3:2"], "--profile must be FIRST:LAST"),
         (["--config.train.ema=1.5"], "decay of the average must lie in [0, 1), got 1.5"),
         (["--workdr=x"], "unknown flag '--workdr'; did you mean '--workdir'?"),
     ],
@@ -127,3 +139,224 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, a, b)
     reports = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("killed", "whole")]
     assert reports[0] == reports[1]
+
+
+TINY = """
+from ml_collections import ConfigDict
+from flowjax._cli import load_config
+def get_config(argument=""):
+    config = load_config("toy2d:smoke").copy_and_resolve_references()
+    config.unlock()
+    config.data.options.size = 200
+    config.train.update(steps=6, report_every=1, sample_every=100, checkpoint_every=2)
+    if argument == "averages":
+        config.train.snapshot_every = 2
+        config.train.averages = ConfigDict({
+            "short": {"name": "Power", "options": {"std": 0.05}},
+            "long": {"name": "Power", "options": {"std": 0.1}},
+            "flat": {"name": "Constant", "options": {"decay": 0.5}},
+        })
+    return config
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Arguments of a run of six steps; `:averages` adds all kinds of averages."""
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY)
+    return [f"--config={path}", f"--workdir={tmp_path / 'run'}"]
+
+
+def load(workdir, **options):
+    return jax.device_get(fj.load(workdir, **options)[0].network)
+
+
+def test_averages_snapshots_and_best(capsys, tmp_path, tiny):
+    workdir = tmp_path / "run"
+    code, _, err = run(capsys, f"{tiny[0]}:averages", tiny[1])
+    assert (code, err) == (0, "")
+    assert {path.name for path in (workdir / "snapshots").iterdir() if path.name.isdigit()} == {"2", "4", "6"}
+    flat, made = load(workdir, average="flat"), load(workdir, average=0.05)
+    stored = load(workdir, average="short")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), made, stored)
+    assert any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(flat), jax.tree.leaves(stored)))
+    scores = json.loads((workdir / "checkpoints" / "index.json").read_text())
+    best = min(scores, key=lambda step: scores[step]["score"])
+    reports = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(scores["6"]["score"], np.mean(reports[4:]))
+    load(workdir, which="best")
+    assert best in {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_changed_config_goes_on_only_if_allowed(capsys, tmp_path, tiny):
+    workdir = tmp_path / "run"
+    run(capsys, *tiny, "--config.train.checkpoint_every=6")
+    tiny = [*tiny, "--config.train.checkpoint_every=6"]
+    code, out, err = run(capsys, *tiny, "--config.train.steps=8", "--allow_config_change")
+    assert (code, err) == (0, "")
+    assert "resumed after step 6" in out
+    assert json.loads((workdir / "report.json").read_text())["steps"] == 8
+    assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 8
+    code, _, err = run(capsys, *tiny, "--config.train.steps=4", "--allow_config_change")
+    assert (code, err) == (2, "error: config.train.steps=4, but 8 steps are done\n")
+    code, _, err = run(
+        capsys, *tiny, "--config.train.steps=8", "--config.network.options.width=8", "--allow_config_change"
+    )
+    assert code == 2
+    assert "checkpoint 8 does not fit: average/" in err
+    # What was refused has changed nothing.
+    code, out, _ = run(capsys, *tiny, "--config.train.steps=8")
+    assert "training is complete" in out
+
+
+def test_best_by_samples(capsys, tmp_path, tiny):
+    code, _, err = run(capsys, *tiny, "--config.train.best=FD", "--config.train.steps=2")
+    assert (code, err) == (0, "")
+    index = json.loads((tmp_path / "run" / "checkpoints" / "index.json").read_text())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    np.testing.assert_allclose(index["2"]["score"], report["FD"])
+
+
+def spoiled(monkeypatch, steps):
+    """Batches of these steps are not finite."""
+    whole = data.Batches.batch
+
+    def batch(self, step):
+        found = whole(self, step)
+        return {**found, "x1": found["x1"] * np.float32(np.nan)} if step in steps else found
+
+    monkeypatch.setattr(data.Batches, "batch", batch)
+
+
+def test_skipped_steps_are_reported_and_too_many_end_the_run(capsys, tmp_path, tiny, monkeypatch):
+    spoiled(monkeypatch, {1, 3})
+    code, out, err = run(capsys, *tiny, "--config.train.max_skipped=2")
+    assert (code, err) == (0, "")
+    assert out.count("1 step(s) skipped: loss or gradient was not finite") == 2
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["skipped"] == 2
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load(tmp_path / "run")))
+
+    spoiled(monkeypatch, range(100))
+    code, _, err = run(capsys, tiny[0], f"--workdir={tmp_path / 'other'}", "--config.train.max_skipped=3")
+    assert code == 2
+    assert err.startswith(
+        "error: loss or gradient was not finite in the last 3 steps, up to step 3; lower config.train"
+    )
+    assert err.count("\n") == 1
+
+
+def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
+    run(capsys, *tiny)
+    folder = tmp_path / "run" / "checkpoints" / "6" / "state"
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-10])
+    code, out, err = run(capsys, *tiny, "--config.train.steps=7", "--allow_config_change")
+    assert (code, err) == (0, "")
+    assert "damaged checkpoints were removed: [6]" in out
+    assert "resumed after step 4" in out
+
+
+@pytest.mark.parametrize("limit", [200, 20_000], ids=["metrics", "checkpoint"])
+def test_full_disk_is_one_line(capsys, tmp_path, tiny, limit):
+    """A limit of the size of files makes writes fail as a full disk does, at the first small or the first large one."""
+    options = ["--config.network.options.width=64"] if limit > 1000 else []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit < 1000:
+        (tmp_path / "run").mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        code, _, err = run(capsys, *tiny, *options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert err.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
+    assert err.count("\n") == 1
+
+
+def test_full_disk_at_the_metrics(capsys, tmp_path, tiny, monkeypatch):
+    def full(self, step, metrics):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("flowjax.training.writers.Writer.report", full)
+    code, _, err = run(capsys, *tiny)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "No space left on device" in err
+
+
+def test_profile_leaves_a_trace(capsys, tmp_path, tiny):
+    code, _, err = run(capsys, *tiny, "--profile=2:3", "--config.train.steps=4")
+    assert (code, err) == (0, "")
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_debug_stops_at_the_nan(capsys, tiny, monkeypatch):
+    names = ("jax_debug_nans", "jax_debug_key_reuse", "jax_numpy_rank_promotion", "jax_enable_compilation_cache")
+    before = {name: jax.config.values[name] for name in names}
+    spoiled(monkeypatch, {1})
+    try:
+        with pytest.raises(FloatingPointError, match="nan"):
+            _cli.run(train_main.main, train_main.define, ["train", *tiny, "--debug"])
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_sigterm_saves_and_exits_with_zero(tmp_path):
+    command = [sys.executable, "-m", "flowjax.train", "--config=toy2d:smoke", f"--workdir={tmp_path / 'run'}"]
+    command += ["--config.train.steps=100000", "--config.train.report_every=20", "--config.train.sample_every=100000"]
+    command += ["--config.train.checkpoint_every=100000"]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    stopped = int(re.search(r"stopped by SIGTERM; saved after step (\d+)", out)[1])
+    assert 20 <= stopped < 100000
+    step, found = final(tmp_path / "run")
+    assert step == stopped == found["state"]["step"]
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")
+def test_two_processes_train_save_and_one_goes_on(capsys, tmp_path, tiny):
+    """Two processes of four devices each; SIGTERM on one of them stops both; then this process goes on alone."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    script = (
+        "import sys, jax; from flowjax import _cli, train;"
+        f"jax.distributed.initialize('localhost:{port}', 2, int(sys.argv.pop(1)));"
+        "_cli.run(train.main, train.define)"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="4")
+    options = [*tiny, "--config.mesh.fsdp=2", "--config.train.checkpoint_every=1000", "--config.train.steps=20000"]
+    options += ["--config.train.report_every=10"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(i), *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for line in processes[0].stdout:
+        if line.startswith("step 10/"):
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    texts = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    stopped = int(re.search(r"saved after step (\d+)", texts[0][0])[1])
+    assert texts[1][0] == ""
+    assert final(tmp_path / "run")[0] == stopped
+
+    options[2] = "--config.mesh.fsdp=1"
+    code, out, err = run(capsys, *options[:4], f"--config.train.steps={stopped + 2}", "--allow_config_change")
+    assert (code, err) == (0, "")
+    assert f"resumed after step {stopped}" in out
