@@ -264,11 +264,14 @@ def test_full_disk_is_one_line(capsys, tmp_path, tiny, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit < 1000:
         (tmp_path / "run").mkdir()
+    # Or the limit would leave half an entry in the cache of compiled programs.
+    jax.config.update("jax_enable_compilation_cache", False)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         code, _, err = run(capsys, *tiny, *options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update("jax_enable_compilation_cache", True)
     assert code == 2
     assert err.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
     assert err.count("\n") == 1
@@ -322,7 +325,6 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")
 def test_two_processes_train_save_and_one_goes_on(capsys, tmp_path, tiny):
     """Two processes of four devices each; SIGTERM on one of them stops both; then this process goes on alone."""
     with socket.socket() as probe:
@@ -353,8 +355,8 @@ def test_two_processes_train_save_and_one_goes_on(capsys, tmp_path, tiny):
     texts = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], texts
     stopped = int(re.search(r"saved after step (\d+)", texts[0][0])[1])
-    assert texts[1][0] == ""
-    assert final(tmp_path / "run")[0] == stopped
+    assert not [line for line in texts[1][0].splitlines() if not line.startswith("[Gloo]")]
+    assert (tmp_path / "run" / "checkpoints" / str(stopped)).is_dir()
 
     options[2] = "--config.mesh.fsdp=1"
     code, out, err = run(capsys, *options[:4], f"--config.train.steps={stopped + 2}", "--allow_config_change")
