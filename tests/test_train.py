@@ -265,13 +265,14 @@ def test_full_disk_is_one_line(capsys, tmp_path, tiny, limit):
     if limit < 1000:
         (tmp_path / "run").mkdir()
     # Or the limit would leave half an entry in the cache of compiled programs.
-    jax.config.update("jax_enable_compilation_cache", False)
+    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         code, _, err = run(capsys, *tiny, *options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     assert code == 2
     assert err.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
     assert err.count("\n") == 1
