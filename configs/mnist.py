@@ -1,5 +1,7 @@
 """Class-conditional MNIST, 28x28: a DiT with patch 4.
 
+Expected on 2 CPU cores, 10,000 images: loss near 0.21 after 1,350 of the 3,000 steps, 0.3 to 0.5 seconds a step.
+
     python -m flowjax.train --config=mnist --config.data.options.folder=data/mnist --workdir=runs/mnist
     python -m flowjax.train --config=mnist:npz --config.data.options.path=mnist.npz --workdir=runs/mnist
 

@@ -108,4 +108,4 @@ def test_bad_flag_and_help(capsys):
     assert "--json" in err
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert "--[no]json" in out
+    assert "--json" in out
