@@ -141,7 +141,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        causes, cause = [], error
+        causes: list[BaseException] = []
+        cause: BaseException | None = error
         while cause is not None and cause not in causes:
             causes.append(cause)
             cause = cause.__cause__ or cause.__context__

@@ -122,8 +122,8 @@ def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.Flo
 
 def make_averages(config: ConfigDict, objective: Any) -> dict[str, ema.Average]:
     """The further averages: those of the config, and "target" for an objective with a `target_average`."""
-    laws = {"Constant": ema.Constant, "Warmup": ema.Warmup, "Power": ema.Power}
-    averages = {
+    laws: dict[str, Any] = {"Constant": ema.Constant, "Warmup": ema.Warmup, "Power": ema.Power}
+    averages: dict[str, ema.Average] = {
         name: laws[_cli.choose("average", law.name, laws)](**law.options) for name, law in config.averages.items()
     }
     target = getattr(objective, "target_average", None)

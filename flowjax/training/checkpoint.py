@@ -187,7 +187,7 @@ class Store:
 
     def get_first(self, steps: Iterable[int], like: Mapping[str, Any]) -> tuple[int | None, dict[str, Any], list[int]]:
         """The first of `steps` that is not damaged: (its number or None, its items, the damaged ones before it)."""
-        damaged = []
+        damaged: list[int] = []
         for step in steps:
             try:
                 return step, self.get(step, like), damaged

@@ -2,6 +2,7 @@
 
 import signal
 import types
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,7 +17,7 @@ class Preemption:
 
     def __init__(self):
         self._told = False
-        self._before: signal.Handlers | object | None = None
+        self._before: Any = None
 
     def __enter__(self) -> "Preemption":
         if not jax.distributed.is_initialized():

@@ -26,7 +26,7 @@ class TrainState:
         optimizer: State of the optax transformation.
         memory: The mutable memory of an objective that has one, otherwise None.
         averages: Further averages by name; "target" is the one that an objective asked for.
-        skipped: Steps whose loss or gradient was not finite: the last ones in a row, and all.
+        skipped: Steps whose loss or gradient was not finite: the last ones in a row, and all; int32, (2,).
     """
 
     step: Int[Array, ""]
@@ -35,7 +35,7 @@ class TrainState:
     optimizer: Any
     memory: Any = None
     averages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    skipped: Int[Array, "2"] | None = None
+    skipped: Any = None
 
 
 def create_state(
