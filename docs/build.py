@@ -67,6 +67,15 @@ def others(entries: Mapping[str, catalogue.Entry]) -> str:
     return table(["name", "what it does", "properties", "reference", "class"], rows)
 
 
+def systems() -> str:
+    """All systems: the main function of each."""
+    rows = (
+        [f"`{n}`", e.summary, link(e.reference), f"`{e.make.__module__}.{e.make.__name__}`"]
+        for n, e in catalogue.systems.items()
+    )
+    return table(["name", "what it does", "reference", "main function"], rows)
+
+
 def overview() -> str:
     """One line per kind of method."""
     kinds = {
@@ -75,7 +84,8 @@ def overview() -> str:
         "fields": catalogue.fields,
         "objectives": catalogue.objectives,
     }
-    rows = ([kind, ", ".join(f"`{e.make.__name__}`" for e in table.values())] for kind, table in kinds.items())
+    rows = [[kind, ", ".join(f"`{e.make.__name__}`" for e in table.values())] for kind, table in kinds.items()]
+    rows.append(["systems", ", ".join(f"`{n}`" for n in catalogue.systems)])
     return table(["kind", "methods"], rows)
 
 
@@ -119,6 +129,7 @@ TABLES = {
     "rules": lambda: others(catalogue.rules),
     "fields": lambda: others(catalogue.fields),
     "objectives": lambda: others(catalogue.objectives),
+    "systems": systems,
 }
 
 

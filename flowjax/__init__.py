@@ -24,6 +24,7 @@ _LAZY_MODULES = (
     "objectives",
     "oracles",
     "recipe",
+    "science",
     "training",
 )
 _LAZY_NAMES = {"load": "recipe", "Recipe": "recipe", "cite": "catalogue", "log_likelihood": "likelihood"}

@@ -1,4 +1,4 @@
-"""One table of everything that has a name: solvers, guidance rules, fields, objectives, with references and properties.
+"""One table of everything that has a name: solvers, guidance rules, fields, objectives, systems.
 
 The conformance tests, `--help`, the tables in the documentation and `cite` read it.
 """
@@ -14,6 +14,9 @@ from flowjax import fields as _fields
 from flowjax import guidance as _guidance
 from flowjax import objectives as _objectives
 from flowjax import solvers as _solvers
+from flowjax.science import calibration as _calibration
+from flowjax.science import coherent_structures as _coherent_structures
+from flowjax.science import transport as _transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Entry:
     """One named thing.
 
     Attributes:
-        make: the class.
+        make: the class; the main function of a system.
         summary: what it is, in one line.
         reference: where it was published.
         order: order of convergence of a whole run with default settings; None where the notion does not apply.
@@ -452,6 +455,53 @@ objectives = {
         _objectives.SchroedingerBridge,
         "Schroedinger bridge by optimising the interpolant (experimental)",
         _INTERPOLANTS,
+    ),
+}
+
+systems = {
+    "self_calibration": Entry(
+        _calibration.solve,
+        "unknown gains and signals by linear least squares",
+        _arxiv(
+            "ling2016selfcalibration",
+            "Ling, S. and Strohmer, T.",
+            "Self-Calibration and Bilinear Inverse Problems via Linear Least Squares",
+            2016,
+            "1611.04196",
+        ),
+    ),
+    "lyapunov_exponents": Entry(
+        _coherent_structures.stretching,
+        "finite-time Lyapunov exponents of vector fields, samplers and tracks",
+        Reference(
+            "haller2015lagrangian",
+            "Haller, G.",
+            "Lagrangian Coherent Structures",
+            2015,
+            "https://doi.org/10.1146/annurev-fluid-010313-141322",
+        ),
+    ),
+    "coherent_tracks": Entry(
+        _coherent_structures.lcti,
+        "particle tracks from four frames, chosen by coherence with their neighbours",
+        _arxiv(
+            "rahimikhojasteh2021lagrangian",
+            "Rahimi Khojasteh, A. and Yang, Y. and Heitz, D. and Laizet, S.",
+            "Lagrangian coherent track initialization",
+            2021,
+            "2106.11049",
+        ),
+    ),
+    "slab_transport": Entry(
+        _transport.solve,
+        "discrete ordinates in a slab with diffusion synthetic acceleration",
+        Reference(
+            "adams2002fast",
+            "Adams, M. L. and Larsen, E. W.",
+            "Fast iterative methods for discrete-ordinates particle transport calculations",
+            2002,
+            "https://doi.org/10.1016/S0149-1970(01)00023-3",
+        ),
     ),
 }
 

@@ -1,0 +1,243 @@
+"""Self-calibration: exactness, the sharp count, noise, invariances, derivatives, matrix-free solution."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flowjax.science import calibration
+
+solve = jax.jit(calibration.solve, static_argnames=("model", "method"))
+SIZES = [("repeated", 32, 24, 4), ("diverse", 32, 8, 4), ("snapshots", 32, 8, 4)]
+EDGES = [("repeated", 24, 25, 2), ("repeated", 24, 49, 3), ("diverse", 24, 16, 3), ("diverse", 24, 18, 4)]
+EDGES += [("snapshots", 24, 16, 3), ("snapshots", 24, 18, 4), ("snapshots", 24, 22, 12)]
+
+
+def problem(model, m, n, p, seeds=10, phases=False):
+    """Random problems (seeds, ...): measurements, matrices, gains, signals."""
+    rng = np.random.default_rng([m, n, p])
+
+    def normal(*shape):
+        return (rng.normal(size=shape) + 1j * rng.normal(size=shape)) / np.sqrt(2)
+
+    matrices = normal(seeds, m, n) if model == "snapshots" else normal(seeds, p, m, n)
+    signals = normal(seeds, n) if model == "repeated" else normal(seeds, p, n)
+    gains = 1 + rng.uniform(-0.5, 0.5, (seeds, m)) + 0j
+    if phases:
+        gains = gains * np.exp(2j * np.pi * rng.uniform(size=gains.shape))
+    batch = tuple(jnp.asarray(a) for a in (matrices, gains, signals))
+    return jax.vmap(calibration.measure)(*batch), *batch
+
+
+def add_noise(y, snr, seed=0):
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=y.shape) + 1j * rng.normal(size=y.shape)
+    size = np.linalg.norm(y, axis=(1, 2)) / np.linalg.norm(noise, axis=(1, 2)) * 10 ** (-snr / 20)
+    return y + jnp.asarray(size[:, None, None] * noise)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def errors(y, matrices, gains, signals, model, method):
+    results = jax.vmap(lambda y, a: calibration.solve(y, a, model=model, method=method))(y, matrices)
+    return jax.vmap(calibration.relative_error)(results, gains, signals), results
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+@pytest.mark.parametrize(("model", "m", "n", "p"), SIZES)
+def test_exact_without_noise(x64, model, m, n, p, method):
+    error, result = errors(*problem(model, m, n, p), model, method)
+    assert result.valid.all()
+    assert float(jnp.max(error)) < 1e-12
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+@pytest.mark.parametrize(("model", "m", "n", "p"), EDGES)
+def test_recovery_up_to_the_count(x64, model, m, n, p, method):
+    error, result = errors(*problem(model, m, n, p), model, method)
+    assert float(jnp.max(error)) < 1e-3
+    assert result.valid.all()
+    y, matrices, *_ = problem(model, m, n + 1, p, seeds=1)
+    with pytest.raises(ValueError, match="too few measurements"):
+        calibration.solve(y[0], matrices[0], model=model, method=method)
+
+
+def test_beyond_the_count_the_null_space_has_two_dimensions(x64):
+    for model, m, n, p in EDGES[:1] + EDGES[2:3]:
+        rows = [calibration.unknowns(model, m, size, p) - 1 for size in (n, n + 1)]
+        assert rows[0] <= m * p < rows[1]
+
+
+NOISE = {  # error in dB at a signal-to-noise ratio of 0, 10, 20, 40, 60 dB (measured, 10 seeds)
+    ("repeated", "least_squares"): ((64, 64, 8), [-8.2, -16.0, -25.4, -45.3, -65.3]),
+    ("diverse", "least_squares"): ((64, 16, 8), [-5.5, -13.3, -23.0, -42.9, -62.9]),
+    ("snapshots", "least_squares"): ((64, 16, 8), [-5.5, -13.5, -23.1, -43.1, -63.1]),
+    ("repeated", "spectral"): ((64, 64, 8), [-3.4, -14.9, -25.2, -45.3, -65.3]),
+}
+
+
+@pytest.mark.parametrize(("model", "method"), NOISE)
+def test_recorded_errors_with_noise(x64, model, method):
+    (m, n, p), recorded = NOISE[model, method]
+    y, *rest = problem(model, m, n, p)
+    found = []
+    for snr in (0, 10, 20, 40, 60):
+        error, result = errors(add_noise(y, snr), *rest, model, method)
+        assert result.valid.all()
+        found.append(20 * float(jnp.mean(jnp.log10(error))))
+    np.testing.assert_allclose(found[2:], recorded[2:], atol=0.5)
+    np.testing.assert_allclose(found[:2], recorded[:2], atol=1.5)
+    assert found[4] - found[2] == pytest.approx(-40, abs=0.6)  # one dB for each dB
+
+
+def test_random_phases_are_better_served_by_the_spectral_method(x64):
+    y, *rest = problem("diverse", 32, 8, 6, phases=True)
+    plain, spectral = (errors(add_noise(y, 20), *rest, "diverse", method)[0] for method in calibration.METHODS)
+    assert int(jnp.sum(spectral < plain)) >= 8
+    assert float(jnp.median(plain / spectral)) > 1.5
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_invariances(x64, method):
+    y, matrices, gains, signals = (a[0] for a in problem("diverse", 16, 4, 4))
+    y = add_noise(y[None], 40)[0]
+    result = solve(y, matrices, model="diverse", method=method)
+    np.testing.assert_allclose(
+        calibration.measure(matrices, 2j * gains, signals / 2j), calibration.measure(matrices, gains, signals)
+    )
+    order = jnp.array([2, 0, 3, 1])
+    shuffled = solve(y[order], matrices[order], model="diverse", method=method)
+    np.testing.assert_allclose(shuffled.inverse_gains, result.inverse_gains, rtol=1e-8)
+    np.testing.assert_allclose(shuffled.signals, result.signals[order], rtol=1e-8)
+    masked = jnp.ones(y.shape).at[1, 3].set(0)
+    hidden = [solve(y.at[1, 3].set(v), matrices, model="diverse", method=method, weights=masked) for v in (0.0, 9.0)]
+    np.testing.assert_allclose(hidden[0].inverse_gains, hidden[1].inverse_gains, rtol=1e-8)
+    if method == "least_squares":
+        doubled = solve(y, matrices, model="diverse", c=32.0)
+        np.testing.assert_allclose(doubled.inverse_gains, 2 * result.inverse_gains, rtol=1e-10)
+        np.testing.assert_allclose(jnp.sum(result.inverse_gains), 16, rtol=0.1)
+        assert result.gains.shape == (16,)
+
+
+def test_least_squares_is_the_stacked_least_squares_problem(x64):
+    y, matrices, *_ = (a[0] for a in problem("repeated", 12, 5, 3))
+    y = add_noise(y[None], 10)[0]
+    full = np.vstack([calibration.design(y, matrices, "repeated"), np.r_[np.ones(12), np.zeros(5)][None]])
+    z = np.linalg.lstsq(full, np.r_[np.zeros(36), 12.0], rcond=None)[0]
+    result = solve(y, matrices, model="repeated")
+    np.testing.assert_allclose(np.r_[result.inverse_gains, result.signals], z, rtol=1e-9)
+    unit = solve(y, matrices, model="repeated", method="spectral", scale=3.0)
+    scaled = np.asarray(calibration.design(y, matrices, "repeated")) * np.r_[np.ones(12) / 3, np.ones(5)]
+    vector = np.linalg.svd(scaled)[2][-1].conj() * np.r_[np.ones(12) / 3, np.ones(5)]
+    z = np.r_[unit.inverse_gains, unit.signals]
+    assert abs(np.vdot(z, vector)) == pytest.approx(np.linalg.norm(z) * np.linalg.norm(vector), rel=1e-10)
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_derivatives(x64, method):
+    y, matrices, *_ = (a[0].real for a in problem("repeated", 6, 3, 3))
+    change = jnp.asarray(np.random.default_rng(5).normal(size=y.shape))
+    y = y + 0.05 * jnp.cos(jnp.arange(18.0)).reshape(3, 6)
+
+    @jax.jit
+    def spread(size):
+        s = calibration.solve(y + size * change, matrices, model="repeated", method=method).inverse_gains
+        return jnp.sum(s**4) / jnp.sum(s**2) ** 2
+
+    step = 1e-6
+    numeric = (spread(step) - spread(-step)) / (2 * step)
+    assert float(jax.grad(spread)(0.0)) == pytest.approx(float(numeric), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_batches(x64, method, on_eight_devices):
+    y, matrices, *_ = problem("snapshots", 8, 3, 3, seeds=8)
+
+    def inverse(y, matrices):
+        return calibration.solve(y, matrices, model="snapshots", method=method).inverse_gains
+
+    loop = jnp.stack([jax.jit(inverse)(*pair) for pair in zip(y, matrices)])
+    np.testing.assert_allclose(jax.jit(jax.vmap(inverse))(y, matrices), loop, rtol=1e-9)
+    np.testing.assert_allclose(on_eight_devices(inverse, y, matrices), loop, rtol=1e-9)
+
+
+def test_single_precision():
+    y, matrices, gains, signals = problem("repeated", 32, 24, 4)
+    assert y.dtype == jnp.complex64
+    for method in calibration.METHODS:
+        error, result = errors(y, matrices, gains, signals, "repeated", method)
+        assert result.valid.all()
+        assert float(jnp.max(error)) < 1e-5
+
+
+def test_blind_deconvolution_of_an_image_without_matrices(x64):
+    rng = np.random.default_rng(0)
+    rows, columns = np.meshgrid(np.arange(16), np.arange(16), indexing="ij")
+    image = jnp.asarray(((rows - 8) ** 2 + (columns - 6) ** 2 < 25) + 0.2 * rows / 16 + 0j)
+    masks = jnp.asarray(rng.choice([-1.0, 1.0], (6, 16, 16)) + 0j)
+    blur = np.exp(-(np.minimum(rows, 16 - rows) ** 2 + np.minimum(columns, 16 - columns) ** 2) / 0.8)
+    gains = jnp.fft.fft2(jnp.asarray(blur / blur.sum())).reshape(-1)
+
+    def apply(image):
+        return jnp.fft.fft2(masks * image[None], norm="ortho").reshape(6, -1)
+
+    y = gains[None] * apply(image)
+    result = jax.jit(
+        lambda y: calibration.solve_matrix_free(
+            y, apply, jnp.zeros((16, 16), y.dtype), tolerance=1e-10, column_norm=6**0.5
+        )
+    )(y)
+    assert result.valid
+    scaled = result.signals * jnp.vdot(result.signals, image) / jnp.vdot(result.signals, result.signals)
+    np.testing.assert_allclose(scaled, image, atol=1e-5)
+
+
+def test_matrix_free_agrees_with_matrices(x64):
+    y, matrices, *_ = (a[0] for a in problem("diverse", 16, 4, 4))
+    y = add_noise(y[None], 30)[0]
+
+    def apply(signals):
+        return jnp.einsum("lmn,ln->lm", matrices, signals)
+
+    free = calibration.solve_matrix_free(y, apply, jnp.zeros((4, 4), y.dtype), tolerance=1e-12)
+    dense = solve(y, matrices, model="diverse")
+    assert free.valid
+    np.testing.assert_allclose(free.inverse_gains, dense.inverse_gains, rtol=1e-7)
+    np.testing.assert_allclose(free.signals, dense.signals, rtol=1e-7)
+    few = calibration.solve_matrix_free(y, apply, jnp.zeros((4, 4), y.dtype), tolerance=1e-12, max_steps=2)
+    assert not few.valid
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_what_cannot_be_determined_is_flagged(x64, method):
+    y, matrices, *_ = (a[0] for a in problem("snapshots", 12, 4, 4))
+    run = functools.partial(solve, model="snapshots", method=method)
+    assert run(y, matrices).valid
+    assert not run(y.at[:, 3].set(0), matrices).valid  # a silent sensor
+    assert not run(y.at[1, 3].set(jnp.nan), matrices).valid
+    assert not run(y, matrices, weights=jnp.zeros(y.shape)).valid
+    assert not run(y, matrices, weights=jnp.ones(y.shape).at[:3].set(0)).valid  # one snapshot is left
+    assert not run(y, matrices.at[:, 1].set(matrices[:, 0])).valid  # a singular design
+    if method == "least_squares":
+        assert not run(y, matrices, w=jnp.zeros(12)).valid
+
+
+def test_errors():
+    y, matrices = jnp.zeros((3, 8)), jnp.zeros((3, 8, 4))
+    with pytest.raises(ValueError, match="repeated, diverse, snapshots"):
+        calibration.solve(y, matrices, model="blind")
+    with pytest.raises(ValueError, match="least_squares, spectral"):
+        calibration.solve(y, matrices, model="repeated", method="l1")
+    with pytest.raises(ValueError, match=r"\(m, n\)"):
+        calibration.solve(y, matrices, model="snapshots")
+    with pytest.raises(ValueError, match="different dtypes"):
+        calibration.solve(y, matrices.astype(jnp.complex64), model="repeated")
+    with pytest.raises(ValueError, match="1 snapshot"):
+        calibration.solve(y[:1], matrices[:1], model="repeated")
+    with pytest.raises(ValueError, match="at least 23 measurements"):
+        calibration.solve(jnp.zeros((2, 8)), jnp.zeros((8, 8)), model="snapshots")
+    with pytest.raises(ValueError, match="too few"):
+        calibration.solve_matrix_free(y[:2], lambda x: x[:2, :8], jnp.zeros((4, 8)))
+    with pytest.raises(ValueError, match="dtypes differ"):
+        calibration.solve_matrix_free(y[:2], lambda x: x[:2, :8], jnp.zeros((4, 8), jnp.complex64))
