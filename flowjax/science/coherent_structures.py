@@ -18,8 +18,8 @@ with neighbouring tracks n_j; the lower half keeps a ridge among the neighbours 
 score, uniqueness and the number of sweeps are reconstructed from the abstract and the author's later work, as are the
 baseline and the ridge criterion.
 
-Precision: every function works in the dtype of its points. In float32 the FTLE of 600 steps is accurate to about 1e-5,
-tracks agree with float64 except at near ties.
+Precision: every function works in the dtype of its points. In float32 the FTLE after 100 steps is accurate to about
+1e-5, and the fractions of true and wrong tracks are those of float64.
 
 References:
     Haller (2015), Lagrangian Coherent Structures, doi:10.1146/annurev-fluid-010313-141322.

@@ -21,7 +21,7 @@ continuous problem with the wave number l replaced by (2/h) tan(l h/2). Eliminat
 
 Precision: float64 reaches a relative change of 1e-10, the default. In float32 changes stop shrinking near 1e-6, the
 default there is 20 eps; because the error left is the last change times rho / (1 - rho), source iteration in float32
-is useless for c above about 0.999, while the accelerated iteration keeps five digits.
+loses a digit for every factor of ten in 1/(1 - c), while the accelerated iteration keeps five.
 
 References:
     Adams and Larsen (2002), Fast iterative methods for discrete-ordinates particle transport calculations, Progress in

@@ -127,6 +127,9 @@ def test_single_precision():
     assert fast.phi.dtype == jnp.float32
     assert fast.converged
     assert float(fast.phi[50]) == pytest.approx(97.63124, rel=1e-5)
+    slow = solve(slab(100, 50.0, 0.99, dtype=jnp.float32), method="source_iteration")
+    assert slow.converged
+    assert 1e-5 < abs(float(slow.phi[50]) / 97.63124 - 1) < 20 * np.finfo(np.float32).eps / 0.01
 
 
 def test_running_out_and_bad_numbers_are_flagged(x64):
