@@ -61,6 +61,7 @@ def test_density_integrates_to_one_and_is_that_of_the_mixture():
     np.testing.assert_allclose(density, np.exp(target.log_density(1.0, grid)), atol=2e-3)
 
 
+@pytest.mark.slow
 def test_hutchinson_is_unbiased_with_one_probe_per_solve():
     """Linear field dx/dt = A x: divergence tr A; the estimate of one probe r is r . A r, constant over the solve."""
     a = jnp.array([[0.3, 0.8], [-0.2, 0.5]])

@@ -31,7 +31,7 @@ def run(capsys, *arguments):
     return exit_.value.code, output.out, output.err
 
 
-@pytest.mark.parametrize("name", ["digits", "toy2d"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("toy2d", marks=pytest.mark.slow)])
 def test_smoke_run_leaves_everything_and_is_then_complete(capsys, tmp_path, name):
     code, out, err = run(capsys, f"--config={name}:smoke", f"--workdir={tmp_path / 'run'}")
     assert (code, err) == (0, "")

@@ -77,7 +77,12 @@ def losses(name, grid, x, ratios):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("vp", "uniform"), pytest.param("vp", "log_snr", marks=pytest.mark.slow), ("linear", "uniform")]
+    ("name", "kind"),
+    [
+        ("linear", "uniform"),
+        pytest.param("vp", "uniform", marks=pytest.mark.slow),
+        pytest.param("vp", "log_snr", marks=pytest.mark.slow),
+    ],
 )
 def test_search_lowers_the_error(name, kind):
     """At every searched step, at the end, and on noises that it has not seen."""

@@ -153,6 +153,7 @@ def on_the_mixture(name, rounds, population, proposals):
     return np.sqrt(error), np.sqrt(np.min(schedules.errors(flow, known, fresh, fresh_goal)))
 
 
+@pytest.mark.slow
 def test_a_short_search_improves_on_every_published_solver():
     """On the noises that it searched with; four rounds are too few for others."""
     path = PATHS["linear"]

@@ -52,6 +52,7 @@ def by_hand(image, channels, multipliers, blocks, attention_at, inputs, outputs,
     return total
 
 
+@pytest.mark.slow
 def test_published_size():
     """ADM for ImageNet 64 x 64, 296M in table 4 of Dhariwal and Nichol (2021); here with one more class, "none"."""
     settings = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention_at": (32, 16, 8)}

@@ -234,6 +234,7 @@ def test_mirror_sde_preserves_the_density():
     assert np.corrcoef(x[:, 0], start[:, 0])[0, 1] < 0.6  # it has moved
 
 
+@pytest.mark.slow
 def test_diffrax_solvers_on_the_same_drift():
     """VirtualBrownianTree under Euler and ShARK: the law of the data, per-sample keys, backwards as well."""
     path = PATHS["linear"]
