@@ -537,9 +537,11 @@ def _separation(chains: Chains, tracks: Tracks, neighbours: int, floor: float) -
         apart = positions[:, None] - tracks.positions[index][None]  # (K, M + 1, 4, d)
         log = jnp.log(jnp.maximum(jnp.sqrt(jnp.sum(apart**2, axis=-1)), tiny))
         exponent = jnp.max(jnp.abs(log[..., 1:] - log[..., :1]) / frames[None, None], axis=-1)
-        lowest = jnp.sort(jnp.where(usable, exponent, jnp.inf), axis=-1)[:, : neighbours // 2]
-        found = jnp.sum(jnp.isfinite(lowest), axis=-1)
-        total = jnp.sum(jnp.where(jnp.isfinite(lowest), lowest, 0), axis=-1)
+        exponent = jnp.where(usable[None], exponent, jnp.inf)
+        rank = jnp.sum(exponent[..., :, None] > exponent[..., None, :], axis=-1)  # faster than sorting short rows
+        lowest = usable[None] & (rank < neighbours // 2)
+        found = jnp.sum(lowest, axis=-1)
+        total = jnp.sum(jnp.where(lowest, exponent, 0), axis=-1)
         return jnp.where(found > 0, total / jnp.maximum(found, 1).astype(total.dtype), jnp.inf)
 
     return jax.lax.map(one, (chains.positions, index, usable), batch_size=256)

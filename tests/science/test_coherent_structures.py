@@ -186,21 +186,20 @@ def compare(key, displacement, noise):
     chains = cs.candidates(frames, search_radius=search, prediction_radius=prediction)
     tracks = [cs.baseline(chains), cs.lcti(chains), cs.lcti(chains, smoothness=1.0)]
     control = cs.lcti(chains, coherence=0.0, smoothness=1.0)
-    covered = jnp.any(chains.valid & jnp.all(chains.links == truth[:, None], axis=-1), axis=1)
     metrics = jnp.stack([jnp.stack(list(cs.track_metrics(t, truth).values())) for t in tracks])
-    return metrics, jnp.mean(covered), jnp.all(control.links == tracks[0].links), tracks[1].links
+    return metrics, jnp.all(control.links == tracks[0].links), tracks[1].links
 
 
 @pytest.mark.parametrize(("noise", "displacement", "recorded"), RECORDED)
 def test_recorded_track_initialisation(noise, displacement, recorded):
-    results = [compare(jax.random.key(seed), displacement, noise) for seed in range(3)]
+    results = [compare(jax.random.key(seed), displacement, noise) for seed in range(2)]
     metrics = np.mean([r[0] for r in results], axis=0)
     np.testing.assert_allclose(np.sum(metrics, axis=1), 1, atol=1e-6)
     recorded = np.array(recorded)
     # Means of different draws; over seeds the recorded fractions vary by 0.03.
     assert (metrics[1:, 0] > recorded[1:, 0] - 0.035).all()
     assert (metrics[1:, 1] < recorded[1:, 1] + 0.02).all()
-    assert all(r[2] for r in results)  # without the coherence term the baseline returns: the gain comes from it
+    assert all(r[1] for r in results)  # without the coherence term the baseline returns: the gain comes from it
     if noise:
         assert metrics[1, 0] > metrics[0, 0] + 0.1
         assert metrics[1, 1] < metrics[0, 1] / 2
@@ -211,7 +210,13 @@ def test_recorded_track_initialisation(noise, displacement, recorded):
 
 
 def test_coverage_limits_fast_particles():
-    covered = [float(compare(jax.random.key(0), q, 0.0)[1]) for q in (1.0, 1.9, 2.55)]
+    @jax.jit
+    def coverage(displacement):
+        frames, truth, search, prediction = cs.abc_frames(jax.random.key(0), 800, displacement=displacement, noise=0.0)
+        chains = cs.candidates(frames, search_radius=search, prediction_radius=prediction)
+        return jnp.mean(jnp.any(chains.valid & jnp.all(chains.links == truth[:, None], axis=-1), axis=1))
+
+    covered = [float(coverage(q)) for q in (1.0, 1.9, 2.55)]
     assert covered[0] > 0.97
     assert covered[0] > covered[1] > covered[2]
 
@@ -266,7 +271,11 @@ def test_errors():
         cs.nearest(points, points, 5)
     with pytest.raises(ValueError, match="4, N, d"):
         cs.candidates(jnp.zeros((3, 20, 3)), search_radius=1.0, prediction_radius=1.0)
-    chains = cs.candidates(small()[0], search_radius=1.0, prediction_radius=0.3)
+    chains = cs.Chains(
+        links=jnp.zeros((20, 2, 3), jnp.int32),
+        positions=jnp.zeros((20, 2, 4, 3)),
+        valid=jnp.ones((20, 2), bool),
+    )
     with pytest.raises(ValueError, match="neighbours=70"):
         cs.lcti(chains, neighbours=70)
 
