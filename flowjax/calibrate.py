@@ -5,10 +5,10 @@
     python -m flowjax.calibrate schedule --workdir=runs/digits --steps=5
 
 ems: the statistics of DPM-Solver-v3, from the training data, for any number of steps. compensation: the ratios of
-    DC-Solver for one number of steps. schedule: a solver searched for one number of steps. The result goes to
-    calibration/ in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample with
-    `flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again, and a finished
-    one says that it exists.
+DC-Solver for one number of steps. schedule: a solver searched for one number of steps. The result goes to calibration/
+in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample with
+`flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again (ratios begin anew),
+and a finished one says that it exists.
 """
 
 import json

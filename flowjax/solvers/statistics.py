@@ -101,6 +101,11 @@ class Curves:
             return total - total[base]
 
         big_l, big_s = integral(self.l[part]), integral(self.s[part])
+        if not max(np.max(np.abs(big_s)), np.max(np.abs(big_l + big_s))) < 80:  # its exponential would be useless
+            raise ValueError(
+                f"the statistics are too noisy for a step from lam = {nodes[0]:.3g} to {end:.3g}: measure them with "
+                "more samples, or with mean curves (mode 'channel' or 'scalar')"
+            )
         big_b = integral(np.exp(-big_s) * self.b[part])
         kernel = np.exp(big_l + big_s)
         offsets = (lam - nodes[0]).reshape(-1, *(1,) * (kernel.ndim - 1))
