@@ -2,7 +2,7 @@
 
 Expected on 2 CPU cores: 99.1 % of 1,000 samples (5 Heun steps, 10 evaluations, guidance 1.4) recognised as the class
 asked for, spread per class 0.86 to 0.94 of the real one, Frechet distance 0.27, no copies; loss near 0.42. The whole
-run, compilation included, takes 140 seconds of core time (208 seconds of wall time on cores shared with other work).
+run, compilation included, takes 93 seconds (7 of them to compile the step), at 940 images per second.
 """
 
 from ml_collections import ConfigDict
