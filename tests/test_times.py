@@ -127,9 +127,9 @@ def test_bad_numbers_of_steps_are_refused(make, n):
 
 
 @pytest.mark.parametrize("n", [0, True, 2.5, 3.0])
-def test_the_number_of_steps_is_checked_without_annotations(n):
+def test_the_number_of_steps_is_a_positive_integer(n):
     with pytest.raises(ValueError, match="positive integer"):
-        times._check.__wrapped__(n, 0.0, 1.0)
+        times._check(n, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
