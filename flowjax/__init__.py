@@ -19,6 +19,7 @@ _LAZY_MODULES = (
     "couplings",
     "data",
     "evaluation",
+    "geometry",
     "likelihood",
     "models",
     "objectives",
@@ -26,6 +27,7 @@ _LAZY_MODULES = (
     "recipe",
     "science",
     "training",
+    "video",
 )
 _LAZY_NAMES = {"load": "recipe", "Recipe": "recipe", "cite": "catalogue", "log_likelihood": "likelihood"}
 

@@ -14,9 +14,12 @@ from flowjax import fields as _fields
 from flowjax import guidance as _guidance
 from flowjax import objectives as _objectives
 from flowjax import solvers as _solvers
+from flowjax.geometry import event_motion as _event_motion
+from flowjax.geometry import point_sampling as _point_sampling
 from flowjax.science import calibration as _calibration
 from flowjax.science import coherent_structures as _coherent_structures
 from flowjax.science import transport as _transport
+from flowjax.video import stabilization as _stabilization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -456,6 +459,17 @@ objectives = {
         "Schroedinger bridge by optimising the interpolant (experimental)",
         _INTERPOLANTS,
     ),
+    "classification": Entry(
+        _objectives.Classification,
+        "cross-entropy with smoothed labels on inputs prepared at random",
+        _arxiv(
+            "szegedy2015rethinking",
+            "Szegedy, C. and Vanhoucke, V. and Ioffe, S. and Shlens, J. and Wojna, Z.",
+            "Rethinking the Inception Architecture for Computer Vision",
+            2015,
+            "1512.00567",
+        ),
+    ),
 }
 
 systems = {
@@ -501,6 +515,39 @@ systems = {
             "Fast iterative methods for discrete-ordinates particle transport calculations",
             2002,
             "https://doi.org/10.1016/S0149-1970(01)00023-3",
+        ),
+    ),
+    "point_sampling": Entry(
+        _point_sampling.filtered_farthest_points,
+        "key points and resampling for point clouds with outliers and holes",
+        _arxiv(
+            "li2024pointsp",
+            "Li, C. and Tang, P. and Li, X. and Liu, Y. and Li, T.",
+            "Enhancing Sampling Protocol for Point Cloud Classification Against Corruptions",
+            2024,
+            "2408.12062",
+        ),
+    ),
+    "event_motion": Entry(
+        _event_motion.ransac,
+        "lines and camera velocity from five or more events",
+        _arxiv(
+            "gao2023fivepoint",
+            "Gao, L. and Su, H. and Gehrig, D. and Cannici, M. and Scaramuzza, D. and Kneip, L.",
+            "A 5-Point Minimal Solver for Event Camera Relative Motion Estimation",
+            2023,
+            "2309.17054",
+        ),
+    ),
+    "video_stabilization": Entry(
+        _stabilization.stabilize,
+        "full-frame stabilisation from optical flow",
+        _arxiv(
+            "zhao2023faststab",
+            "Zhao, W. and Li, X. and Peng, Z. and Luo, X. and Ye, X. and Lu, H. and Cao, Z.",
+            "Fast Full-frame Video Stabilization with Iterative Optimization",
+            2023,
+            "2307.12774",
         ),
     ),
 }

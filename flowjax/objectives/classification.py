@@ -1,0 +1,69 @@
+"""Classification: cross-entropy with smoothed labels, on inputs prepared at random.
+
+    loss = -sum_c q_c log softmax(network(*inputs))_c,   q = (1 - eps) onehot(cond) + eps / C;
+
+for eps = 0 the minimiser is the conditional probability of the class.
+
+References:
+    Szegedy, Vanhoucke, Ioffe, Shlens and Wojna (2016), Rethinking the Inception Architecture for Computer Vision,
+    section 7, arXiv:1512.00567.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from flowjax._pytree import pytree
+
+
+@pytree
+class ClassificationDraws:
+    """Everything random of one training step.
+
+    Attributes:
+        inputs: Positional arguments of the network, leading axis B.
+        cond: Labels, (B,).
+    """
+
+    inputs: tuple[Any, ...]
+    cond: Int[Array, " B"]
+
+
+@pytree
+class Classification:
+    """Trains `networks(*inputs) -> logits (B, C)`.
+
+    Attributes:
+        prepare: Function (key, x1 (B, ...)) -> tuple of inputs; (x1,) unless given.
+        smoothing: eps in [0, 1).
+    """
+
+    prepare: Callable[[Key[Array, ""], Array], tuple[Any, ...]] | None = None
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: smoothing is outside [0, 1).
+        """
+        if isinstance(self.smoothing, (int, float)) and not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing={self.smoothing} must be in [0, 1)")
+
+    def draw(self, key: Key[Array, ""], batch: dict[str, Array], memory: Any = None) -> ClassificationDraws:
+        """Prepares the inputs of a batch {"x1": (B, ...), "cond": (B,)}."""
+        inputs = (batch["x1"],) if self.prepare is None else self.prepare(key, batch["x1"])
+        return ClassificationDraws(inputs=inputs, cond=batch["cond"])
+
+    def loss(
+        self, networks: Callable, draws: ClassificationDraws
+    ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
+        """Cross-entropy of each example, and "accuracy"."""
+        logits = networks(*draws.inputs)
+        log_p = jax.nn.log_softmax(logits)
+        right = jnp.take_along_axis(log_p, draws.cond[:, None], -1)[:, 0]
+        loss = -(1 - self.smoothing) * right - self.smoothing * log_p.mean(-1)
+        return loss, {"accuracy": (logits.argmax(-1) == draws.cond).astype(loss.dtype)}
