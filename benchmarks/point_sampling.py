@@ -21,7 +21,7 @@ from flowjax.geometry import corruptions, pointnet, shapes
 from flowjax.geometry import point_sampling as ps
 from flowjax.objectives import Classification
 
-POINTS, KEY_POINTS, BATCH, STEPS, TEST, SEEDS, LEVELS = 128, 32, 32, 250, 128, 3, (0, 2, 4)
+POINTS, KEY_POINTS, BATCH, STEPS, TEST, SEEDS, LEVELS = 128, 32, 32, 800, 256, 3, (0, 2, 4)
 CLASSES = len(shapes.NAMES)
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "point_sampling.png"
 
