@@ -138,6 +138,14 @@ def disk_errors(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: One line with the reason.
     """
+    report = afterwards = sys.unraisablehook
+
+    def report_others(found: Any) -> None:
+        """Leaves out what TensorStore's other writes say after Orbax has closed their event loop."""
+        if str(found.exc_value) != "Event loop is closed":
+            report(found)
+
+    sys.unraisablehook = report_others
     try:
         yield
     except Exception as error:
@@ -149,10 +157,13 @@ def disk_errors(folder: Path) -> Iterator[None]:
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             # TensorStore raises ValueError with the text only.
             if any(getattr(e, "errno", None) == code or os.strerror(code) in str(e) for e in causes):
+                afterwards = report_others  # the run is over, they may still come
                 raise UsageError(
                     f"cannot write to {folder}: {os.strerror(code)}; free space or use another --workdir"
                 ) from error
         raise
+    finally:
+        sys.unraisablehook = afterwards
 
 
 def use_debug_checks() -> None:
@@ -191,7 +202,7 @@ def run(
             line, on stderr and exits with 2. Other exceptions pass through.
     """
     argv = list(sys.argv if argv is None else argv)
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # what libraries log as errors they raise as well
     flags.FLAGS(argv[:1])
     values = flags.FlagValues()
     wants_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:])

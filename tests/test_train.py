@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import re
@@ -257,35 +256,20 @@ def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
     assert "resumed after step 4" in out
 
 
-@pytest.mark.parametrize("limit", [200, 20_000], ids=["metrics", "checkpoint"])
-def test_full_disk_is_one_line(capsys, tmp_path, tiny, limit):
-    """A limit of the size of files makes writes fail as a full disk does, at the first small or the first large one."""
-    options = ["--config.network.options.width=64"] if limit > 1000 else []
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if limit < 1000:
-        (tmp_path / "run").mkdir()
+@pytest.fixture(params=[200, 20_000], ids=["config", "checkpoint"])
+def full_disk(request):
+    """Called in a new process: a limit of the size of files fails writes as a full disk does, small or large ones."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (request.param, request.param))
+
+
+def test_full_disk_is_one_line(tmp_path, tiny, full_disk):
+    command = [sys.executable, "-m", "flowjax.train", *tiny, "--config.network.options.width=64"]
     # Or the limit would leave half an entry in the cache of compiled programs.
-    least = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        code, _, err = run(capsys, *tiny, *options)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    assert code == 2
-    assert err.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
-    assert err.count("\n") == 1
-
-
-def test_full_disk_at_the_metrics(capsys, tmp_path, tiny, monkeypatch):
-    def full(self, step, metrics):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("flowjax.training.writers.Writer.report", full)
-    code, _, err = run(capsys, *tiny)
-    assert (code, err.count("\n")) == (2, 1)
-    assert "No space left on device" in err
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_ENABLE_COMPILATION_CACHE="0")
+    done = subprocess.run(command, env=environment, preexec_fn=full_disk, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
+    assert done.stderr.count("\n") == 1
 
 
 def test_profile_leaves_a_trace(capsys, tmp_path, tiny):
