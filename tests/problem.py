@@ -19,22 +19,25 @@ PATHS = {
 }
 
 
+# Compiled once for all problems of a path.
+_predict = jax.jit(lambda target, to, t, x: target.predict(to, t, x), static_argnums=1)
+_flow_map = jax.jit(lambda target, x, start, end: target.flow_map(x, start, end))
+
+
 class Problem:
     """The exact predictions and the exact flow of the default one-dimensional mixture, on NumPy arrays in float64."""
 
     def __init__(self, path: Any):
         self.path = path
         self.target = Mixture.default(path)
-        self._predict = jax.jit(self.target.predict, static_argnums=0)
-        self._flow_map = jax.jit(self.target.flow_map)
 
     def __call__(self, request: Evaluate) -> np.ndarray:
         with jax.enable_x64(True):
-            return np.asarray(self._predict(request.to, request.t, request.x))
+            return np.asarray(_predict(self.target, request.to, request.t, request.x))
 
     def exact(self, x: np.ndarray, start: float, end: float) -> np.ndarray:
         with jax.enable_x64(True):
-            return np.asarray(self._flow_map(x, start, end))
+            return np.asarray(_flow_map(self.target, x, start, end))
 
     def state(self, t: float, n: int = 16) -> np.ndarray:
         """Typical states (n, 1) at time t."""
