@@ -28,8 +28,15 @@ _LAZY_MODULES = (
     "science",
     "training",
     "video",
+    "weights",
 )
-_LAZY_NAMES = {"load": "recipe", "Recipe": "recipe", "cite": "catalogue", "log_likelihood": "likelihood"}
+_LAZY_NAMES = {
+    "load": "recipe",
+    "export": "recipe",
+    "Recipe": "recipe",
+    "cite": "catalogue",
+    "log_likelihood": "likelihood",
+}
 
 
 def __getattr__(name: str) -> Any:

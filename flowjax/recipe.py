@@ -25,6 +25,9 @@ from flowjax.solving import solve
 from flowjax.training.checkpoint import reconstruct, restore_average
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch, shardings
 from flowjax.training.writers import write_json
+from flowjax.weights import read, write
+
+WEIGHTS = "weights.safetensors"
 
 
 def _tuples(value: Any) -> Any:
@@ -183,13 +186,31 @@ class Recipe:
         return cls(**_tuples(json.loads((Path(workdir) / "recipe.json").read_text())))
 
 
+def export(flow: Flow, recipe: Recipe, folder: str | Path, dtype: Any = None) -> None:
+    """Writes the recipe and the weights as one file, a folder that `load` and all mains read like a workdir.
+
+    Args:
+        flow: From `load`.
+        recipe: From `load`.
+        folder: Folder to write; made if needed.
+        dtype: Type of the weights in the file, for example "float16"; None keeps their own.
+
+    Raises:
+        FileExistsError: The folder holds weights already.
+        ValueError: `dtype` cannot hold a value of the network.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write(Path(folder) / WEIGHTS, flow.network, dtype)
+    recipe.save(folder)
+
+
 def load(
     workdir: str | Path, mesh: Mesh | None = None, *, which: str = "latest", average: str | float | None = None
 ) -> tuple[Flow, Recipe]:
     """A trained flow with averaged weights, and its recipe. A damaged checkpoint is passed over with a warning.
 
     Args:
-        workdir: Folder of a training run.
+        workdir: Folder of a training run, or one made by `export`.
         mesh: Where the weights go; all devices by default.
         which: "latest" checkpoint, or the "best" by `config.train.best`.
         average: Name of an average of `config.train.averages`, or a number: the relative standard deviation of a power
@@ -197,7 +218,7 @@ def load(
 
     Raises:
         FileNotFoundError: The workdir has no recipe, no complete checkpoint or no snapshots.
-        ValueError: An unknown `which` or average.
+        ValueError: An unknown `which` or average; a folder made by `export` has only the default ones.
     """
     recipe, workdir = Recipe.load(workdir), Path(workdir)
     mesh = make_mesh() if mesh is None else mesh
@@ -207,7 +228,11 @@ def load(
         shapes,
         shardings(shapes, mesh),
     )
-    if isinstance(average, str | None):
+    if (workdir / WEIGHTS).exists():
+        if (which, average) != ("latest", None):
+            raise ValueError(f"{workdir} has one set of weights; which={which!r} and average={average!r} need a run")
+        network = read(workdir / WEIGHTS, placed)
+    elif isinstance(average, str | None):
         network = restore_average(workdir / "checkpoints", placed, which, average)
     else:
         network = reconstruct(workdir / "snapshots", placed, average)

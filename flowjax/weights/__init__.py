@@ -1,0 +1,3 @@
+"""Weights as single files."""
+
+from flowjax.weights.single_file import read, write
