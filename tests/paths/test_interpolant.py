@@ -92,11 +92,12 @@ def test_reference_values_of_the_mixture():
         assert float(np.exp(target.log_density(0.25, x)[0])) == pytest.approx(0.0939175440, abs=1e-10)
 
 
-@pytest.mark.parametrize("interpolant", [i for i in ALL if i.form != "one_sided"], ids=name)
+MOVING = [i for i in ALL if i.form != "one_sided" and (i.form, i.gamma) != ("mirror", "zero")]
+
+
+@pytest.mark.parametrize("interpolant", MOVING, ids=name)
 def test_identities_between_fields(interpolant):
     """c0 eta0 + c1 eta1 + g etaz = x, b - v = -g g' s, s = d/dx log rho, and d/dt rho = -d/dx (b rho)."""
-    if interpolant.form == "mirror" and interpolant.gamma == "zero":
-        pytest.skip("nothing moves")
     with jax.enable_x64(True):
         target, t = mixture(interpolant), 0.37
         x = np.linspace(-4.0, 4.0, 7)[:, None]
