@@ -62,7 +62,7 @@ def solvers() -> str:
 
 
 def others(entries: Mapping[str, catalogue.Entry]) -> str:
-    """All rules, fields or objectives."""
+    """All rules, fields, couplings or objectives."""
     rows = ([f"`{n}`", e.summary, properties(e), link(e.reference), call(e)] for n, e in entries.items())
     return table(["name", "what it does", "properties", "reference", "class"], rows)
 
@@ -82,6 +82,7 @@ def overview() -> str:
         "solvers": catalogue.solvers,
         "guidance": catalogue.rules,
         "fields": catalogue.fields,
+        "couplings": catalogue.couplings,
         "objectives": catalogue.objectives,
     }
     rows = [[kind, ", ".join(f"`{e.make.__name__}`" for e in table.values())] for kind, table in kinds.items()]
@@ -128,6 +129,7 @@ TABLES = {
     "solvers": solvers,
     "rules": lambda: others(catalogue.rules),
     "fields": lambda: others(catalogue.fields),
+    "couplings": lambda: others(catalogue.couplings),
     "objectives": lambda: others(catalogue.objectives),
     "systems": systems,
 }

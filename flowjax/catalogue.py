@@ -1,4 +1,4 @@
-"""One table of everything that has a name: solvers, guidance rules, fields, objectives, systems.
+"""One table of everything that has a name: solvers, guidance rules, fields, couplings, objectives, systems.
 
 The conformance tests, `--help`, the tables in the documentation and `cite` read it.
 """
@@ -8,8 +8,10 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from flowjax import couplings as _couplings
 from flowjax import fields as _fields
 from flowjax import guidance as _guidance
 from flowjax import objectives as _objectives
@@ -435,6 +437,63 @@ fields = {
     ),
 }
 
+_MINIBATCH = _arxiv(
+    "tong2023improving",
+    "Tong, A. and Fatras, K. and Malkin, N. and Huguet, G. and Zhang, Y. and others",
+    "Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport",
+    2023,
+    "2302.00482",
+)
+
+couplings = {
+    "independent": Entry(_couplings.Independent, "noise and data drawn apart", _FLOW_MATCHING),
+    "stored": Entry(
+        _couplings.Stored,
+        "pairs that the data set holds",
+        _arxiv(
+            "liu2022flow",
+            "Liu, X. and Gong, C. and Liu, Q.",
+            "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow",
+            2022,
+            "2209.03003",
+        ),
+    ),
+    "optimal_transport": Entry(
+        _couplings.OptimalTransport, "the cheapest assignment in a batch", _MINIBATCH, couples_batch=True
+    ),
+    "conditional_ot": Entry(
+        _couplings.ConditionalOT,
+        "the cheapest assignment that leaves noise and condition independent",
+        _arxiv(
+            "cheng2025curse",
+            "Cheng, H. K. and Schwing, A.",
+            "The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation",
+            2025,
+            "2503.10636",
+        ),
+        couples_batch=True,
+    ),
+    "sinkhorn": Entry(
+        _couplings.Sinkhorn,
+        "draws from the entropic plan of a batch",
+        _MINIBATCH,
+        couples_batch=True,
+        example=lambda: {"epsilon": 0.5},
+    ),
+    "semidiscrete_map": Entry(
+        _couplings.SemidiscreteMap,
+        "DPM-OT: an optimal map from noise to noised data, where sampling then starts",
+        _arxiv(
+            "li2023dpmot",
+            "Li, Z. and Li, S. and Wang, Z. and Lei, N. and Luo, Z. and Gu, X.",
+            "DPM-OT: A New Diffusion Probabilistic Model Based on Optimal Transport",
+            2023,
+            "2307.11308",
+        ),
+        example=lambda: {"targets": jnp.eye(3), "heights": jnp.zeros(3), "time": 0.5},
+    ),
+}
+
 objectives = {
     "flow_matching": Entry(
         _objectives.FlowMatching, "regression on the conditional prediction of any path", _FLOW_MATCHING
@@ -445,13 +504,7 @@ objectives = {
     "coupled": Entry(
         _objectives.Coupled,
         "an objective whose noise is paired with the data",
-        _arxiv(
-            "tong2023improving",
-            "Tong, A. and Fatras, K. and Malkin, N. and Huguet, G. and Zhang, Y. and others",
-            "Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport",
-            2023,
-            "2302.00482",
-        ),
+        _MINIBATCH,
         couples_batch=True,
     ),
     "schroedinger_bridge": Entry(
@@ -586,7 +639,7 @@ def rule(name: str, **options: Any) -> _guidance.Rule:
 
 
 def cite(*parts: Any) -> str:
-    """BibTeX entries of everything the given solvers, fields, rules and objectives are made of, in order, once each.
+    """BibTeX entries of all methods that the given solvers, fields, couplings, ... are made of, in order, once each.
 
     Example:
         >>> import flowjax as fj
@@ -594,7 +647,9 @@ def cite(*parts: Any) -> str:
         @misc{song2020denoising,
     """
     by_class = {
-        entry.make: entry.reference for table in (solvers, rules, fields, objectives) for entry in table.values()
+        entry.make: entry.reference
+        for table in (solvers, rules, fields, couplings, objectives)
+        for entry in table.values()
     }
     found: dict[str, Reference] = {}
 

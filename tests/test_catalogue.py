@@ -15,6 +15,7 @@ TABLES = {
     "solvers": catalogue.solvers,
     "rules": catalogue.rules,
     "fields": catalogue.fields,
+    "couplings": catalogue.couplings,
     "objectives": catalogue.objectives,
 }
 ENTRIES = {f"{table}-{name}": entry for table, entries in TABLES.items() for name, entry in entries.items()}
