@@ -44,14 +44,21 @@ def pytree(cls: T) -> T:
     children = tuple(f.name for f in fields if not f.metadata.get("static", False))
     statics = tuple(f.name for f in fields if f.metadata.get("static", False))
 
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in children)
+
+    def flatten(node):  # at every call of compiled code: no more than it needs
+        own = node.__dict__
+        values = [own[name] for name in children]
+        functions: tuple[tuple[str, Any], ...] = ()
+        for i, value in enumerate(values):
+            if callable(value) and _is_plain_function(value):
+                functions += ((children[i], value),)
+                values[i] = None
+        return values, (tuple([own[name] for name in statics]), functions)
+
     def flatten_with_keys(node):
-        values = [getattr(node, name) for name in children]
-        functions = tuple((n, v) for n, v in zip(children, values) if _is_plain_function(v))
-        hidden = {name for name, _ in functions}
-        keyed = [
-            (jax.tree_util.GetAttrKey(n), None if n in hidden else v) for n, v in zip(children, values, strict=True)
-        ]
-        return keyed, (tuple(getattr(node, name) for name in statics), functions)
+        values, aux = flatten(node)
+        return list(zip(keys, values, strict=True)), aux
 
     def unflatten(aux, values):
         node: Any = object.__new__(cls)
@@ -62,5 +69,5 @@ def pytree(cls: T) -> T:
             object.__setattr__(node, name, value)
         return node
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls

@@ -161,8 +161,8 @@ class Flow(Field):
 
     def check(self, times: Any, to: str) -> None:
         """Refuses evaluation times at which the network's prediction does not determine `to`."""
-        if to != "raw":
-            for t in times:
+        if to != "raw" and len(times):  # inside (0, 1) a prediction determines all others
+            for t in {min(times), max(times)}:
                 check_determined(self.path, self.prediction, to, float(t))
 
 

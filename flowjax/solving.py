@@ -14,6 +14,7 @@ from flowjax._pytree import pytree
 from flowjax.flow import Field, count
 from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
+from flowjax.times import check_times
 
 
 @pytree
@@ -89,13 +90,31 @@ def solve(
     if isinstance(solver, Solver):
         if times is None:
             raise ValueError("pass times, for example flowjax.times.uniform(10), or a bound solver")
-        solver = solver.bind(field.path, times, registers=registers)
+        solver = _bind(solver, field.path, check_times(times), registers)
     elif times is not None or registers is not None:
         raise ValueError("a bound solver has its times and registers already; do not pass them again")
     solver.check(field)
     if solver.pattern.noises and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
     return _run(field, solver, x, cond, key, index, after_step, trajectory=trajectory, checkpoint=checkpoint)
+
+
+def _bind(solver: Solver, path: Any, grid: np.ndarray, registers: int | None) -> Bound:
+    """`solver.bind`, remembered where the solver and the path consist of plain numbers."""
+    try:
+        if solver.refiner is None:  # networks are not kept alive
+            return _remembered(solver, path, tuple(grid.tolist()), registers)
+    except TypeError:  # arrays among the hyper-parameters have no hash
+        pass
+    return solver.bind(path, grid, registers=registers)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(solver: Solver, path: Any, grid: tuple[float, ...], registers: int | None) -> Bound:
+    bound = solver.bind(path, np.asarray(grid), registers=registers)
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(bound)):
+        raise TypeError("made of arrays, which may belong to a program being traced")
+    return bound
 
 
 @functools.partial(jax.jit, static_argnames=("after_step", "trajectory", "checkpoint"))
@@ -126,8 +145,8 @@ def _run(
             new = jnp.where(jnp.asarray(pattern.completes)[stage], new, registers[0])
         return (new, *registers[1:])
 
-    def body(kind: int, carry: Any, stage: Any) -> Any:
-        registers, memory = carry
+    def body(kind: int, carry: Any, row: Any) -> Any:
+        (registers, memory), (stage, line) = carry, row
         # Parameters that do not change over the loop would be gathered from their shards once, ahead of it, and stay in
         # memory whole; tied to the state by a barrier they are gathered where they are used.
         own, registers = jax.lax.optimization_barrier((fields[kind], registers))
@@ -136,7 +155,7 @@ def _run(
             return own.evaluate(t, at, cond, memory, to=pattern.to, **extra)
 
         noise = bound.draw(stage, registers[0], key, index)
-        registers, memory = bound.run(kind, ask, stage, registers, noise)
+        registers, memory = bound.run(kind, ask, line, registers, noise)
         registers = corrected(stage, registers)
         return (registers, memory), (registers[0] if trajectory else None, own.report(memory))
 
@@ -145,12 +164,15 @@ def _run(
         stop = first + len(list(group))
         if kind == FREE:
             for stage in range(first, stop):
-                registers = corrected(stage, bound.after(stage, registers, jnp.zeros_like(registers[0])))
+                free = bound.after(bound.line(stage), registers, jnp.zeros_like(registers[0]))
+                registers = corrected(stage, free)
                 states.append(registers[0][None])
         else:
             run = functools.partial(body, kind)
             (registers, memories[kind]), (visited, report) = jax.lax.scan(
-                jax.checkpoint(run) if checkpoint else run, (registers, memories[kind]), jnp.arange(first, stop)
+                jax.checkpoint(run) if checkpoint else run,
+                (registers, memories[kind]),
+                (jnp.arange(first, stop), bound.line(slice(first, stop))),
             )
             if trajectory:
                 states.append(visited[np.flatnonzero(pattern.completes[first:stop])])

@@ -77,7 +77,7 @@ def foreign_loop(
             x=at,
             to=bound.pattern.to,
             end=None if bound.ends is None else bound.ends[stage],
-            velocity=bound.velocity(stage, registers) if refines else None,
+            velocity=bound.velocity(row, registers) if refines else None,
             refiner=refines,
         )
         registers = bound.advance(row, registers, network(request), drawn)

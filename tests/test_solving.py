@@ -269,3 +269,72 @@ def test_condition_is_any_pytree():
     cond: Any = {"scale": jnp.arange(4.0), "text": jnp.ones((4, 5, 3))}
     result = fj.solve(flow, Euler(), states(), [0.0, 1.0], cond)
     assert relative(result.x, states() * (1 + jnp.arange(4.0)[:, None]) + 1) < 1e-6
+
+
+# --------------------------------------------------------------------------------------------------------------- cost
+
+
+def test_bound_solver_is_a_constant_or_an_argument_of_a_program():
+    flow = fj.Flow(network, path=LINEAR)
+    host = DPMSolver().bind(LINEAR, fj.times.uniform(6))
+    for bound in (host, jax.tree.map(jnp.asarray, host)):
+        constant = jax.jit(lambda x, b=bound: fj.solve(flow, b, x).x)(states())
+        argument = jax.jit(lambda b, x: fj.solve(flow, b, x).x)(bound, states())
+        np.testing.assert_allclose(constant, argument, rtol=1e-6)
+    with pytest.raises(ValueError, match="does not determine"):  # concrete times are checked inside a program too
+        jax.jit(lambda x: fj.solve(fj.Flow(network, path=LINEAR, prediction="noise"), bound, x).x)(states())
+
+
+@pytree
+class CountedEuler(fj.solvers.Euler):
+    scale: Any = 1.0
+    bindings = 0
+
+    def updates(self, path, times, x):
+        CountedEuler.bindings += 1
+        yield from super().updates(path, times, x)
+
+
+def test_bindings_are_remembered_by_plain_numbers_only():
+    flow, grid = fj.Flow(network, path=LINEAR), fj.times.uniform(3)
+    plain = [fj.solve(flow, CountedEuler(), states(), grid).x for _ in range(3)]
+    assert CountedEuler.bindings == 1
+    np.testing.assert_array_equal(plain[0], plain[2])
+    fj.solve(flow, CountedEuler(scale=2.0), states(), grid)
+    fj.solve(flow, CountedEuler(), states(), fj.times.quadratic(3))
+    fj.solve(fj.Flow(network, path=VP), CountedEuler(), states(), grid)
+    assert CountedEuler.bindings == 4
+    for _ in range(2):
+        fj.solve(flow, CountedEuler(scale=jnp.float32(1.0)), states(), grid)  # an array may not be a key
+    assert CountedEuler.bindings == 6
+
+    factor = jnp.float32(0.5)
+
+    def slow_euler(path, times, x):
+        for s, t in fj.solvers.rows.pairs(times):
+            x = yield fj.solvers.rows.step(x + factor * (t - s) * (yield fj.solvers.rows.evaluate(s, x)))
+
+    method = fj.solvers.Formula(function=slow_euler)
+    inside = jax.jit(lambda x: fj.solve(flow, method, x, grid).x)(states())
+    np.testing.assert_allclose(fj.solve(flow, method, states(), grid).x, inside, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "solver", [DPMSolver(lower_order_final=False), fj.solvers.UniPC(order=3)], ids=["2m", "unipc3"]
+)
+def test_program_and_memory_do_not_grow_with_steps(solver):
+    weights = jnp.ones((3, 64)), jnp.ones((64, 3))
+    flow = fj.Flow(jax.tree_util.Partial(lambda w, x, t, cond: jnp.tanh(x @ w[0]) @ w[1], weights), path=LINEAR)
+    x = states(256)
+
+    def program(steps):
+        bound = jax.tree.map(jnp.asarray, solver.bind(LINEAR, fj.times.uniform(steps, end=0.999)))
+        return jax.jit(lambda f, b, x: fj.solve(f, b, x).x).lower(flow, bound, x).compile(), bound.pattern.registers
+
+    (few, registers), (many, _) = program(10), program(100)
+    operations = [sum(" = " in line for line in p.as_text().splitlines()) for p in (few, many)]
+    assert operations[0] == operations[1]
+    used = [p.memory_analysis().temp_size_in_bytes for p in (few, many)]
+    assert used[1] <= used[0] + 100 * 100  # the table of coefficients
+    call = jax.jit(lambda f, x: f.velocity(0.5, x)).lower(flow, x).compile().memory_analysis().temp_size_in_bytes
+    assert used[1] <= call + (2 * registers + 2) * x.nbytes + 20_000  # registers before and after a step

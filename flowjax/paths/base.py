@@ -106,6 +106,10 @@ class GaussianPath(abc.ABC):
         with np.errstate(divide="ignore"):
             return xp.log(xp.asarray(self.alpha(t))) - xp.log(xp.asarray(self.sigma(t)))
 
+    def determinant(self, t: Time) -> Time:
+        """alpha sigma' - sigma alpha': (x, v) as a function of (m, e) has this determinant."""
+        return self.alpha(t) * self.dsigma(t) - self.sigma(t) * self.dalpha(t)
+
     def has_velocity(self, t: float) -> bool:
         """Whether the velocity is bounded at the concrete time t (false where sigma' is infinite)."""
         return bool(abs(self.dsigma(t)) < INFINITE_SLOPE)
@@ -180,11 +184,9 @@ class GaussianPath(abc.ABC):
         alpha, sigma = expand(self.alpha(t), x), expand(self.sigma(t), x)
         dalpha, dsigma = expand(self.dalpha(t), x), expand(self.dsigma(t), x)
         if given == "velocity":
-            determinant = alpha * dsigma - sigma * dalpha
-            data, noise = (
-                (dsigma * x - sigma * value) / determinant,
-                (alpha * value - dalpha * x) / determinant,
-            )
+            determinant = expand(self.determinant(t), x)  # divides coefficients, not states
+            data = (dsigma / determinant) * x - (sigma / determinant) * value
+            noise = (alpha / determinant) * value - (dalpha / determinant) * x
         elif given == "noise":
             data, noise = divide(x - sigma * value, alpha), value
         elif given == "data":

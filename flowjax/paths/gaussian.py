@@ -37,6 +37,10 @@ class Linear(GaussianPath):
         """Derivative -1."""
         return -self.dalpha(t)
 
+    def determinant(self, t: Time) -> Time:
+        """Exactly -1."""
+        return self.dsigma(t)
+
     def time(self, lam: Time) -> Time:
         """1 / (1 + e^-lam)."""
         xp = namespace(lam)

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -178,6 +178,8 @@ class Combination:
 
 def _is_number(coefficient: Any, number: float) -> bool:
     """Whether a coefficient is concretely this number (a traced or per-element one is not)."""
+    if type(coefficient) is float:  # nearly always
+        return coefficient == number
     return not isinstance(coefficient, jax.Array) and np.ndim(coefficient) == 0 and bool(coefficient == number)
 
 
@@ -260,6 +262,15 @@ class Combine:
 FIELD, REFINER, FREE = range(3)  # what a stage evaluates
 
 
+class Line(NamedTuple):
+    """The numbers of one stage (of many, when stacked)."""
+
+    time: Any
+    end: Any
+    weights: Any
+    arrays: dict[int, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Pattern:
     """The static half of bound rows: everything that decides the compiled program.
@@ -330,19 +341,23 @@ class Bound(diffrax.AbstractSolver):
         xp = namespace(x)
         registers = self.begin(x)
         for stage in self.pattern.free(-1):
-            registers = self.after(stage, registers, xp.zeros_like(x))
+            registers = self.after(self.line(stage), registers, xp.zeros_like(x))
         return registers
 
     def point(self, row: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
         """The (t, x) at which row `row` evaluates the network; its prediction type is `bound.pattern.to`."""
-        return self.at(self._stage(row), registers, noise)
+        return self.at(self.line(self._stage(row)), registers, noise)
+
+    def velocity(self, row: Any, registers: Registers) -> Any:
+        """What row `row` passes to a refiner as `velocity=`."""
+        return self._combine(self.pattern.velocity, self.line(self._stage(row)), registers)
 
     def advance(self, row: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
         """The registers after a row, given the network's value there; register 0 is the solution."""
-        registers = self.after(self._stage(row), registers, value, noise)
+        registers = self.after(self.line(self._stage(row)), registers, value, noise)
         for before in self.pattern.stages:
             for stage in self.pattern.free(before):  # a last step without an evaluation of its own, as in UniPC
-                new = self.after(stage, registers, namespace(value).zeros_like(registers[0]))
+                new = self.after(self.line(stage), registers, namespace(value).zeros_like(registers[0]))
                 here = self._stage(row) == before
                 if isinstance(here, bool):
                     registers = new if here else registers
@@ -356,47 +371,51 @@ class Bound(diffrax.AbstractSolver):
 
     # ------------------------------------------------------------------------------------------------ stage by stage
 
+    @property
+    def lines(self) -> Line:
+        """The numbers of all stages, to be scanned over."""
+        return Line(self.times, self.ends, self.weights, self.arrays)
+
+    def line(self, stage: Any) -> Line:
+        """The numbers of a stage (or a slice of stages)."""
+        return jax.tree.map(lambda numbers: numbers[stage], self.lines)
+
     def begin(self, x: Any) -> Registers:
         """The registers before the first stage."""
         x = at_least_single(x)
         return (x, *(namespace(x).zeros_like(x) for _ in range(self.pattern.registers - 1)))
 
-    def at(self, stage: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
+    def at(self, line: Line, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
         """Where a stage evaluates."""
-        return self.times[stage], self._combine(self.pattern.point, stage, (*registers, None, *noise))
+        return line.time, self._combine(self.pattern.point, line, (*registers, None, *noise))
 
-    def after(self, stage: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
+    def after(self, line: Line, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
         """The registers after a stage."""
         value = namespace(value).asarray(value, dtype=registers[0].dtype)
         noise = noise or (namespace(value).zeros_like(value),) * self.pattern.noises  # a stage that draws none
         operands = (*registers, value, *noise)
-        return tuple(self._combine(entry, stage, operands) for entry in self.pattern.advance)
+        return tuple(self._combine(entry, line, operands) for entry in self.pattern.advance)
 
-    def velocity(self, stage: Any, registers: Registers) -> Any:
-        """What is passed to a refiner as `velocity=`."""
-        return self._combine(self.pattern.velocity, stage, registers)
-
-    def _combine(self, entry: Any, row: Any, operands: tuple[Any, ...]) -> Any:
+    def _combine(self, entry: Any, line: Line, operands: tuple[Any, ...]) -> Any:
         if isinstance(entry, int):
             return operands[entry]
-        line = self.weights[row]
         total = None
         for column, source in enumerate(entry.sources, entry.first):
             x = operands[0 if source == CONSTANT else source]
-            weight = self.arrays[column][row] if column in self.arrays else line[column]
+            weight = line.arrays[column] if column in line.arrays else line.weights[column]
             term = namespace(x, weight).asarray(weight, dtype=x.dtype)
             term = term if source == CONSTANT else term * x
             total = term if total is None else total + term
         return total
 
-    def run(self, kind: int, ask: Callable[..., Any], stage: Any, registers: Registers, noise: tuple[Any, ...]) -> Any:
+    def run(self, kind: int, ask: Callable[..., Any], line: Line, registers: Registers, noise: tuple[Any, ...]) -> Any:
         """Runs a stage of this kind: `ask(t, x, extra)` answers (value, memory); returns (registers, memory)."""
-        t, x = self.at(stage, registers, noise)
-        extra = {} if self.ends is None else {"end": self.ends[stage]}
+        t, x = self.at(line, registers, noise)
+        extra = {} if line.end is None else {"end": line.end}
         if kind == REFINER:
-            extra["velocity"] = self.velocity(stage, registers)
+            extra["velocity"] = self._combine(self.pattern.velocity, line, registers)
         value, memory = ask(t, x, extra)
-        return self.after(stage, registers, value, noise), memory
+        return self.after(line, registers, value, noise), memory
 
     def draw(self, stage: Any, x: Any, key: Any, index: Any) -> tuple[Any, ...]:
         """The noises of a stage for the samples `index`, `index + 1`, ...; () for a deterministic method."""
@@ -424,8 +443,8 @@ class Bound(diffrax.AbstractSolver):
         """Raises ValueError if this method and this field do not go together."""
         if isinstance(self.times, jax.core.Tracer):
             return
-        times = [t for t, kind in zip(self.times, self.pattern.kinds, strict=True) if kind == FIELD]
-        if field.one_evaluation_per_step and times != list(self.grid[:-1]):
+        times = np.asarray(self.times)[np.asarray(self.pattern.kinds) == FIELD].tolist()
+        if field.one_evaluation_per_step and times != np.asarray(self.grid)[:-1].tolist():
             raise ValueError(
                 f"{type(field).__name__} needs a solver with one evaluation per step, at its start (Euler, DDIM, "
                 f"DPMSolver, ...); this one makes {self.pattern.rows} evaluations in {len(self.grid) - 1} steps"
@@ -447,13 +466,14 @@ class Bound(diffrax.AbstractSolver):
 
         def branch(kind: int, stage: Any, carry: Any) -> Any:
             registers, memory = carry
+            line = bound.line(stage)
             if kind == FREE:
-                return bound.after(stage, registers, jnp.zeros_like(registers[0])), memory
+                return bound.after(line, registers, jnp.zeros_like(registers[0])), memory
 
             def ask(t: Any, x: Any, extra: Any) -> Any:
                 return terms.vf(t, x, Ask("evaluate", (kind, args, memory, extra), self.pattern.to))
 
-            return bound.run(kind, ask, stage, registers, bound.draw(stage, registers[0], key, index))
+            return bound.run(kind, ask, line, registers, bound.draw(stage, registers[0], key, index))
 
         kinds, stages = self.pattern.kinds, self.pattern.step_stages()
         used = sorted(set(kinds))
