@@ -1,102 +1,46 @@
 """Claim: the sampling protocol keeps a classifier of shapes right on corrupted clouds; vmapped, it beats a scipy loop.
 
-Two classifiers of the same network are trained on clean clouds, three seeds each: "usual" with farthest points, and
-"protocol" with random resampling and weighted random key points. Both are tested on seven corruptions at levels 0, 2
-and 4: the usual one with farthest points, the other one with densified clouds and filtered farthest points.
+Two classifiers of the same network are trained on clean clouds by the train main with configs/clouds.py, three seeds
+each: "usual" with farthest points, and "protocol" with random resampling and weighted random key points. Both are
+tested on seven corruptions at levels 0, 2 and 4: the usual one with farthest points, the other one with densified
+clouds and filtered farthest points. A folder as argument keeps the runs, and those that are complete are not repeated.
 """
 
+import json
+import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
-from flax import nnx
 from measure import alternate, ratio, store
 from scipy.spatial import cKDTree
 
-from flowjax import training
-from flowjax.geometry import corruptions, pointnet, shapes
+from flowjax import _cli, train
+from flowjax.geometry import corruptions, shapes
 from flowjax.geometry import point_sampling as ps
-from flowjax.objectives import Classification
 
-POINTS, KEY_POINTS, BATCH, STEPS, TEST, SEEDS, LEVELS = 128, 32, 32, 800, 256, 3, (0, 2, 4)
-CLASSES = len(shapes.NAMES)
+POINTS, KEY_POINTS, SEEDS = 128, 32, 3
+RUNS = {"usual": "clouds:usual", "protocol": "clouds"}
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "point_sampling.png"
 
 
-@jax.jit(static_argnums=1)
-def draw(key, count):
-    """Clouds and labels."""
-    labels = jnp.arange(count, dtype=jnp.int32) % CLASSES
-    return jax.vmap(lambda key, label: shapes.sample(key, label, POINTS))(jax.random.split(key, count), labels), labels
-
-
-def usual_training(key, x):
-    return x, jnp.ones(x.shape[:2]), jax.vmap(lambda x: ps.farthest_points(x, KEY_POINTS))(x)
-
-
-def protocol_training(key, x):
-    key, key_ratio = jax.random.split(key)
-    amount = ps.draw_ratio(key_ratio)  # one for the batch
-
-    def one(key, x):
-        keys = jax.random.split(key)
-        points, mask = ps.resample(keys[0], x, amount)
-        return points, mask, ps.weighted_random(keys[1], ps.isolation_weights(points, mask=mask), KEY_POINTS)
-
-    return jax.vmap(one)(jax.random.split(key, len(x)), x)
-
-
-def usual_test(key, x, mask):
-    return x, mask, ps.farthest_points(x, KEY_POINTS, mask)
-
-
-def protocol_test(key, x, mask):
-    count = max(len(x), POINTS)
-    x, mask = ps.densify(key, x, count, mask=mask)
-    return x, mask, ps.filtered_farthest_points(x, KEY_POINTS, mask=mask)
-
-
-PROTOCOLS = {"usual": (usual_training, usual_test), "protocol": (protocol_training, protocol_test)}
-
-
-@jax.jit(static_argnums=(2, 3))
-def corrupt(key, x, corruption, level):
-    """Corrupted clouds and their masks."""
-    return jax.vmap(lambda key, x: corruptions.corrupt(key, x, corruption, level))(jax.random.split(key, len(x)), x)
-
-
-def test_sets():
-    """Clouds and masks of each corruption and level, the clean ones first; and the labels."""
-    x, labels = draw(jax.random.key(1000), TEST)
-    sets = [[(x, jnp.ones(x.shape[:2]))] * len(LEVELS)]
-    for name in corruptions.CORRUPTIONS:
-        sets.append([corrupt(jax.random.key(level), x, name, level) for level in LEVELS])
-    return sets, labels
-
-
-def train_and_test(name, sets, answers):
-    """Errors (seeds, clean and each corruption, levels)."""
-    prepare, inputs = PROTOCOLS[name]
-    inputs = jax.jit(jax.vmap(inputs))
-    keys = jax.random.split(jax.random.key(2000), TEST)
-    prepared = [[inputs(keys, *clouds) for clouds in row] for row in sets]
-    objective = Classification(prepare=prepare, smoothing=0.2)
-    optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, STEPS))
-    mesh = training.make_mesh(devices=jax.devices()[:1])
-    step = jax.jit(training.make_step(optimizer, ema=0.9))
-    wrong = jax.jit(lambda network, inputs: (network(*inputs).argmax(-1) != answers).mean())
-    errors = []
+def train_and_test(folder):
+    """Reports of all runs, by name."""
+    reports = {name: [] for name in RUNS}
     for seed in range(SEEDS):
-        state = training.create_state(lambda s=seed: pointnet.PointNet(CLASSES, 32, rngs=nnx.Rngs(s)), optimizer, mesh)
-        for i in range(STEPS):
-            x, labels = draw(jax.random.fold_in(jax.random.key(seed), i), BATCH)
-            state, report = step(state, objective, {"x1": x, "cond": labels}, jax.random.key(10 + seed))
-        errors.append([[float(wrong(state.average, given)) for given in row] for row in prepared])
-        print(name, seed, float(report["loss"]), np.mean(errors[-1], -1).round(3), flush=True)
-    return np.array(errors)
+        for name, config in RUNS.items():
+            workdir = Path(folder) / f"{name}-{seed}"
+            arguments = [f"--config={config}", f"--workdir={workdir}", f"--config.seed={seed}"]
+            try:
+                _cli.run(train.main, train.define, ["train", *arguments])
+            except SystemExit as ended:
+                if ended.code:
+                    raise
+            reports[name].append(json.loads((workdir / "report.json").read_text()))
+    return reports
 
 
 def scipy_loop(clouds):
@@ -134,19 +78,20 @@ def draw_figure(errors):
         axes.scatter(*points[bad, :2].T, s=14, color="tab:red")
         axes.set(title=f"{title}\n{bad.sum()} outliers of {len(points)}", aspect="equal", xticks=[], yticks=[])
     axes = figure.add_subplot(2, 1, 2)
-    labels = ["clean", *corruptions.CORRUPTIONS]
     for shift, (name, error) in zip((-0.2, 0.2), errors.items(), strict=True):
-        means = error.mean(-1)
-        axes.bar(np.arange(8) + shift, means.mean(0), 0.38, yerr=means.std(0), label=name, capsize=2)
-    axes.set(xticks=range(8), xticklabels=labels, ylabel="error rate, levels 0, 2, 4")
-    axes.legend()
+        axes.bar(np.arange(8) + shift, error.mean(0), 0.38, label=name)
+        for run in error:
+            axes.plot(np.arange(8) + shift, run, "k.", ms=4)
+    axes.set(xticks=range(8), xticklabels=["clean", *corruptions.CORRUPTIONS], ylabel="error rate, levels 0, 2, 4")
+    axes.legend(title="mean and runs of 3 seeds")
     figure.tight_layout()
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE)
 
 
 def main():
-    clouds, _ = draw(jax.random.key(9), 64)
+    keys, labels = jax.random.split(jax.random.key(9), 64), jnp.arange(64, dtype=jnp.int32) % len(shapes.NAMES)
+    clouds = jax.vmap(lambda key, label: shapes.sample(key, label, POINTS))(keys, labels)
     many = jax.jit(jax.vmap(lambda x: ps.filtered_farthest_points(x, KEY_POINTS)))
     host = np.asarray(clouds)
     assert (np.asarray(many(clouds)) == scipy_loop(host)).mean() > 0.9  # ties and rounding move a few choices
@@ -156,13 +101,20 @@ def main():
         "clouds per second, scipy loop": 64 / float(np.median(seconds["loop"])),
         "time of the loop / vmapped": ratio(seconds, "loop", "vmapped"),
     }
-    sets = test_sets()
-    errors = {name: train_and_test(name, *sets) for name in PROTOCOLS}
-    for name, error in errors.items():
-        numbers[f"{name}: error on clean clouds, mean over seeds"] = float(error[:, 0].mean())
-        numbers[f"{name}: error on corrupted clouds, each seed"] = error[:, 1:].mean((1, 2)).tolist()
+    if len(sys.argv) > 1:
+        reports = train_and_test(sys.argv[1])
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            reports = train_and_test(folder)
+    errors = {}
+    for name, runs in reports.items():
+        rows = [[1 - run["accuracy"], *(run[f"error[{c}]"] for c in corruptions.CORRUPTIONS)] for run in runs]
+        errors[name] = np.array(rows)
+        numbers[f"{name}: seconds of a run"] = [run["wall_seconds"] for run in runs]
+        numbers[f"{name}: error on clean clouds, each seed"] = errors[name][:, 0].tolist()
+        numbers[f"{name}: error on corrupted clouds, each seed"] = errors[name][:, 1:].mean(1).tolist()
         for place, corruption in enumerate(corruptions.CORRUPTIONS):
-            numbers[f"{name}: error under {corruption}"] = float(error[:, place + 1].mean())
+            numbers[f"{name}: error under {corruption}, mean"] = float(errors[name][:, place + 1].mean())
     draw_figure(errors)
     store("point_sampling", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
 

@@ -1,8 +1,9 @@
-"""Trains a flow, then measures and pictures what it generates.
+"""Trains a flow (or a classifier of clouds), then measures and pictures what it does.
 
     python -m flowjax.train --config=digits --workdir=runs/digits
     python -m flowjax.train --config=configs/digits.py --workdir=runs/wide --config.network.options.width=256
     python -m flowjax.train --config=digits:smoke --workdir=runs/smoke
+    python -m flowjax.train --config=clouds --workdir=runs/clouds
 
 The config is a Python file with `get_config(argument)`, or the bare name of one that comes with flowjax; any
 of its values can be overridden. Started again with the same config, an interrupted run resumes from its
@@ -25,6 +26,8 @@ import jax
 import optax
 from absl import flags
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 import flowjax.models
@@ -32,6 +35,7 @@ import flowjax.objectives
 import flowjax.paths
 from flowjax import _cli, catalogue, data
 from flowjax.evaluation import table
+from flowjax.geometry import CloudClassification
 from flowjax.recipe import Recipe
 from flowjax.training import (
     Checkpoints,
@@ -45,7 +49,8 @@ from flowjax.training import (
     make_step,
     put_batch,
 )
-from flowjax.training.report import METRICS, measure, picture, picture_ways, score
+from flowjax.training.report import METRICS, score
+from flowjax.training.tasks import Generation, Task
 from flowjax.training.writers import Writer, write_json
 
 
@@ -70,10 +75,11 @@ def check(config: ConfigDict) -> None:
     Raises:
         UsageError: One line with the key, its value and what is allowed.
     """
+    generates = "path" in config
     for group, name in (
         *(("train", name) for name in ("steps", "batch", "accumulate", "max_skipped", "keep")),
         *(("train", name) for name in ("report_every", "sample_every", "checkpoint_every")),
-        *(("sample", name) for name in ("steps", "num", "batch")),
+        *(("sample", name) for name in ("steps", "num", "batch") if generates),
     ):
         if config[group][name] < 1:
             raise _cli.UsageError(f"config.{group}.{name} must be at least 1, got {config[group][name]}")
@@ -83,6 +89,9 @@ def check(config: ConfigDict) -> None:
     if train.snapshot_every < 0 or (train.snapshot_every and "Power" not in [a.name for a in train.averages.values()]):
         raise _cli.UsageError("config.train.snapshot_every must be 0 unless config.train.averages has a Power one")
     _cli.choose("metric of config.train.best", train.best, METRICS)
+    if not generates:
+        _cli.choose("network", config.network.name, ["PointNet"])
+        return
     _cli.choose("network", config.network.name, _cli.class_names(flowjax.models))
     _cli.choose("path", config.path.name, _cli.class_names(flowjax.paths))
     _cli.choose("solver", config.sample.solver.name, sorted(catalogue.solvers))
@@ -117,6 +126,24 @@ def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.Flo
         times=getattr(flowjax.objectives.times, name)(**times.options),
         label_dropout=config.objective.label_dropout,
         null=recipe.null,
+    )
+
+
+def make_task(config: ConfigDict, source: data.Source, mesh: Mesh, key: Key[Array, ""]) -> Task:
+    """What is trained: a flow, or for a config without a path a classifier of clouds."""
+    if "path" not in config:
+        network, test = config.network.options.to_dict(), config.test.to_dict()
+        return CloudClassification(source=source, network=network, mesh=mesh, **config.objective, **test)
+    recipe = make_recipe(config, source)
+    recipe.build_solver()
+    return Generation(
+        recipe=recipe,
+        objective=make_objective(config, recipe),
+        source=source,
+        num=config.sample.num,
+        batch=config.sample.batch,
+        key=key,
+        mesh=mesh,
     )
 
 
@@ -161,17 +188,16 @@ def run(values: flags.FlagValues) -> None:
     with _cli.usage_errors():
         mesh = make_mesh(**config.mesh)
         source = data.load(config.data.name, **config.data.options)
-        recipe = make_recipe(config, source)
-        if train.best == "accuracy" and recipe.num_classes is None:
+        init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
+        task = make_task(config, source, mesh, sample_key)
+        if train.best == "accuracy" and source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
-        objective = make_objective(config, recipe)
+        objective = task.objective
         optimizer, averages = make_optimizer(train), make_averages(train, objective)
         step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
         batches = data.Batches(source, train.batch, config.seed)
-        recipe.build_solver()
-        init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
         batch = put_batch(batches.batch(0), mesh)
-        jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(init_key)))
+        jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
         profile = Profile(values.profile, workdir / "profile")
     changed = _cli.check_frozen(config, workdir, values.allow_config_change)
     if (workdir / "report.json").exists() and not changed:
@@ -182,31 +208,17 @@ def run(values: flags.FlagValues) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
 
     # State, born sharded, and the program of one step.
-    state = create_state(lambda: recipe.build_network(nnx.Rngs(init_key)), optimizer, mesh, averages=averages)
+    state = create_state(lambda: task.build_network(nnx.Rngs(init_key)), optimizer, mesh, averages=averages)
     clock = time.perf_counter()
     step = jax.jit(step) if values.debug else compile_step(step, state, objective, batch, train_key)
     compile_seconds = time.perf_counter() - clock
-    sampling = dict(batch=config.sample.batch, mesh=mesh)
-
-    def show(network: Any, name: str) -> None:
-        """Ten samples per class, or up to 10,000 points, from the same noise every time."""
-        num = min(config.sample.num, 10 * (recipe.num_classes or 1000))
-        field = recipe.field(recipe.flow(network))
-        samples = recipe.sample(field, num, cond=recipe.balanced(num), key=jax.random.clone(sample_key), **sampling)
-        if first:
-            picture(recipe, samples, workdir / name)
-
-    def assess() -> dict[str, Any]:
-        """What the average generates, in numbers."""
-        flow = recipe.flow(state.average)
-        return measure(recipe, flow, source, config.sample.num, key=jax.random.clone(sample_key), **sampling)
 
     def rank() -> float:
         """The score of a checkpoint; the loss is the mean of the reports since the last one."""
         losses = [loss for loss in writer.losses if math.isfinite(loss)]
         writer.losses.clear()
         loss = sum(losses) / len(losses) if losses else float(metrics["loss"])
-        return score(train.best, {"loss": loss} if train.best == "loss" else assess())
+        return score(train.best, {"loss": loss} if train.best == "loss" else task.assess(state.average))
 
     # The loop. Data, noise and dropped labels are functions of (seed, step), so a resumed run repeats nothing
     # else.
@@ -225,7 +237,7 @@ def run(values: flags.FlagValues) -> None:
             # In this order: a run that is stopped in between is not complete.
             (workdir / "report.json").unlink(missing_ok=True)
             write_json(workdir / "config.json", config.to_dict())
-            recipe.save(workdir)
+            task.save(workdir)
         writer = stack.enter_context(contextlib.closing(Writer(workdir, train.steps, train.batch, start, active=first)))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.network))
         writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
@@ -253,8 +265,8 @@ def run(values: flags.FlagValues) -> None:
                     skipped = skips
             if not (last or stop) and done % train.sample_every == 0:
                 with writer.paused(state):
-                    show(state.average, f"samples/{done:06d}.png")
-                    show(state.network, f"samples/{done:06d}-raw.png")
+                    task.show(state.average, workdir / f"samples/{done:06d}.png")
+                    task.show(state.network, workdir / f"samples/{done:06d}-raw.png")
             if snapshots is not None and (last or done % train.snapshot_every == 0):
                 with writer.paused(state):
                     snapshots.put(done, ema.snapshot_items(averages, state.averages))
@@ -267,15 +279,14 @@ def run(values: flags.FlagValues) -> None:
                 writer.note(f"stopped by SIGTERM; saved after step {done}, the same command goes on from there")
                 return
 
-    # What it generates.
-    show(state.average, "samples.png")
-    if first and recipe.shape == (2,):
-        picture_ways(recipe, recipe.flow(state.average), workdir / "ways.png", jax.random.clone(sample_key))
-    report = {"loss": writer.last["loss"], **assess(), "steps": train.steps, "skipped": skipped}
+    # What it can do.
+    task.show(state.average, workdir / "samples.png")
+    task.finish(state.average, workdir)
+    report = {"loss": writer.last["loss"], **task.assess(state.average), "steps": train.steps, "skipped": skipped}
     report |= {"compile_seconds": compile_seconds, "train_images_per_second": writer.speed}
     report["wall_seconds"] = time.perf_counter() - began
     if first:
-        writer.console.print(table(report, title=f"{config.sample.num} samples of {workdir}"))
+        writer.console.print(table(report, title=str(workdir)))
         write_json(workdir / "report.json", report)
 
 

@@ -6,9 +6,11 @@ for the programs that tests start as processes.
 """
 
 import os
+import re
 
 import jax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import install_import_hook
 
 # With the numeric tower, an integer is a float, as in type hints.
@@ -38,7 +40,10 @@ jax.config.update("jax_debug_key_reuse", True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps compiled programs in pytest's own cache folder."""
+    """Keeps compiled programs in pytest's own cache folder; quick tests are compiled quickly, slow ones well."""
+    quick = config.option.markexpr == "not slow"
+    jax.config.update("jax_disable_most_optimizations", quick)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
     cache = str(config.rootpath / ".pytest_cache" / "jax")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -52,3 +57,26 @@ def dtype_promotion(request: pytest.FixtureRequest):
     relaxed = request.node.get_closest_marker("standard_promotion")
     with jax.numpy_dtype_promotion("standard" if relaxed else "strict"):
         yield
+
+
+@pytest.fixture
+def x64():
+    """Double precision within a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def on_eight_devices():
+    """Runs a function over a batch of problems on eight devices and checks that nothing is communicated."""
+
+    def run(function, *batch):
+        mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+        spec = PartitionSpec("batch")
+        sharded = jax.jit(jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+        batch = jax.device_put(batch, NamedSharding(mesh, spec))
+        program = sharded.lower(*batch).compile()
+        assert not re.search(r"all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter", program.as_text())
+        return program(*batch)
+
+    return run

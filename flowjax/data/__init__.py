@@ -1,5 +1,6 @@
 """Data sets, in memory or on disk, and the order in which training reads them."""
 
+from flowjax.data import shapes
 from flowjax.data.batches import Augment, Batches
 from flowjax.data.files import images, npz
 from flowjax.data.loading import load
@@ -17,6 +18,7 @@ __all__ = [
     "images",
     "load",
     "npz",
+    "shapes",
     "store",
     "tfds",
     "toy2d",

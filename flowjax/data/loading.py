@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 
+from flowjax.data import shapes
 from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
 from flowjax.data.sources import Source, choose, digits, toy2d
@@ -11,6 +12,7 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "images": images,
     "npz": npz,
+    "shapes": shapes.source,
     "tfds": tfds,
     "toy2d": toy2d,
 }
@@ -20,7 +22,7 @@ def load(name: str, **options: object) -> Source:
     """The data set called `name`.
 
     Args:
-        name: "digits", "images", "npz", "tfds" or "toy2d".
+        name: "digits", "images", "npz", "shapes", "tfds" or "toy2d".
         **options: Arguments of the function of that name.
 
     Raises:

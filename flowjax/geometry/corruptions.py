@@ -75,22 +75,24 @@ def _cluster_sizes(key, total, dtype):
     return (owner[:, None] == jnp.arange(_PARTS, dtype=dtype)[None]).sum(0), owner.astype(jnp.int32)
 
 
-def _portion(x, level):
-    return max(len(x) * 100 * (level + 1) // 1024, 1)
+def portion(points: int, level: int) -> int:
+    """How many of a cloud's points local corruptions drop or add, 100 (level + 1) of 1024."""
+    return max(points * 100 * (level + 1) // 1024, 1)
 
 
 def drop_local(key, x, level, mask=None):
     """100 (level + 1) of 1024 points are lost in 1 to 7 balls around random points."""
     keys = jax.random.split(key)
-    sizes, _ = _cluster_sizes(keys[0], _portion(x, level), x.dtype)
+    sizes, _ = _cluster_sizes(keys[0], portion(len(x), level), x.dtype)
 
     def lose(good, part):
-        key, size = part
-        center = x[jnp.argmax(jnp.where(good, jax.random.uniform(key, good.shape, x.dtype), -1))]
+        score, size = part
+        center = x[jnp.argmax(jnp.where(good, score, -1))]
         squares = jnp.where(good, ((x - center[None]) ** 2).sum(-1), jnp.inf)
         return good & (jnp.argsort(jnp.argsort(squares)) >= size), None
 
-    good, _ = jax.lax.scan(lose, present(x, mask) > 0, (jax.random.split(keys[1], _PARTS), sizes))
+    scores = jax.random.uniform(keys[1], (_PARTS, len(x)), x.dtype)
+    good, _ = jax.lax.scan(lose, present(x, mask) > 0, (scores, sizes))
     return x, good.astype(x.dtype)
 
 
@@ -106,7 +108,7 @@ def add_local(key, x, level, mask=None):
 
     Those outside the unit ball are divided by their squared radius, as in the published benchmark.
     """
-    count = _portion(x, level)
+    count = portion(len(x), level)
     keys = jax.random.split(key, 4)
     _, owner = _cluster_sizes(keys[0], count, x.dtype)
     score = jnp.where(present(x, mask) > 0, jax.random.uniform(keys[1], (len(x),), x.dtype), -1)

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from scipy.stats import ks_2samp
@@ -48,10 +46,10 @@ def test_outliers_become_key_points_only_without_the_filter(outliers):
     assert 7 <= ratio <= 13  # 10 neighbours near against the point itself
 
 
-def test_order_of_the_rules_on_averages():
+def test_order_of_the_rules():
     shares = []
-    for seed in range(15):
-        x, bad = cloud_with_outliers(100 + seed, 20)
+    for seed in range(30):
+        x, bad = cloud_with_outliers(500 + seed, 20)
         keys = jax.random.split(jax.random.key(seed))
         chosen = (
             FPS(x, KEY_POINTS),
@@ -60,10 +58,11 @@ def test_order_of_the_rules_on_averages():
             FFPS(x, KEY_POINTS),
         )
         shares.append([bad[c].mean() * KEY_POINTS / 20 for c in chosen])
+    assert (np.diff(np.array(shares)[:, :3]) < 0).mean() > 0.9  # in single clouds
     fps, uniform, wrs, ffps = np.mean(shares, 0)
     assert fps > 0.96
     assert 0.4 < uniform < 0.6
-    assert ffps < wrs < 0.16  # 0.13 here, close outliers have some weight
+    assert ffps < wrs < 0.11
     assert ffps < 0.06
 
 
@@ -149,6 +148,8 @@ def test_tangent_steps():
     step = np.linalg.norm(new - x, axis=1)
     error = np.abs(np.linalg.norm(new, axis=1) - 1).mean()
     assert error < 0.0045
+    chords = jnp.asarray(x[ps.neighbours(x)[0][:, 1:]] + x[:, None]) / 2
+    assert error < np.abs(np.linalg.norm(chords, axis=-1) - 1).mean()  # halfway along a chord, 0.0046
     anywhere = x + step[:, None] * sphere(rng, N)
     assert np.abs(np.linalg.norm(anywhere, axis=1) - 1).mean() > 8 * error
     median = np.sqrt(np.sort(ps.neighbours(x)[1], 1)[:, 9])
@@ -254,19 +255,17 @@ def test_errors():
         shapes.sample(jax.random.key(0), jnp.int32(0), 0)
 
 
-def test_batches_are_loops_and_spread_over_devices():
-    rng = np.random.default_rng(11)
-    x = jnp.asarray(rng.normal(size=(8, 100, 3)), jnp.float32)
-    run = jax.jit(jax.vmap(lambda x: (ps.filtered_farthest_points(x, 20), ps.tangent_step(jax.random.key(0), x))))
-    index, moved = run(x)
+def test_batches_are_loops_and_spread_over_devices(on_eight_devices):
+    x = jnp.asarray(np.random.default_rng(11).normal(size=(8, 60, 3)), jnp.float32)
+
+    def one(x):
+        return ps.filtered_farthest_points(x, 20), ps.tangent_step(jax.random.key(0), x)
+
+    index, moved = on_eight_devices(one, x)
+    single = jax.jit(one)
     for i in (0, 5):
-        np.testing.assert_array_equal(index[i], ps.filtered_farthest_points(x[i], 20))
-        np.testing.assert_allclose(moved[i], ps.tangent_step(jax.random.key(0), x[i]), atol=1e-5)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    placed = jax.device_put(x, NamedSharding(mesh, P("data")))
-    text = run.lower(placed).compile().as_text()
-    assert not [c for c in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if c in text]
-    np.testing.assert_array_equal(run(placed)[0], index)
+        np.testing.assert_array_equal(index[i], single(x[i])[0])
+        np.testing.assert_allclose(moved[i], single(x[i])[1], atol=1e-5)
 
 
 def test_corruptions():
@@ -277,7 +276,7 @@ def test_corruptions():
     corrupt = jax.jit(corruptions.corrupt, static_argnums=(2, 3))
     for name in corruptions.CORRUPTIONS:
         worst = 0.0
-        for level in (0, 4):
+        for level in (0, 4) if name == "jitter" else (4,):
             y, mask = corrupt(jax.random.key(level), x, name, level)
             assert np.isfinite(y).all()
             left, added = int(mask[:N].sum()), len(y) - N

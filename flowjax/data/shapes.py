@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from flowjax.geometry.corruptions import to_unit_sphere
+from flowjax.data.sources import Source
 
 NAMES = ("sphere", "cube", "cylinder", "cone", "torus", "disc", "helix", "cross")
 
@@ -57,5 +58,25 @@ def sample(
         jnp.stack([turn[0] + 0.15 * (2 * a - 1), turn[1] + 0.15 * (2 * c - 1), z], -1),
         jnp.take_along_axis(rod, (jnp.arange(3)[None] - beam[:, None]) % 3, 1),
     ]
-    body = jnp.stack(bodies)[label]
-    return to_unit_sphere(body * stretch ** (2 * uniforms[-1:] - 1))
+    body = jnp.stack(bodies)[label] * stretch ** (2 * uniforms[-1:] - 1)
+    body -= body.mean(0, keepdims=True)
+    return body / jnp.sqrt((body**2).sum(-1).max())
+
+
+def source(*, size: int = 8192, points: int = 128, seed: int = 0) -> Source:
+    """Clouds (size, points, 3) of all bodies in turn, with their numbers as labels.
+
+    Args:
+        size: Number of clouds, at least 1.
+        points: Points of each.
+        seed: Equal seeds give equal clouds, different seeds independent ones.
+
+    Raises:
+        ValueError: A number below 1.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    labels = np.arange(size, dtype=np.int32) % len(NAMES)
+    draw = jax.jit(jax.vmap(lambda key, label: sample(key, label, points)))
+    clouds = draw(jax.random.split(jax.random.key(seed), size), jnp.asarray(labels))
+    return Source(x=np.asarray(clouds), cond=labels, num_classes=len(NAMES), low=-1.0, high=1.0, names=NAMES)
