@@ -2,7 +2,7 @@
 
 | path   | alpha(t)                         | sigma(t)                    | source                              |
 |--------|----------------------------------|-----------------------------|-------------------------------------|
-| Linear | t                                | 1 - t                       | flow matching, rectified flow, SD3  |
+| Linear | t                                | 1 - (1 - sigma_min) t       | flow matching, rectified flow, SD3  |
 | Trig   | sin(pi t / 2)                    | cos(pi t / 2)               | stochastic interpolants, GVP of SiT |
 | VP     | exp(-(b1-b0) u^2 / 4 - b0 u / 2) | sqrt(1 - alpha^2)           | DDPM, score SDEs; u = 1 - t         |
 | Cosine | sin(a t) / sin(a)                | sqrt(1 - alpha^2)           | improved DDPM; a = pi/2 / (1 + s)   |
@@ -19,32 +19,46 @@ from flowjax.paths.base import INFINITE_SLOPE, GaussianPath, Time, namespace
 
 @pytree
 class Linear(GaussianPath):
-    """Straight lines from noise to data (2210.02747, 2209.03003): alpha = t, sigma = 1 - t."""
+    """Straight lines from noise to data (2210.02747, 2209.03003): alpha = t, sigma = 1 - (1 - sigma_min) t.
+
+    Args:
+        sigma_min: noise left at t = 1, in [0, 1); above 0 the path ends in data blurred by that much.
+
+    Raises:
+        ValueError: sigma_min outside its range.
+    """
+
+    sigma_min: float = static(0.0)
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"Linear needs 0 <= sigma_min < 1, got {self.sigma_min}")
 
     def alpha(self, t: Time) -> Time:
         """Coefficient of the data, t."""
         return 1.0 * t
 
     def sigma(self, t: Time) -> Time:
-        """Coefficient of the noise, 1 - t."""
-        return 1.0 - t
+        """Coefficient of the noise, 1 - (1 - sigma_min) t."""
+        return 1.0 - (1.0 - self.sigma_min) * t
 
     def dalpha(self, t: Time) -> Time:
         """Derivative 1."""
         return namespace(t).ones_like(t, dtype=getattr(t, "dtype", float))
 
     def dsigma(self, t: Time) -> Time:
-        """Derivative -1."""
-        return -self.dalpha(t)
+        """Derivative -(1 - sigma_min)."""
+        return (self.sigma_min - 1.0) * self.dalpha(t)
 
     def determinant(self, t: Time) -> Time:
         """Exactly -1."""
-        return self.dsigma(t)
+        return -self.dalpha(t)
 
     def time(self, lam: Time) -> Time:
-        """1 / (1 + e^-lam)."""
+        """1 / (1 - sigma_min + e^-lam)."""
         xp = namespace(lam)
-        return xp.exp(-xp.logaddexp(xp.zeros_like(lam), -lam))
+        return xp.exp(-xp.logaddexp(xp.full_like(lam, math.log1p(-self.sigma_min)), -lam))
 
 
 @pytree

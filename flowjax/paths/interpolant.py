@@ -38,7 +38,7 @@ from flowjax.paths.base import (
 )
 
 Form = Literal["linear", "trig", "encoding_decoding", "mirror", "one_sided"]
-Gamma = Literal["brownian", "quadratic", "sine_squared", "sigmoid", "zero"]
+Gamma = Literal["brownian", "quadratic", "sine_squared", "sigmoid", "constant", "zero"]
 STEEPNESS = 10.0  # of the sigmoid gamma
 
 
@@ -63,7 +63,8 @@ class Interpolant:
     Args:
         form: "linear", "trig", "encoding_decoding", "mirror" or "one_sided".
         gamma: "brownian" sqrt(scale t (1 - t)), "quadratic" t (1 - t), "sine_squared" sin^2(pi t), "sigmoid" (a smooth
-            bump with flat ends), "zero"; None takes sine_squared for encoding_decoding and brownian otherwise.
+            bump with flat ends), "constant" 1 (both ends are blurred: the paths of I-CFM, 2302.00482), "zero"; None
+            takes sine_squared for encoding_decoding and brownian otherwise.
         scale: multiplies g^2, positive. With linear coefficients, brownian and scale 2 the sum of the squares of the
             three coefficients is 1.
         path: the Gaussian path of the one-sided form.
@@ -132,7 +133,7 @@ class Interpolant:
             g = bump(u) - bump(xp.full_like(u, -STEEPNESS / 2))
             slope = side * STEEPNESS * slope_of(u)
         else:
-            g = slope = xp.zeros_like(t)
+            g, slope = xp.full_like(t, self.gamma == "constant"), xp.zeros_like(t)
         return root * g, root * slope, self.scale * g * slope
 
     def coefficients(self, t: Time) -> Coefficients:

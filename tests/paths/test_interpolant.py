@@ -5,6 +5,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from flowjax import paths
 from flowjax.oracles import Gaussian, TwoSidedMixture
@@ -65,6 +66,24 @@ def test_slope_of_gamma_may_be_infinite_and_the_product_is_not():
     first, last = (Interpolant().coefficients(np.float64(t)) for t in (0.0, 1.0))
     assert (first.dg, last.dg) == (1e12, -1e12)
     assert (first.gdg, last.gdg) == (0.5, -0.5)
+
+
+def test_values_of_gamma():
+    """As the papers write them; the sigmoid bump with f = 10, and the constant of I-CFM, which blurs both ends."""
+    t, f = INSIDE, 10.0
+    bump = expit(f * (t - 0.5) + 1) - expit(f * (t - 0.5) - 1) - expit(1 - f / 2) + expit(-1 - f / 2)
+    expected = {
+        "brownian": np.sqrt(t * (1 - t)),
+        "quadratic": t * (1 - t),
+        "sine_squared": np.sin(np.pi * t) ** 2,
+        "sigmoid": bump,
+        "constant": np.ones(7),
+    }
+    for gamma, values in expected.items():
+        np.testing.assert_allclose(Interpolant(gamma=gamma, scale=0.25).coefficients(t).g, values / 2, rtol=1e-12)
+    c = Interpolant(gamma="constant", scale=0.01).coefficients(np.array([0.0, 1.0]))
+    np.testing.assert_allclose(c.g, 0.1)
+    assert not np.any([c.dg, c.gdg])
 
 
 def test_special_cases():

@@ -1,4 +1,4 @@
-"""Sub-VP, SBDM, EDM, tables of discrete steps; resolution shift and SiT's grid."""
+"""Sub-VP, SBDM, EDM, blurred straight lines, tables of discrete steps; resolution shift and SiT's grid."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from flowjax import paths, times
 
 TABLE = paths.scaled_linear_betas()
-PATHS = [paths.SubVP(), paths.SBDM(), paths.EDM(), paths.Tabulated(alphas_cumprod=TABLE)]
+PATHS = [paths.SubVP(), paths.SBDM(), paths.EDM(), paths.Tabulated(alphas_cumprod=TABLE), paths.Linear(sigma_min=0.1)]
 INSIDE = np.array([0.0303, 0.1117, 0.4001, 0.7503, 0.9512])
 
 
@@ -28,6 +28,20 @@ def test_laws(path):
         compiled = jax.jit(method)(jnp.asarray(INSIDE, jnp.float32))
         np.testing.assert_allclose(compiled, method(INSIDE), rtol=1e-3, atol=1e-4)
         assert np.ndim(method(0.5)) == 0
+
+
+def test_straight_lines_that_end_in_blurred_data():
+    """u = (x1 - (1 - s) x) / (1 - (1 - s) t) along x = t x1 + (1 - (1 - s) t) x0 (2210.02747, eq. 20-23)."""
+    s, t = 0.1, np.array([0.0, 0.3, 1.0])
+    path, (x0, x1) = paths.Linear(sigma_min=s), np.random.default_rng(0).standard_normal((2, 3, 2))
+    x, wide = path.interpolate(t, x0, x1), t[:, None]
+    velocity = (x1 - (1 - s) * x) / (1 - (1 - s) * wide)
+    np.testing.assert_allclose(path.conditional_velocity(t, x0, x1), velocity, rtol=1e-12)
+    for to, exact in (("data", x1), ("noise", x0), ("score", -x0 / path.sigma(t)[:, None])):
+        np.testing.assert_allclose(path.convert(velocity, given="velocity", to=to, t=t, x=x), exact, atol=1e-12)
+    for bad in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="sigma_min < 1"):
+            paths.Linear(sigma_min=bad)
 
 
 def test_sub_vp_is_the_solution_of_its_sde():
