@@ -3,11 +3,13 @@
     python -m flowjax.calibrate ems --workdir=runs/digits
     python -m flowjax.calibrate compensation --workdir=runs/digits --steps=5
     python -m flowjax.calibrate schedule --workdir=runs/digits --steps=5
+    python -m flowjax.calibrate transport --workdir=runs/digits --start=0.5
 
 ems: the statistics of DPM-Solver-v3, from the training data, for any number of steps. compensation: the ratios of
-DC-Solver for one number of steps. schedule: a solver searched for one number of steps. The result goes to calibration/
-in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample with
-`flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again (ratios begin anew),
+DC-Solver for one number of steps. schedule: a solver searched for one number of steps. transport: the map of DPM-OT
+from noise to training samples noised to --start, where sampling then begins (needs ott-jax). The result goes to
+calibration/ in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample with
+`flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again (a map begins anew),
 and a finished one says that it exists.
 """
 
@@ -25,12 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flowjax import _cli, data, times
 from flowjax.calibration import compensation, ems, reference, schedules, store
 from flowjax.calibration.use import record
+from flowjax.couplings import fit
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, load
 from flowjax.solvers import DCSolver
 from flowjax.training import make_mesh, put_batch
 
-KINDS = ("ems", "compensation", "schedule")
+KINDS = ("ems", "compensation", "schedule", "transport")
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> None:
@@ -40,13 +43,15 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
     flags.DEFINE_integer("steps", 5, "Solver steps (compensation, schedule).", flag_values=values)
     flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
-    flags.DEFINE_float("start", 1e-3, "First sampling time.", flag_values=values)
+    text = "First sampling time: 0.5 for transport, 1e-3 for the others."
+    flags.DEFINE_float("start", None, text, flag_values=values)
     flags.DEFINE_float("end", 1 - 1e-3, "Last sampling time.", flag_values=values)
     flags.DEFINE_integer("points", 120, "Intervals of the statistics (ems).", flag_values=values)
     flags.DEFINE_string("mode", "element", "Statistics per element, channel or scalar (ems).", flag_values=values)
     flags.DEFINE_integer("order", 3, "Order of the solver (compensation).", flag_values=values)
     flags.DEFINE_integer("rounds", 12, "Rounds of the search (schedule).", flag_values=values)
-    flags.DEFINE_integer("num", 0, "Samples: 512 for ems, 10 for compensation, 128 for schedule.", flag_values=values)
+    text = "Samples: 512 for ems, 10 for compensation, 128 for schedule, 1000 for transport."
+    flags.DEFINE_integer("num", 0, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of noise and search.", flag_values=values)
 
 
@@ -60,8 +65,9 @@ def main(values: flags.FlagValues) -> None:
     for name in ("steps", "points", "rounds", "order"):
         if values[name].value < 1:
             raise _cli.UsageError(f"--{name} must be at least 1, got {values[name].value}")
-    if not 0 <= values.start < values.end <= 1:
-        raise _cli.UsageError(f"need 0 <= --start < --end <= 1, got {values.start} and {values.end}")
+    first = {"transport": 0.5}.get(values.what, 1e-3) if values.start is None else values.start
+    if not 0 <= first < values.end <= 1:
+        raise _cli.UsageError(f"need 0 <= --start < --end <= 1, got {first} and {values.end}")
     if values.num < 0:
         raise _cli.UsageError(f"--num must be positive, or 0 for the default, got {values.num}")
     try:
@@ -79,16 +85,15 @@ def main(values: flags.FlagValues) -> None:
 
     guidance = 1.0 if recipe.num_classes is None else recipe.guidance if values.guidance is None else values.guidance
     field = recipe.field(flow, guidance)
-    num = values.num or {"ems": 512, "compensation": 10, "schedule": 128}[values.what]
+    num = values.num or {"ems": 512, "compensation": 10, "schedule": 128, "transport": 1000}[values.what]
     sizes = {
         "ems": {"points": values.points, "num": num, "mode": values.mode},
         "compensation": {"steps": values.steps, "num": num, "order": values.order},
         "schedule": {"steps": values.steps, "num": num, "rounds": values.rounds},
+        "transport": {"num": num},
     }[values.what]
-    belongs = record(
-        values.what, flow, guidance=guidance, start=values.start, end=values.end, seed=values.seed, **sizes
-    )
-    name = f"{values.what}-g{guidance:g}" + ("" if values.what == "ems" else f"-{values.steps}steps")
+    belongs = record(values.what, flow, guidance=guidance, start=first, end=values.end, seed=values.seed, **sizes)
+    name = f"{values.what}-g{guidance:g}" + (f"-{values.steps}steps" if "steps" in sizes else "")
     file = Path(values.workdir) / "calibration" / f"{name}.npz"
     if file.exists():
         with _cli.usage_errors():
@@ -110,8 +115,16 @@ def main(values: flags.FlagValues) -> None:
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        if values.what == "ems":
+        if values.what in ("ems", "transport"):
             batches = data.Batches(data.load(recipe.data["name"], **recipe.data["options"]), num, values.seed)
+
+        if values.what == "transport":
+            drawn = batches.batch(0)
+            classes = None if recipe.num_classes is None else jnp.asarray(drawn["cond"], jnp.int32)
+            found = fit(key, field.path, jnp.asarray(drawn["x1"]), first, classes)
+            arrays = {"targets": np.asarray(found.targets), "heights": np.asarray(found.heights)}
+            arrays |= {} if classes is None else {"labels": np.asarray(classes)}
+        elif values.what == "ems":
 
             def batch(i: int) -> tuple[jax.Array, jax.Array | None]:
                 drawn = put_batch(batches.batch(i), mesh)
@@ -121,27 +134,37 @@ def main(values: flags.FlagValues) -> None:
                 field,
                 batch,
                 key,
-                start=values.start,
+                start=first,
                 end=values.end,
                 points=values.points,
                 mode=values.mode,
                 partial=file.with_suffix(""),
+                record=belongs,
                 progress=progress,
             )
             arrays = {name: np.asarray(getattr(statistics, name)) for name in ("lam", "l", "s", "b")}
         else:
-            grid = times.uniform(values.steps, values.start, values.end)
+            grid = times.uniform(values.steps, first, values.end)
             x = field.path.start(noise(key, (num, *recipe.shape)), grid[0])
             labels = recipe.balanced(num)
             cond = None if labels is None else jnp.asarray(labels)
             if values.what == "compensation":
-                ratios = compensation.search(field, DCSolver(order=values.order), x, grid, cond, progress=progress)
+                ratios = compensation.search(
+                    field,
+                    DCSolver(order=values.order),
+                    x,
+                    grid,
+                    cond,
+                    partial=file.with_suffix(""),
+                    record=belongs,
+                    progress=progress,
+                )
                 arrays = {"ratios": ratios, "times": grid}
             else:
                 target = reference.reference(field, x, grid, cond)[-1]
                 total = values.rounds * 32
 
-                def found(done: int, best: float) -> None:
+                def searched(done: int, best: float) -> None:
                     bar.update(task, completed=done, total=total, description=f"best mean squared error {best:.3g}")
 
                 known = schedules.search(
@@ -150,8 +173,8 @@ def main(values: flags.FlagValues) -> None:
                     rounds=values.rounds,
                     seed=values.seed,
                     results=file.with_suffix(".jsonl"),
-                    record=belongs,
-                    progress=found,
+                    record={name: value for name, value in belongs.items() if name != "rounds"},  # more may follow
+                    progress=searched,
                 )
                 arrays = {
                     "schedule": np.array(json.dumps(schedules.to_json(known[0][1]))),

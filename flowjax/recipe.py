@@ -134,6 +134,7 @@ class Recipe:
         solver: Any = None,
         steps: int | None = None,
         grid: np.ndarray | None = None,
+        start: Any = None,
         batch: int = 200,
         mesh: Mesh | None = None,
     ) -> Samples:
@@ -147,6 +148,7 @@ class Recipe:
             solver: A solver; the recipe's by default.
             steps: Number of solver steps; the recipe's by default.
             grid: Times to sample at instead of `steps` equal ones from 0 to 1.
+            start: A map of noise to start states, `couplings.SemidiscreteMap`, in place of `path.start`.
             batch: Samples per block, rounded up to a multiple of the devices.
             mesh: Splits each block over its devices; all devices by default.
         """
@@ -157,17 +159,18 @@ class Recipe:
         noise_key, solver_key = jax.random.split(key)
         batch = -(-batch // mesh.size) * mesh.size
 
-        def begin(key, index):
-            return field.path.start(noise(key, (batch, *self.shape), index), grid[0])
+        def begin(key, index, start, labels):
+            x0 = noise(key, (batch, *self.shape), index)
+            return field.path.start(x0, grid[0]) if start is None else start.start(x0, grid[0], labels)
 
         begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
         blocks = []
-        for start in range(0, num, batch):
+        for first in range(0, num, batch):
             # The last block is as large as the others, so that nothing compiles twice; the surplus is cut
             # below.
-            labels = None if cond is None else put_batch(np.resize(cond[start : start + batch], batch), mesh)
-            x0 = begin(jax.random.clone(noise_key), jnp.asarray(start))
-            result = solve(field, solver, x0, grid, cond=labels, key=solver_key, index=start)
+            labels = None if cond is None else put_batch(np.resize(cond[first : first + batch], batch), mesh)
+            x0 = begin(jax.random.clone(noise_key), jnp.asarray(first), start, labels)
+            result = solve(field, solver, x0, grid, cond=labels, key=solver_key, index=first)
             blocks.append(multihost_utils.process_allgather(result.x, tiled=True))
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
         return Samples(x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls))

@@ -73,6 +73,10 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
     if values.solver is not None:
         _cli.choose("solver", values.solver, sorted(catalogue.solvers))
+    if values.solver in ("dpm_solver_v3", "usf"):
+        raise _cli.UsageError(
+            f"--solver={values.solver} needs a calibration: pass --calibration=FILE of flowjax.calibrate"
+        )
     if values.solver is not None and values.calibration is not None:
         raise _cli.UsageError("--calibration brings its own solver; leave out --solver")
     if values.guidance is not None and recipe.num_classes is None:
@@ -89,14 +93,15 @@ def main(values: flags.FlagValues) -> None:
 
     clock = time.perf_counter()
     with _cli.usage_errors():
-        solver, grid = recipe.build_solver(values.solver), None
+        solver, grid, start = recipe.build_solver(values.solver), None, None
         if values.calibration is not None:
             guidance = (
                 1.0 if recipe.num_classes is None else recipe.guidance if values.guidance is None else values.guidance
             )
             if not Path(values.calibration).is_file():
                 raise _cli.UsageError(f"calibration file {values.calibration} does not exist")
-            solver, grid = calibrated(values.calibration, flow, guidance, values.steps)
+            brought = calibrated(values.calibration, flow, guidance, values.steps)
+            solver, grid, start = brought.solver or solver, brought.times, brought.start
         samples = recipe.sample(
             recipe.field(flow, values.guidance),
             values.num,
@@ -105,6 +110,7 @@ def main(values: flags.FlagValues) -> None:
             solver=solver,
             steps=values.steps,
             grid=grid,
+            start=start,
             batch=values.batch,
             mesh=mesh,
         )

@@ -1,13 +1,20 @@
 """The calibrate main on an untrained run, its files, and sampling with them."""
 
+import dataclasses
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+import flowjax as fj
 from flowjax import _cli, calibrate
 from flowjax import sample as sample_main
 from flowjax import train as train_main
+from flowjax.calibration import store
+from flowjax.calibration.use import calibrated, record
+from flowjax.recipe import load
 from flowjax.training import Checkpoints
 from flowjax.training.state import TrainState
 
@@ -57,6 +64,49 @@ def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, wh
     assert code == 2
     assert "calibrated for guidance=1.0, not 2.0" in err
     assert not (tmp_path / "other.npz").exists()
+
+
+def test_samples_start_where_a_map_says(capsys, tmp_path, workdir):
+    """From one target per class, with no noise left at t* near 1: the samples are close to the targets."""
+    flow, recipe = load(workdir)
+    targets = np.random.default_rng(0).uniform(-1, 1, (20, *recipe.shape)).astype(np.float32)
+    labels = np.arange(20, dtype=np.int32) % 10
+    belongs = record("transport", flow, guidance=1.0, start=0.999, end=1.0)
+    store.save(tmp_path / "map.npz", {"targets": targets, "heights": np.zeros(20), "labels": labels}, belongs)
+    out, options = tmp_path / "samples.npz", ["--num=12", "--guidance=1.0", f"--calibration={tmp_path / 'map.npz'}"]
+    code, _, err = run(capsys, sample_main, f"--workdir={workdir}", *options, "--steps=1", f"--out={out}")
+    assert (code, err) == (0, "")
+    x = (np.load(out)["x"] - recipe.shift) / recipe.scale
+    distance = np.abs(x[:, None] - targets[None]).max(axis=(2, 3, 4))
+    assert np.all(distance.min(axis=1) < 0.1)
+    assert np.array_equal(labels[distance.argmin(axis=1)], np.load(out)["cond"])
+    code, _, err = run(capsys, sample_main, f"--workdir={workdir}", *options, f"--out={tmp_path / 'other.npz'}")
+    assert (code, "say how many" in err) == (2, True)
+    other = dataclasses.replace(flow, path=fj.paths.Trig())
+    with pytest.raises(ValueError, match="was calibrated for path="):
+        calibrated(tmp_path / "map.npz", other, 1.0, 1)
+
+
+@pytest.mark.slow
+def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
+    """With the warning that starts derive from the data; the schedule in two parts, as after an interruption."""
+    common = [f"--workdir={workdir}", "--guidance=1.0"]
+    with pytest.warns(UserWarning, match="training samples, noised to t = 0.6"):
+        code, text, _ = run(capsys, calibrate, "transport", *common, "--num=60", "--start=0.6")
+    assert code == 0
+    map_file = text.split(" in ")[0].splitlines()[-1]
+    for rounds in (1, 2):
+        code, text, _ = run(capsys, calibrate, "schedule", *common, "--steps=3", "--num=16", f"--rounds={rounds}")
+        assert code == 0
+        schedule_file = pathlib.Path(text.split(" in ")[0].splitlines()[-1])
+        assert len(schedule_file.with_suffix(".jsonl").read_text().splitlines()) == 1 + 32 * rounds
+        if rounds == 1:
+            schedule_file.unlink()
+    for file, steps in ((map_file, ["--steps=3"]), (schedule_file, [])):
+        out = [f"--calibration={file}", "--num=8", f"--out={tmp_path / 'samples.npz'}", "--overwrite"]
+        code, text, _ = run(capsys, sample_main, *common, *out, *steps)
+        assert code == 0
+        assert ("6 evaluations" if steps else "3 evaluations") in text  # the recipe's Heun; a schedule
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,8 @@ def test_unknown_and_missing_options():
         catalogue.solver("dpm_solver", ordr=2)
     with pytest.raises(ValueError, match=r"heun has no option order; it has none"):
         catalogue.solver("heun", order=2)
-    with pytest.raises(ValueError, match="heavy_ball needs its option solver"):
-        catalogue.solver("heavy_ball")
+    with pytest.raises(ValueError, match="usf needs its option schedule"):
+        catalogue.solver("usf")
 
 
 def test_cite_is_recursive_and_without_repetition():

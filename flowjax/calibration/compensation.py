@@ -5,7 +5,8 @@ minimises the mean squared distance of x_{i+1} to a fine solution with the same 
 costs one evaluation; the derivative in one number is taken forward, so no activations are stored.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from flowjax.calibration import store
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 from flowjax.solvers.dc_solver import DCSolver
@@ -32,6 +34,8 @@ def search(
     rate: float = 0.1,
     bound: bool = False,
     reference_steps: int = 200,
+    partial: str | Path | None = None,
+    record: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Float[np.ndarray, " steps"]:
     """One ratio per step of the grid, by a greedy search (AdamW, as published).
@@ -46,15 +50,25 @@ def search(
         rate: its learning rate.
         bound: keep the ratios in (0.5, 1.5) by rho = 1 + tanh(u)/2.
         reference_steps: steps of the fine solution.
+        partial: file that holds the ratios found so far; an interrupted search continues from it.
+        record: what that file belongs to, beside the grid (model hash, guidance, ...): JSON values.
         progress: called with (done, total) steps.
 
     Returns:
         The ratios; those of the first two steps are 1.
+
+    Raises:
+        ValueError: a partial file of something else.
     """
     times = check_times(times)
     steps = len(times) - 1
+    file = None if partial is None else Path(f"{partial}.ratios.npz")
+    belongs = {"times": times.tolist(), "iterations": iterations, "rate": rate, "bound": bound} | dict(record or {})
     target = reference(field, x, times, cond, steps=reference_steps)
-    ratios = np.ones(steps)
+    ratios, done = np.ones(steps), 2  # the first two are not searched
+    if file is not None and file.exists():
+        arrays, known = store.load(file, belongs)
+        ratios, done = arrays["ratios"], known["done"]
     values: list[Array] = [field.evaluate(times[0], x, cond, field.init(x, times), to=solver.form)[0]]
     optimizer = optax.adamw(rate, weight_decay=0.01)
 
@@ -84,7 +98,7 @@ def search(
         return 1 + 0.5 * jnp.tanh(u - 1) if bound else u
 
     for number in range(steps):
-        if number >= 2:
+        if number >= done:
 
             @jax.jit
             def best(
@@ -104,9 +118,13 @@ def search(
                 return ratio_of(u)
 
             ratios[number] = float(best(values, field, x, cond, target[number + 1]))
+            if file is not None:
+                store.save(file, {"ratios": ratios}, belongs | {"done": number + 1})
         if number < steps - 1:
             values.append(after(float(ratios[number]), number, values, field, x, cond)[1])
         progress(number + 1, steps)
+    if file is not None:
+        file.unlink(missing_ok=True)
     return ratios
 
 

@@ -11,7 +11,7 @@ l' is the central difference of l, smoothed by a moving average of 11 points. Wh
 zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def estimate(
     batches: int = 1,
     mode: str = "element",
     partial: str | Path | None = None,
+    record: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Statistics:
     """The curves l, s, b of a field on `points` + 1 values of lam.
@@ -58,13 +59,15 @@ def estimate(
         batches: batches per point.
         mode: "element", or means over all axes but the last ("channel") or over all ("scalar").
         partial: file that holds what is done so far; an interrupted estimate continues from it.
+        record: what that file belongs to, beside its sizes (model hash, guidance, ...): JSON values.
         progress: called with (done, total) passes over one point.
 
     Returns:
         The statistics.
 
     Raises:
-        ValueError: an infinite lam at an end, an unknown mode, or a field without a noise prediction there.
+        ValueError: an infinite lam at an end, an unknown mode, a field without a noise prediction there, or a partial
+            file of something else.
     """
     check_choice("mode", mode, ("element", "channel", "scalar"))
     path = field.path
@@ -74,6 +77,7 @@ def estimate(
     lam = np.linspace(low, high, points + 1)
     times = np.clip(np.asarray(path.time(lam)), start, end)
     field.check(times, "noise")
+    belongs = {"points": points, "batches": batches, "start": start, "end": end} | dict(record or {})
     x1, _ = batch(0)
     axes = {"element": (), "channel": tuple(range(x1.ndim - 2)), "scalar": tuple(range(x1.ndim - 1))}[mode]
 
@@ -85,7 +89,7 @@ def estimate(
         file = None if partial is None else Path(f"{partial}.{name}.npz")
         done, sums = 0, None
         if file is not None and file.exists():
-            arrays, record = store.load(file, {"points": points, "batches": batches})
+            arrays, record = store.load(file, belongs)
             done, sums = record["done"], [arrays[f"sum{i}"] for i in range(len(arrays))]
         offset = 0 if name == "first" else points + 1
         for i in range(done, points + 1):
@@ -102,11 +106,7 @@ def estimate(
                 table[i] = value / batches
             progress(offset + i + 1, 2 * (points + 1))
             if file is not None and ((i + 1) % 16 == 0 or i == points):
-                store.save(
-                    file,
-                    {f"sum{j}": v for j, v in enumerate(sums)},
-                    {"points": points, "batches": batches, "done": i + 1},
-                )
+                store.save(file, {f"sum{j}": v for j, v in enumerate(sums)}, belongs | {"done": i + 1})
         return sums or []
 
     diagonal = mean(passes("first", _diagonal)[0])

@@ -2,68 +2,92 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flowjax import times
 from flowjax.calibration import schedules, store
+from flowjax.couplings import SemidiscreteMap
 from flowjax.flow import Flow
 from flowjax.solvers import USF, DCSolver, DPMSolverV3, Solver, Statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """What a calibration file brings to sampling.
+
+    Attributes:
+        solver: the solver, or None for that of the recipe.
+        times: the times to sample at.
+        start: the map that the start states come from, in place of `path.start`, or None.
+    """
+
+    solver: Solver | None
+    times: np.ndarray
+    start: SemidiscreteMap | None = None
 
 
 def record(what: str, flow: Flow, *, guidance: float, start: float, end: float, **sizes: Any) -> dict[str, Any]:
     """What a calibration belongs to: JSON values.
 
     Args:
-        what: "ems", "compensation" or "schedule".
+        what: "ems", "compensation", "schedule" or "transport".
         flow: the flow; its weights enter as a hash.
         guidance: scale of classifier-free guidance.
         start: first sampling time.
         end: last sampling time.
         **sizes: numbers of points, samples, steps, ...
     """
+    return {"what": what, "start": float(start), "end": float(end)} | _model(flow, guidance) | sizes
+
+
+def _model(flow: Flow, guidance: float) -> dict[str, Any]:
+    """The part of a record that the flow to be sampled must agree with."""
     path = {"name": type(flow.path).__name__} | {
         field.name: getattr(flow.path, field.name)
         for field in dataclasses.fields(flow.path)  # type: ignore[arg-type]
     }
     return {
-        "what": what,
         "model": store.model_hash(flow.network),
         "path": path,
         "prediction": flow.prediction,
         "guidance": float(guidance),
-        "start": float(start),
-        "end": float(end),
-    } | sizes
+    }
 
 
-def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None = None) -> tuple[Solver, np.ndarray]:
-    """The solver that a calibration file is for, and the times to sample at.
+def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None = None) -> Calibrated:
+    """The solver that a calibration file is for, and where to sample.
 
     Args:
         file: made by `python -m flowjax.calibrate`.
         flow: the flow that will be sampled.
         guidance: its guidance scale.
-        steps: number of steps; needed for statistics only, the others have their own.
+        steps: number of steps; needed for statistics and maps, the others have their own.
 
     Raises:
-        ValueError: the file belongs to another model, guidance or number of steps.
+        ValueError: the file belongs to another model, path, guidance or number of steps.
         FileNotFoundError: no such file.
     """
-    expected: Mapping[str, Any] = {"model": store.model_hash(flow.network), "guidance": float(guidance)}
-    arrays, known = store.load(file, expected)
-    if steps is not None and known.get("steps", steps) != steps:
-        raise ValueError(f"{file} was calibrated for {known['steps']} steps, not {steps}")
+    arrays, known = store.load(file, _model(flow, guidance))
+    n = known.get("steps", steps)
+    if n is None:
+        raise ValueError(f"{file} holds {known['what']} for any number of steps: say how many")
+    if steps not in (None, n):
+        raise ValueError(f"{file} was calibrated for {n} steps, not {steps}")
     if known["what"] == "ems":
-        if steps is None:
-            raise ValueError(f"{file} holds statistics for any number of steps: say how many")
         statistics = Statistics(**{name: arrays[name] for name in ("lam", "l", "s", "b")})
         order = 3 if guidance == 1 else 2
-        return DPMSolverV3(statistics=statistics, order=order), times.uniform(steps, known["start"], known["end"])
+        solver = DPMSolverV3(statistics=statistics, order=order)
+        return Calibrated(solver, times.uniform(n, known["start"], known["end"]))
+    if known["what"] == "transport":
+        targets, heights = (jnp.asarray(arrays[name]) for name in ("targets", "heights"))
+        labels = jnp.asarray(arrays["labels"]) if "labels" in arrays else None
+        found = SemidiscreteMap(targets=targets, heights=heights, time=known["start"], labels=labels)
+        return Calibrated(None, times.uniform(n, known["start"]), found)
     if known["what"] == "compensation":
-        return DCSolver(order=known["order"], ratios=arrays["ratios"].tolist()), arrays["times"]
+        return Calibrated(DCSolver(order=known["order"], ratios=arrays["ratios"].tolist()), arrays["times"])
     schedule = schedules.from_json(json.loads(str(arrays["schedule"])))
-    return USF(schedule=schedule), np.asarray(schedule.times)
+    return Calibrated(USF(schedule=schedule), np.asarray(schedule.times))

@@ -12,6 +12,7 @@ import jax
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
+from flowjax.solvers.dpm_solver import DPMSolver
 from flowjax.solvers.rows import Direction, Evaluate, Solver, Step, Updates, check_choice, keep
 
 
@@ -20,7 +21,7 @@ class HeavyBall(Solver):
     """Momentum against divergence artifacts at few steps and strong guidance.
 
     Args:
-        solver: the method to damp.
+        solver: the method to damp; DPM-Solver++(2M) by default.
         beta: weight of the new direction, in (0, 1]; may be traced.
         init: momentum before the first direction: "first_direction" (that direction itself), or "first_output" (the
             first evaluation, for methods whose directions are in units of the network's output), which damps the first
@@ -30,7 +31,7 @@ class HeavyBall(Solver):
         ValueError: beta outside (0, 1], or not a solver.
     """
 
-    solver: Solver
+    solver: Solver = DPMSolver()
     beta: Any = 0.8
     init: str = static("first_direction")
 

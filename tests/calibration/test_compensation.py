@@ -114,3 +114,32 @@ def test_progress_and_iterations():
     )
     assert np.array_equal(ratios, np.ones(4))
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_an_interrupted_search_continues(tmp_path):
+    path, x = PATHS["linear"], fj.noise(jax.random.key(0), (2, 1))
+    flow = fj.Flow(lambda x, t, cond: jnp.tanh(x), path=path, prediction="data")
+    options = {"iterations": 3, "reference_steps": 8, "partial": tmp_path / "dc", "record": {"model": "abc"}}
+    grid, visited = uniform(5, 0.0, 0.9), []
+
+    def search(progress=lambda done, total: None, **changed):
+        return compensation.search(flow, DCSolver(order=2), x, grid, progress=progress, **(options | changed))
+
+    def interrupt(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    whole = search(partial=None)
+    with pytest.raises(KeyboardInterrupt):
+        search(interrupt)
+    with pytest.raises(ValueError, match="calibrated for model='abc', not 'xyz'"):
+        search(record={"model": "xyz"})
+    with pytest.raises(ValueError, match="calibrated for iterations=3, not 4"):
+        search(iterations=4)
+    file = tmp_path / "dc.ratios.npz"
+    known = dict(np.load(file))
+    assert np.array_equal(known["ratios"][:4], whole[:4])
+    assert known["ratios"][4] == 1
+    assert np.array_equal(search(lambda done, total: visited.append(done)), whole)
+    assert visited == [1, 2, 3, 4, 5]
+    assert list(tmp_path.iterdir()) == []

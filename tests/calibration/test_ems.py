@@ -138,6 +138,10 @@ def test_partial_results_of_other_sizes_are_refused(tmp_path):
         ems.estimate(flow, normal_batch((2, 1)), KEY, points=20, partial=file, progress=interrupt, **options)
     with pytest.raises(ValueError, match="calibrated for points=20, not 24"):
         ems.estimate(flow, normal_batch((2, 1)), KEY, points=24, partial=file, **options)
+    with pytest.raises(ValueError, match=r"calibrated for start=0\.1, not 0\.2"):
+        ems.estimate(flow, normal_batch((2, 1)), KEY, points=20, partial=file, start=0.2, end=0.9)
+    with pytest.raises(ValueError, match="calibrated for model=None, not 'abc'"):
+        ems.estimate(flow, normal_batch((2, 1)), KEY, points=20, partial=file, record={"model": "abc"}, **options)
 
 
 def test_sharded_batches_give_the_same_statistics():
