@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from flowjax._pytree import pytree
 from flowjax.flow import Field, term
 from flowjax.keys import noise
+from flowjax.models.attention import require_jvp
 from flowjax.paths.base import at_least_single
 from flowjax.solvers.rows import check_choice
 
@@ -39,6 +41,23 @@ class Likelihood:
     log_density: Float[Array, " B"]
     x: Float[Array, "B ..."]
     steps: Int[Array, ""]
+
+
+class _WithDivergence(eqx.Module):
+    """Velocity and divergence as one vector field; a module and no closure, so that a second call compiles nothing."""
+
+    velocity: Any
+    probes: Array | None
+
+    def __call__(self, t: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
+        x, axes = state[0], tuple(range(1, state[0].ndim))
+        value, push = jax.linearize(lambda y: self.velocity(t, y, args), x)
+        if self.probes is not None:
+            return value, jnp.sum(self.probes * push(self.probes), axis=axes)
+        # Samples do not see each other, so one direction can be pushed through the whole batch at once.
+        basis = jnp.eye(math.prod(x.shape[1:]), dtype=x.dtype).reshape(-1, *x.shape[1:])
+        parts = jax.lax.map(lambda e: jnp.sum(e[None] * push(jnp.broadcast_to(e[None], x.shape)), axis=axes), basis)
+        return value, jnp.sum(parts, axis=0)
 
 
 def log_likelihood(
@@ -78,7 +97,8 @@ def log_likelihood(
         max_steps: bound on steps; more raise `equinox.EquinoxRuntimeError`.
 
     Raises:
-        ValueError: an unknown choice, Hutchinson without a key, a field with memory, or an infinite velocity at an end.
+        ValueError: an unknown choice, Hutchinson without a key, a field with memory, an infinite velocity at an end, or
+            a network without forward derivative (`flowjax.models.require_jvp`).
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -89,7 +109,8 @@ def log_likelihood(
     """
     check_choice("divergence", divergence, ("exact", "hutchinson"))
     check_choice("probe", probe, ("rademacher", "gaussian"))
-    velocity = term(field)
+    velocity = term(field).vector_field
+    require_jvp(field)
     field.check((start, end), "velocity")
     for name, t in (("start", start), ("end", end)):
         if not field.path.has_velocity(t):
@@ -104,19 +125,8 @@ def log_likelihood(
         probes = noise(key, x.shape, index, x.dtype)
         probes = jnp.where(probes < 0, -1, 1).astype(x.dtype) if probe == "rademacher" else probes
     axes = tuple(range(1, x.ndim))
-
-    def augmented(t: Any, state: tuple[Array, Array], args: Any) -> tuple[Array, Array]:
-        at, _ = state
-        value, push = jax.linearize(lambda y: velocity.vf(t, y, args), at)
-        if probes is not None:
-            return value, jnp.sum(probes * push(probes), axis=axes)
-        # Samples do not see each other, so one direction can be pushed through the whole batch at once.
-        basis = jnp.eye(math.prod(x.shape[1:]), dtype=x.dtype).reshape(-1, *x.shape[1:])
-        parts = jax.lax.map(lambda e: jnp.sum(e[None] * push(jnp.broadcast_to(e[None], x.shape)), axis=axes), basis)
-        return value, jnp.sum(parts, axis=0)
-
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(augmented),
+        diffrax.ODETerm(_WithDivergence(velocity, probes)),
         diffrax.Tsit5() if solver is None else solver,
         jnp.asarray(end, x.dtype),
         jnp.asarray(start, x.dtype),

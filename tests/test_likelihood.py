@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from scipy.linalg import expm
 from scipy.stats import norm
 
 import flowjax as fj
 from flowjax.flow import Field
 from flowjax.likelihood import bits_per_dim, dequantize, log_likelihood
+from flowjax.models import DiT
 from flowjax.oracles import Gaussian, Mixture
 from flowjax.paths import VP, Linear, Trig
 
@@ -53,43 +56,54 @@ def test_single_precision_and_vp():
         log_likelihood(fj.Flow(target.network(), path=VP()), x)
 
 
-def test_density_integrates_to_one_and_is_that_of_the_mixture():
+def test_density_integrates_to_one_and_the_way_leads_back():
     target = Mixture.default(Linear())
-    grid = jnp.linspace(-3, 3, 241)[:, None]
-    density = np.exp(log_likelihood(fj.Flow(target.network(), path=Linear()), grid).log_density)
+    flow, grid = fj.Flow(target.network(), path=Linear()), jnp.linspace(-3, 3, 241)[:, None]
+    found = log_likelihood(flow, grid)
+    density = np.exp(found.log_density)
     assert np.trapezoid(density, np.asarray(grid)[:, 0]) == pytest.approx(1, abs=2e-3)
     np.testing.assert_allclose(density, np.exp(target.log_density(1.0, grid)), atol=2e-3)
+    back = fj.solve(flow, fj.solvers.Adaptive(rtol=1e-5, atol=1e-5), found.x, fj.times.uniform(1)).x
+    np.testing.assert_allclose(back, grid, atol=1e-3)
+
+
+def test_hutchinson_is_unbiased_with_one_probe_per_solve():
+    """Field dx/dt = A x: divergence tr A = 0; the estimate of one probe r, held fixed, is r . A r = 0.6 r_1 r_2."""
+    a = jnp.array([[0.0, 0.8], [-0.2, 0.0]])
+    flow = fj.Flow(lambda x, t, cond: x @ a.T, path=Linear())
+    x, key = jnp.ones((400, 2)), jax.random.key(0)
+    start = np.asarray(x, np.float64) @ expm(-np.asarray(a, np.float64)).T
+    exact = normal(start, 0, 1)  # tr A = 0
+    estimates = np.asarray(log_likelihood(flow, x, divergence="hutchinson", key=key).log_density)
+    np.testing.assert_allclose(np.abs(estimates - exact), 0.6, atol=2e-3)
+    assert abs((estimates - exact).mean()) < 4 * 0.6 / np.sqrt(400)
+    moved = log_likelihood(flow, x, divergence="hutchinson", key=key, index=7)
+    np.testing.assert_allclose(moved.log_density[:-7], estimates[7:], atol=1e-5)
 
 
 @pytest.mark.slow
-def test_hutchinson_is_unbiased_with_one_probe_per_solve():
-    """Linear field dx/dt = A x: divergence tr A; the estimate of one probe r is r . A r, constant over the solve."""
+def test_gaussian_probes_are_unbiased():
     a = jnp.array([[0.3, 0.8], [-0.2, 0.5]])
-    flow = fj.Flow(lambda x, t, cond: x @ a.T, path=Linear())
-    x = jnp.ones((400, 2))
-    key = jax.random.key(0)
-    estimates = log_likelihood(flow, x, divergence="hutchinson", key=key)
-    exact = log_likelihood(flow, x)
-    change = np.asarray(estimates.log_density - exact.log_density)  # tr A - r . A r = -(a_12 + a_21) r_1 r_2
-    np.testing.assert_allclose(np.abs(change), 0.6, atol=1e-3)
-    assert abs(change.mean()) < 4 * 0.6 / np.sqrt(400)
-    part = log_likelihood(flow, x[7:9], divergence="hutchinson", key=key, index=7)
-    np.testing.assert_allclose(part.log_density, estimates.log_density[7:9], atol=1e-4)
-    gaussian = log_likelihood(flow, x, divergence="hutchinson", probe="gaussian", key=key)
-    spread = np.asarray(gaussian.log_density - exact.log_density)
+    flow, x = fj.Flow(lambda x, t, cond: x @ a.T, path=Linear()), jnp.ones((400, 2))
+    found = log_likelihood(flow, x, divergence="hutchinson", probe="gaussian", key=jax.random.key(0))
+    spread = np.asarray(found.log_density - log_likelihood(flow, x).log_density)
     assert abs(spread.mean()) < 4 * spread.std() / np.sqrt(400)
 
 
-def test_there_and_back():
-    flow = fj.Flow(Mixture.default(Linear()).network(), path=Linear())
-    x = jnp.array([[-1.3], [0.4], [1.2]])
-    start = log_likelihood(flow, x, rtol=1e-6, atol=1e-6).x
-    back = fj.solve(flow, fj.solvers.Adaptive(rtol=1e-6, atol=1e-6), start, fj.times.uniform(1)).x
-    np.testing.assert_allclose(back, x, atol=1e-4)
+def test_a_second_call_compiles_nothing_and_the_prior_may_be_another():
+    """Field dx/dt = -x: the start of x is e x and the divergence -1."""
+    traces, x = [], jnp.asarray([[0.5], [2.0]])
+    flow = fj.Flow(lambda x, t, cond: traces.append(1) or -x, path=Linear())
+    found = log_likelihood(flow, x)
+    np.testing.assert_allclose(found.log_density, normal(np.e * np.asarray(x), 0, 1) + 1, atol=1e-4)
+    seen = len(traces)
+    found = log_likelihood(flow, 2 * x, log_prior=lambda y: -jnp.abs(y[:, 0]))
+    np.testing.assert_allclose(found.log_density, 1 - 2 * np.e * x[:, 0], atol=1e-4)
+    assert len(traces) == seen
 
 
 def test_gradients():
-    """d log p / dx is the score of the data; d log p / d mean is its negative. Also under a custom prior."""
+    """d log p / dx is the score of the data; d log p / d mean is its negative."""
     x = jnp.array([[0.2], [0.9]])
 
     def total(mean, x):
@@ -99,9 +113,6 @@ def test_gradients():
     by_mean, by_x = jax.grad(total, argnums=(0, 1))(jnp.float32(0.4), x)
     np.testing.assert_allclose(by_x, -(x - 0.4) / 0.25, atol=2e-3)
     np.testing.assert_allclose(by_mean, jnp.sum((x - 0.4) / 0.25), atol=2e-3)
-    still = fj.Flow(lambda x, t, cond: 0 * x, path=Linear())
-    same = log_likelihood(still, x, log_prior=lambda y: -jnp.abs(y[:, 0]))
-    np.testing.assert_allclose(same.log_density, -jnp.abs(x[:, 0]), atol=1e-6)
 
 
 def test_bits_per_dimension():
@@ -124,3 +135,10 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             log_likelihood(flow, x, **options)
+
+
+def test_networks_without_forward_derivative_are_refused():
+    options = {"patch": 2, "width": 8, "depth": 1, "heads": 2, "attention": "cudnn", "dtype": jnp.bfloat16}
+    network = jax.eval_shape(lambda: DiT((2, 2, 1), **options, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"cudnn.*no forward derivative"):
+        log_likelihood(fj.Flow(network, path=Linear()), jnp.zeros((1, 2, 2, 1)))

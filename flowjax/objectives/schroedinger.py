@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import pytree
+from flowjax.models.attention import require_jvp
 from flowjax.objectives.interpolation import CUT, InterpolationDraws
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths.base import expand
@@ -74,6 +75,9 @@ class SchroedingerBridge:
 
         Returns:
             (B,), and {"value": the objective of the saddle point, (B,)}.
+
+        Raises:
+            ValueError: the interpolant's network has no forward derivative.
         """
         d, eps = draws, self.diffusion
         g = jnp.sqrt(2 * eps * d.t * (1 - d.t))
@@ -94,5 +98,6 @@ class SchroedingerBridge:
             return jax.tree.map(lambda p: jax.lax.stop_gradient(p) if isinstance(p, jax.Array) else p, network)
 
         u, bend = networks["velocity"], networks["interpolant"]
+        require_jvp(bend)
         own = value(u, frozen(bend))
         return own - value(frozen(u), bend), {"value": own}
