@@ -94,6 +94,8 @@ def solve(
     elif times is not None or registers is not None:
         raise ValueError("a bound solver has its times and registers already; do not pass them again")
     solver.check(field)
+    if not solver.pattern.completes and (trajectory or after_step is not None):
+        raise ValueError("padded rows keep no account of steps: leave out registers= for a trajectory or after_step")
     if solver.pattern.noises and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
     return _run(field, solver, x, cond, key, index, after_step, trajectory=trajectory, checkpoint=checkpoint)

@@ -23,7 +23,7 @@ from flowjax.flow import Field
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve
 
-REGISTERS = 12
+REGISTERS = 12  # enough for four points with two predictions each; three need more
 KINDS = ("noise", "data", "v3")
 
 

@@ -282,7 +282,7 @@ class Pattern:
     noises: int
     to: str
     kinds: tuple[int, ...]  # per stage: FIELD, REFINER or FREE
-    completes: tuple[bool, ...]  # per stage: whether a step of the grid is complete after it
+    completes: tuple[bool, ...]  # per stage: whether a step of the grid is complete after it; () for padded rows
     point: int | Combine
     velocity: int | Combine | None
     advance: tuple[int | Combine, ...]
@@ -437,6 +437,8 @@ class Bound(diffrax.AbstractSolver):
             index: global index of the first sample of the batch.
         """
         self.check(field)
+        if not self.pattern.completes:
+            raise ValueError("padded rows keep no account of steps: bind without registers= for diffrax")
         return FieldTerm(field=field, refiner=self.refiner, key=key, index=index)
 
     def check(self, field: Field) -> None:
@@ -549,16 +551,26 @@ class Solver(abc.ABC):
             path: the field's path: a `GaussianPath`, or an `Interpolant` for methods that ask it for nothing but times.
             times: n + 1 concrete increasing times in [0, 1].
             registers: None compiles the exact pattern of zeros and copies of this method. An integer pads to that many
-                registers with dense weights: all methods with the same number of rows then share one program.
+                registers with dense weights and asks for the velocity, whatever the method expands: all deterministic
+                methods with equally many rows then share one program. Padded rows keep no account of steps: they have
+                no trajectory, `after_step` or diffrax form.
 
         Raises:
             ValueError: bad times, a method undefined on this grid, or too few registers.
         """
         grid = check_times(times)
-        stages = _trace(lambda x: self.updates(path, grid.tolist(), x))
+
+        def updates(x: Any) -> Updates:
+            requests = self.updates(path, grid.tolist(), x)
+            return requests if registers is None else _asking_for_the_velocity(requests, path)
+
+        stages = _trace(updates)
         steps = sum(stage.solution is not None for stage in stages)
         if steps != len(grid) - 1:
             raise ValueError(f"{type(self).__name__} made {steps} steps on a grid of {len(grid) - 1}")
+        if registers is not None:
+            stages = _joined(stages)
+            grid = np.append(grid, [grid[-1]] * (len(stages) + 1 - len(grid)))
         return _rows(stages, grid, registers, self.refiner)
 
 
@@ -625,6 +637,44 @@ def run_on_arrays(
             answer = request.value
 
 
+def _asking_for_the_velocity(requests: Updates, path: Any) -> Updates:
+    """The same requests, where data and noise are made from x and the velocity, which determine them."""
+    answer: Any = None
+    while True:
+        try:
+            request = requests.send(answer)
+        except StopIteration:
+            return
+        if isinstance(request, Evaluate) and request.to in ("data", "noise"):
+            t = request.t
+            if not path.has_velocity(t):
+                raise ValueError(
+                    f"padded rows (registers=) ask for the velocity, which is infinite at t = {t:g}: move that end of "
+                    "the times, or leave registers out"
+                )
+            v = yield dataclasses.replace(request, to="velocity")
+            if request.to == "data":
+                a, b = path.dsigma(t), -path.sigma(t)
+            else:
+                a, b = -path.dalpha(t), path.alpha(t)
+            determinant = float(path.determinant(t))
+            answer = yield keep(float(a) / determinant * request.x + float(b) / determinant * v)
+        else:
+            answer = yield request
+
+
+def _joined(stages: list[_Stage]) -> list[_Stage]:
+    """Stages without an evaluation become part of the one before."""
+    joined: list[_Stage] = []
+    for stage in stages:
+        if stage.request is None and joined and joined[-1].request is not None:
+            joined[-1].definitions |= stage.definitions
+            joined[-1].solution = stage.solution
+        else:
+            joined.append(stage)
+    return joined
+
+
 def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner: Any) -> Bound:
     """Allocates registers and tabulates the coefficients."""
     rows = [stage.request for stage in stages if stage.request is not None]
@@ -667,11 +717,10 @@ def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner
             advance_lines[i].append(resolve(Combination({kept[i]: 1.0})) if i < len(kept) else None)
 
     dense = None if registers is None else tuple(range(size))
+    drawn = (*range(size + 1, size + 1 + noises), CONSTANT)
     table = _Table(len(stages))
-    advance = tuple(
-        table.entry(lines, dense and (*dense, size, *range(size + 1, size + 1 + noises))) for lines in advance_lines
-    )
-    point = table.entry(point_lines, dense and (*dense, *range(size + 1, size + 1 + noises)))
+    advance = tuple(table.entry(lines, dense and (*dense, size, *drawn)) for lines in advance_lines)
+    point = table.entry(point_lines, dense and (*dense, *drawn))
     velocity = table.entry(velocity_lines, dense) if any(line is not None for line in velocity_lines) else None
     times = np.array([0.0 if stage.request is None else stage.request.t for stage in stages])
     ends = [None if stage.request is None else stage.request.end for stage in stages]
@@ -689,7 +738,7 @@ def _rows(stages: list[_Stage], grid: np.ndarray, registers: int | None, refiner
             noises=noises,
             to=predictions[0],
             kinds=tuple(FREE if s.request is None else REFINER if s.request.refiner else FIELD for s in stages),
-            completes=tuple(stage.solution is not None for stage in stages),
+            completes=() if registers is not None else tuple(stage.solution is not None for stage in stages),
             point=point,
             velocity=velocity,
             advance=advance,

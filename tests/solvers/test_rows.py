@@ -211,7 +211,13 @@ def test_foreign_loop_equals_generator_on_arrays(name, path):
     assert relative(result, expected[-1]) < 1e-12
     padded = solver.bind(path, UNEVEN, registers=bound.pattern.registers + 1)
     assert padded.pattern.registers == bound.pattern.registers + 1
-    assert relative(foreign_loop(padded, states(), answer), expected[-1]) < 1e-12
+
+    def velocity(request):
+        refines = request.velocity is not None
+        given = "velocity" if refines else bound.pattern.to
+        return path.convert(answer(request), given=given, to="velocity", t=request.t, x=request.x)
+
+    assert relative(foreign_loop(padded, states(), velocity), expected[-1]) < 1e-11
 
 
 COMPILED = ["euler", "heun", "midpoint", "rk4", "ddim", "ab4_noise_fixed_lower", "ab4_velocity_variable_rk4"]
@@ -286,6 +292,63 @@ def test_nothing_numerical_compiles_again():
     run(HeavyBall(solver=DPMSolver(), beta=0.7), times=grid**1.1)
     assert len(traces) == once
     assert relative(heavy[0], heavy[1]) > 1e-5
+
+
+def test_one_program_serves_all_methods_of_eight_evaluations():
+    """Padded to equal registers: other predictions, orders, steps, ratios, beta and last steps without evaluation."""
+    traces, vp = [], fj.paths.VP()
+
+    def noise_prediction(x, t, cond=None):
+        traces.append(1)
+        return jnp.sin(2 * x + 3 * t[:, None])
+
+    x, grid = jnp.asarray(states(np.float32)), fj.times.uniform(8, 0.1, 0.9)
+    flow = fj.Flow(noise_prediction, path=vp, prediction="noise")
+    lam, s = np.linspace(-6, 6, 121), fj.solvers
+    curves = s.Statistics(lam=lam, l=0.5 + 0 * lam, s=-0.3 + 0 * lam, b=0.1 * np.cos(lam))
+    methods = [
+        *(DPMSolver(order=k, form=form) for k in (1, 2, 3) for form in ("data", "noise")),
+        *(s.UniPC(order=k, variant=v) for k in (2, 3) for v in ("bh1", "bh2")),
+        s.DCSolver(ratios=[1, 1, 0.9, 1.1, 0.8, 1, 1, 1.2]),
+        s.DPMSolverV3(statistics=curves),
+        s.DEIS(),
+        s.GHVB(order=3, beta=0.6),
+        HeavyBall(solver=DPMSolver(), beta=0.7),
+        DPMSolver(order=3, scheme="singlestep"),
+        s.USF(schedule=s.usf.baselines(grid)["unipc_3_bh1"]),
+        Euler(),
+    ]
+    cases = [(method, grid) for method in methods]
+    cases += [(method, grid[::2]) for method in (Heun(), Midpoint(), s.FlowTurbo(blocks="H4"))] + [(RK4(), grid[::4])]
+    cases.append((s.EDMHeun(), grid[::2]))
+    ends = [fj.solve(flow, method, x, times, registers=8) for method, times in cases]
+    assert all(int(end.evaluations) == 8 for end in ends)
+    assert len(traces) == 1
+    for end, (method, times) in zip(ends, cases, strict=True):
+        to = method.bind(vp, times).pattern.to
+
+        def values(r, to=to):
+            return vp.convert(np.sin(2 * r.x + 3 * r.t), given="noise", to=to, t=r.t, x=r.x)
+
+        assert relative(end.x, run_on_arrays(method, vp, times, states(), values)[-1]) < 1e-5
+
+
+def test_padded_rows_keep_no_account_of_steps():
+    flow, x = fj.Flow(network, path=LINEAR), jnp.asarray(states(np.float32))
+    bound = Heun().bind(LINEAR, UNEVEN, registers=3)
+    for options in ({"trajectory": True}, {"after_step": lambda t, x: x}):
+        with pytest.raises(ValueError, match="leave out registers="):
+            fj.solve(flow, bound, x, **options)
+    with pytest.raises(ValueError, match="for diffrax"):
+        bound.term(flow)
+
+
+def test_padded_rows_refuse_an_infinite_velocity():
+    def at_the_end(path, times, x):
+        yield step((yield evaluate(times[1], x, to="data")))
+
+    with pytest.raises(ValueError, match="velocity, which is infinite at t = 1"):
+        Formula(function=at_the_end).bind(PATHS["vp"], [0.0, 1.0], registers=1)
 
 
 def test_new_guidance_scale_does_not_compile_again():
