@@ -20,10 +20,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flowjax.flow import Field
+from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve
 
-REGISTERS = 12  # enough for four points with two predictions each; three need more
+REGISTERS, REGISTERS_V3 = 12, 16  # enough for four points with two predictions each, with three
 KINDS = ("noise", "data", "v3")
 
 
@@ -32,18 +33,26 @@ KINDS = ("noise", "data", "v3")
 
 
 def errors(
-    field: Field, schedules: Sequence[Schedule], x: Array, target: Array, cond: Any = None
+    field: Field,
+    schedules: Sequence[Schedule],
+    x: Array,
+    target: Array,
+    cond: Any = None,
+    *,
+    statistics: Statistics | None = None,
 ) -> Float[np.ndarray, " schedules"]:
     """Mean squared distance to `target` of the final states of schedules with equally many evaluations.
 
     Args:
         field: what will be sampled.
-        schedules: candidates without "v3" steps; all start at the same time.
+        schedules: candidates; all start at the same time.
         x: start states, (B, ...).
         target: what they should become, (B, ...).
         cond: their conditions.
+        statistics: for candidates with "v3" steps: curves of numbers (mode "scalar"), as the program is shared.
     """
-    bound = [USF(schedule=s).bind(field.path, s.times, registers=REGISTERS) for s in schedules]
+    registers = REGISTERS if statistics is None else REGISTERS_V3
+    bound = [USF(schedule=s, statistics=statistics).bind(field.path, s.times, registers=registers) for s in schedules]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *bound)
     return np.asarray(_errors(field, stacked, x, target, cond))
 
@@ -87,7 +96,10 @@ def mutate(schedule: Schedule, rng: np.random.Generator, kinds: Sequence[str] = 
             relaxation += rng.normal(0, 0.03)
         corrector, corrector_relaxation = d.corrector, d.corrector_relaxation
         if rng.random() < 0.3:
-            corrector, corrector_relaxation = bool(rng.random() < 0.5), (None, "bh1", "bh2")[rng.integers(3)]
+            corrector = rng.random() < 0.5 and (
+                True if prediction != "v3" else (True, "v3", "v3_pseudo")[rng.integers(3)]
+            )
+            corrector_relaxation = (None, "bh1", "bh2")[rng.integers(3)]
         if rng.random() < 0.2 and order > 1:  # estimate the first derivative from fewer or from all points
             first = int(rng.integers(1, order))
             estimation = (first, *(order - 1 for _ in range(2, order)))
@@ -99,7 +111,7 @@ def mutate(schedule: Schedule, rng: np.random.Generator, kinds: Sequence[str] = 
                 order=order,
                 relaxation=relaxation,
                 estimation=estimation,
-                corrector=corrector and i < n - 1,
+                corrector=corrector if i < n - 1 else False,
                 corrector_relaxation=corrector_relaxation,
             )
         )
@@ -136,7 +148,7 @@ def encode(schedule: Schedule) -> Float[np.ndarray, "steps features"]:
                 *(float(d.relaxation == r) for r in ("midpoint", "bh1")),
                 10 * linear,
                 float(bool(d.estimation)),
-                float(d.corrector),
+                float(bool(d.corrector)),
                 float(d.corrector_relaxation == "bh1"),
                 float(d.corrector_relaxation == "bh2"),
             ]
@@ -204,6 +216,7 @@ def search(
     population: int = 32,
     proposals: int = 512,
     parents: int = 15,
+    kinds: Sequence[str] = ("noise", "data"),
     seed: int = 0,
     results: str | Path | None = None,
     record: dict[str, Any] | None = None,
@@ -218,6 +231,7 @@ def search(
         population: true evaluations per round.
         proposals: candidates scored by the ranker per round.
         parents: best schedules that candidates come from.
+        kinds: predictions that mutations choose from; with "v3", `evaluate` needs statistics.
         seed: of the search.
         results: file of results, one JSON line each; an interrupted search continues from it.
         record: what the results belong to (model hash, guidance, ...), the first line of that file.
@@ -232,6 +246,7 @@ def search(
     rng = np.random.default_rng(seed)
     file = None if results is None else Path(results)
     head = {"record": record or {}, "times": [float(t) for t in times], "seed": seed, "population": population}
+    head |= {"kinds": list(kinds)}
     known: list[tuple[float, Schedule]] = []
     if file is not None and file.exists():
         first, *lines = file.read_text().splitlines()
@@ -251,7 +266,7 @@ def search(
         if number == 0:
             candidates = start[:population]
             while len(candidates) < population:
-                candidates.append(mutate(start[int(rng.integers(len(start)))], rng))
+                candidates.append(mutate(start[int(rng.integers(len(start)))], rng, kinds))
         else:
             finite = [(error, schedule) for error, schedule in known if np.isfinite(error)]
             ranker = fit_ranker(
@@ -261,7 +276,7 @@ def search(
             pool: dict[Schedule, None] = {}
             while len(pool) < proposals:
                 a, b = (best[int(i)] for i in rng.integers(len(best), size=2))
-                child = mutate(crossover(a, b, rng) if rng.random() < 0.5 else a, rng)
+                child = mutate(crossover(a, b, rng) if rng.random() < 0.5 else a, rng, kinds)
                 if child not in seen:
                     pool[child] = None
             ordered = list(pool)

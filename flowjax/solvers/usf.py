@@ -42,7 +42,9 @@ class Decision:
         points: which points these are (-1 the newest, ...); () is the newest ones other than the start.
         relaxation: of the first derivative: None, "midpoint" (the same as "bh2"), "bh1", "+exp", "-exp", or a number c
             for the factor 1 + c h.
-        corrector: correct this step once its end has been evaluated.
+        corrector: correct this step once its end has been evaluated: True estimates every derivative from one point
+            more than the predictor (UniPC), "v3" and "v3_pseudo" as DPM-Solver-v3 does, with plain derivatives from
+            `order` points, or with pseudo ones from `order` + 1. "v3" leaves a step of order 1 as it is.
         corrector_relaxation: relaxation when a step of order 1 is corrected: None, "bh1" or "bh2" (UniPC's).
 
     Raises:
@@ -55,13 +57,14 @@ class Decision:
     estimation: tuple[int, ...] = ()
     points: tuple[int, ...] = ()
     relaxation: str | float | None = None
-    corrector: bool = False
+    corrector: bool | str = False
     corrector_relaxation: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the ingredients."""
         check_choice("prediction", self.prediction, ("noise", "data", "v3"))
         check_choice("order", self.order, (1, 2, 3, 4))
+        check_choice("corrector", self.corrector, (False, True, "v3", "v3_pseudo"))
         check_choice("corrector_relaxation", self.corrector_relaxation, (None, "bh1", "bh2"))
         if isinstance(self.relaxation, str):
             check_choice("relaxation", self.relaxation, RELAXATIONS)
@@ -222,8 +225,15 @@ class USF(Solver):
             x = predicted
             if decision.corrector and s != t and math.isfinite(lam[number + 1] - lam[start]):
                 relaxation = decision.corrector_relaxation if decision.order == 1 else None
-                estimates = (*(q + 1 for q in estimates), len(others) + 1)
-                x = advance(number, kind, start, [number + 1, *others], estimates, relaxation)
+                nodes = [number + 1, *others]
+                if decision.corrector == "v3":
+                    estimates = (decision.order - 1,) * (decision.order - 1)
+                elif decision.corrector == "v3_pseudo":
+                    estimates = tuple(range(1, decision.order + 1))
+                else:
+                    estimates = (*(q + 1 for q in estimates), len(nodes))
+                if estimates:
+                    x = advance(number, kind, start, nodes, estimates, relaxation)
             x = yield step(x)
             states.append(x)
 

@@ -10,13 +10,16 @@ from scipy.stats import kendalltau
 import flowjax as fj
 from flowjax.calibration import schedules
 from flowjax.oracles import Mixture
-from flowjax.solvers import USF
+from flowjax.solvers import USF, Decision, Schedule, Statistics
 from flowjax.solvers.usf import baselines
 from flowjax.times import uniform
 
 pytestmark = pytest.mark.standard_promotion  # optax
 
 GRID = uniform(4, 0.0, 0.98)
+
+
+V3 = [("v3", "v3_pseudo"), ("noise", True), ("v3", "v3"), ("data", False)]
 
 
 def planted(schedule):
@@ -77,6 +80,14 @@ def test_errors_are_those_of_solve():
     rng = np.random.default_rng(0)
     schedules.errors(flow, [schedules.mutate(s, rng) for s in population], x, target)
     assert schedules._errors._cache_size() == compiled
+    lam = np.linspace(-30, 5, 200)
+    curves = Statistics(lam=lam, l=0.5 + 0 * lam, s=-0.3 + 0 * lam, b=0.1 * np.cos(lam))
+    times = tuple(map(float, np.linspace(0.05, 0.95, 5)))
+    three = [Decision(prediction=k, order=min(i + 1, 3), corrector=c) for i, (k, c) in enumerate(V3)]
+    schedule = Schedule(times=times, decisions=tuple(three))
+    (error,) = schedules.errors(flow, [schedule], x, target, statistics=curves)
+    end = fj.solve(flow, USF(schedule=schedule, statistics=curves), x, times).x
+    assert error == pytest.approx(float(jnp.mean((end - target) ** 2)), rel=1e-4)
     broken = fj.Flow(lambda x, t, cond: jnp.full_like(x, jnp.nan), path=path, prediction="data")
     assert np.all(np.isinf(schedules.errors(broken, population[:4], x, target)))
 

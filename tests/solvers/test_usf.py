@@ -67,15 +67,28 @@ def curves(path):
 
 
 @pytest.mark.parametrize("name", THREE)
-def test_v3_steps(name):
-    """The predictors with plain and with pseudo derivatives."""
+@pytest.mark.parametrize("corrector", [False, "v3", "v3_pseudo"])
+def test_v3_steps(corrector, name):
+    """Predictors with plain and with pseudo derivatives, and both correctors."""
     problem = Problem(PATHS[name])
     grid, statistics = log_snr(problem.path, 7, 0.1, 0.9), curves(problem.path)
+    orders = [min(3, i + 1, 7 - i) for i in range(7)]
     for pseudo in (False, True):
-        known = DPMSolverV3(statistics=statistics, order=3, corrector=False, p_pseudo=pseudo, lower_order_final=False)
-        orders = [min(3, i + 1) for i in range(7)]
+        known = DPMSolverV3(
+            statistics=statistics,
+            order=3,
+            corrector=bool(corrector),
+            p_pseudo=pseudo,
+            c_pseudo=corrector == "v3_pseudo",
+        )
         decisions = [
-            Decision(prediction="v3", order=k, estimation=tuple(range(1, k)) if pseudo else ()) for k in orders
+            Decision(
+                prediction="v3",
+                order=k,
+                estimation=tuple(range(1, k)) if pseudo else (),
+                corrector=corrector if i < 6 else False,
+            )
+            for i, k in enumerate(orders)
         ]
         assert relative(*ends(problem, grid, usf(grid, decisions, statistics=statistics), known)) < 1e-11
 
@@ -241,6 +254,7 @@ def test_baselines_from_end_to_end(name):
     [
         lambda: Decision(prediction="velocity"),
         lambda: Decision(order=5),
+        lambda: Decision(corrector="implicit"),
         lambda: Decision(order=2, relaxation="half"),
         lambda: Decision(start=0),
         lambda: Decision(order=3, estimation=(1,)),
