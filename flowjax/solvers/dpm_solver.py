@@ -19,8 +19,9 @@ d0 = (f_s - f_{s-1})/r0, d1 = (f_{s-1} - f_{s-2})/r1,
     order 3: D1 = d0 + r0/(r0 + r1) (d0 - d1), D2 = 2 (d0 - d1)/(r0 + r1)
 
 The authors' code and its ports omit the 2 in D2, which makes the method second order; `compat="official"` reproduces
-them. The first steps use lower orders (so the asymptotic order of a whole run is at most 2), and so do the last ones
-when `lower_order_final` says so.
+them. The first steps use lower orders, which limits the asymptotic order of a whole run to 2, or, with
+`start="singlestep"`, the first `order` intervals are one singlestep group, which keeps the order at no evaluation more.
+The last steps use lower orders when `lower_order_final` says so.
 
 "singlestep" takes them from evaluations inside the step: groups of `order` intervals of the grid are one step each,
 whose inner grid points are reached with lower order. A grid whose length is no multiple of the order ends as in the
@@ -33,6 +34,7 @@ end to move.
 """
 
 import math
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ import numpy as np
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.phi import phi
-from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, noise, pairs, step
+from flowjax.solvers.rows import Request, Solver, Updates, check_choice, direction, evaluate, noise, pairs, step
 
 
 @pytree
@@ -56,6 +58,7 @@ class DPMSolver(Solver):
             (when there are fewer than 10 steps).
         eta: fresh noise, multistep only: 0 is the ODE, 1 the SDE variants ("sde-dpmsolver", "sde-dpmsolver++"); the
             marginals are those of the path for every eta >= 0.
+        start: multistep: "lower" orders first, or "singlestep", which keeps the order of a whole run (eta = 0 only).
         compat: None, or "official" for the authors' third-order multistep update, which is second order.
 
     Raises:
@@ -75,6 +78,7 @@ class DPMSolver(Solver):
     solver_type: str = static("midpoint")
     lower_order_final: bool | str = static("auto")
     eta: float = static(0.0)
+    start: str = static("lower")
     compat: str | None = static(None)
 
     def __post_init__(self) -> None:
@@ -84,7 +88,10 @@ class DPMSolver(Solver):
         check_choice("form", self.form, ("data", "noise"))
         check_choice("solver_type", self.solver_type, ("midpoint", "taylor"))
         check_choice("lower_order_final", self.lower_order_final, ("auto", True, False))
+        check_choice("start", self.start, ("lower", "singlestep"))
         check_choice("compat", self.compat, (None, "official"))
+        if self.start == "singlestep" and (self.eta > 0 or self.scheme != "multistep"):
+            raise ValueError("start='singlestep' is for deterministic multistep schemes")
         if self.eta < 0 or (self.eta > 0 and self.scheme != "multistep"):
             raise ValueError(
                 f"eta must not be negative, and 0 for singlestep schemes, got {self.eta} with {self.scheme}"
@@ -101,7 +108,12 @@ class DPMSolver(Solver):
         steps = len(times) - 1
         lower = steps < 10 if self.lower_order_final == "auto" else self.lower_order_final
         history: list[tuple[float, Any]] = []  # (lam, output), newest first
+        group = self._first_group(path, times) if self.start == "singlestep" else range(0)
         for number, (s, t) in enumerate(pairs(times)):
+            if number in group:
+                if number == group[0]:
+                    x, history = yield from self._group(path, times[number : group.stop + 1], x)
+                continue
             f = yield evaluate(s, x, to=self.form)
             lam_s, lam_t = float(path.lam(s)), float(path.lam(t))
             if lam_s == lam_t:  # a repeated time is no step and adds nothing to the history
@@ -122,29 +134,43 @@ class DPMSolver(Solver):
                     x = x + float(path.sigma(t)) * math.sqrt(growth) * (yield noise())
             x = yield step(x)
 
+    def _first_group(self, path: GaussianPath, times: list[float]) -> range:
+        """The intervals of the group that a run starts with: `order` proper ones, the first with a finite lam."""
+        lam = [float(path.lam(t)) for t in times]
+        first = 0 if math.isfinite(lam[0]) else 1
+        found = range(first, first + self.order)
+        proper = found.stop < len(times) and math.isfinite(lam[found.stop])
+        return found if proper and len(set(lam[first : found.stop + 1])) == self.order + 1 else range(0)
+
     def _singlestep(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
-        """Groups of intervals, each with its inner points reached first."""
+        """Groups of intervals in turn."""
         first = 0
         for size in self._groups(path, times):
-            points = times[first : first + size + 1]
+            x, _ = yield from self._group(path, times[first : first + size + 1], x)
             first += size
-            s = points[0]
-            lam = [float(path.lam(t)) for t in points]
-            start, values = x, [(yield evaluate(s, x, to=self.form))]
-            for number, t in enumerate(points[1:], start=1):
-                if lam[number] == lam[0]:
-                    x = start
-                else:
-                    h = lam[number] - lam[0]
-                    a, c, z = self._linear(path, s, t, h)
-                    ratios = [(node - lam[0]) / h for node in lam[1:number]]
-                    mean = self._from_inside(ratios, z, values)
-                    if number == size and (size > 1 or self.order == 1):
-                        mean = yield direction(mean)
-                    x = a * start - c * math.expm1(z) * mean
-                x = yield step(x)
-                if number < size:
-                    values.append((yield evaluate(t, x, to=self.form)))
+
+    def _group(
+        self, path: GaussianPath, points: list[float], x: Any
+    ) -> Generator[Request, Any, tuple[Any, list[tuple[float, Any]]]]:
+        """One step over all points, the inner ones reached first; the end and the (lam, output), newest first."""
+        s, size = points[0], len(points) - 1
+        lam = [float(path.lam(t)) for t in points]
+        start, values = x, [(yield evaluate(s, x, to=self.form))]
+        for number, t in enumerate(points[1:], start=1):
+            if lam[number] == lam[0]:
+                x = start
+            else:
+                h = lam[number] - lam[0]
+                a, c, z = self._linear(path, s, t, h)
+                ratios = [(node - lam[0]) / h for node in lam[1:number]]
+                mean = self._from_inside(ratios, z, values)
+                if number == size and (size > 1 or self.order == 1):
+                    mean = yield direction(mean)
+                x = a * start - c * math.expm1(z) * mean
+            x = yield step(x)
+            if number < size:
+                values.append((yield evaluate(t, x, to=self.form)))
+        return x, list(zip(lam, values))[::-1]
 
     def _groups(self, path: GaussianPath, times: list[float]) -> list[int]:
         """Sizes of the groups; an interval that touches an infinite lam, or is empty, stands alone."""

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from laws import values_in_each_step
 from problem import PATHS, Problem, relative
 
 from flowjax.solvers import DDIM, DPMSolver, run_on_arrays
@@ -56,6 +57,36 @@ def test_one_step_is_exact_for_polynomials_in_lam(form):
     assert 5e-3 < error(official, 2) < 5e-2
     assert error(third, 3) > 1e-3
     assert error(DPMSolver(order=2, form=form, lower_order_final=False), 1) > 1e-3  # midpoint: second order, not exact
+
+
+@pytest.mark.parametrize("name", ["vp", "linear", "ve"])
+def test_orders_of_whole_runs_by_their_start(name):
+    """From lam = -1, where plain warm-up shows: it limits order 3 to 2; a singlestep start keeps it, at equal cost."""
+    problem = Problem(PATHS[name])
+
+    def order(counts, **options):
+        solver = DPMSolver(order=3, lower_order_final=False, **options)
+        grid = lambda n: np.asarray(problem.path.time(np.linspace(-1, 2, n + 1)))  # noqa: E731
+        assert solver.bind(problem.path, grid(8)).pattern.rows == 8
+        return problem.order(solver, counts, grid)
+
+    assert order((160, 320)) == pytest.approx(2, abs=0.25)
+    assert order((80, 160), start="singlestep") == pytest.approx(3, abs=0.3)
+    if name == "vp":  # the others are the same, as only lam matters
+        assert order((80, 160), start="singlestep", form="noise") == pytest.approx(3, abs=0.3)
+        assert order((80, 160), start="singlestep", compat="official") == pytest.approx(2, abs=0.4)
+
+
+def test_a_singlestep_start_with_an_infinite_lam_and_with_few_steps():
+    """The first interval stands alone; without room for a group the orders rise as usual."""
+    path = PATHS["linear"]
+    solver = DPMSolver(order=3, start="singlestep", solver_type="taylor", lower_order_final=False)
+    assert values_in_each_step(solver, path, uniform(7, 0.0, 0.95)) == [1, 1, 2, 3, 3, 3, 3]
+    assert values_in_each_step(solver, path, uniform(3, 0.0, 0.95)) == [1, 1, 2]
+    inside = uniform(5, 0.1, 0.9)
+    assert values_in_each_step(solver, path, inside) == [1, 2, 3, 3, 3]
+    repeated = np.insert(inside, 1, inside[1])
+    assert values_in_each_step(solver, path, repeated)[:3] == [1, 0, 2]
 
 
 def test_order_one_is_ddim_in_both_forms():
@@ -202,7 +233,14 @@ def test_phi_is_its_integral(k):
 
 @pytest.mark.parametrize(
     "options",
-    [{"order": 4}, {"scheme": "free"}, {"form": "velocity"}, {"solver_type": "heun"}, {"lower_order_final": "no"}],
+    [
+        {"order": 4},
+        {"scheme": "free"},
+        {"form": "velocity"},
+        {"solver_type": "heun"},
+        {"lower_order_final": "no"},
+        {"start": "rk4"},
+    ],
 )
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
