@@ -195,7 +195,8 @@ def run(values: flags.FlagValues) -> None:
         objective = task.objective
         optimizer, averages = make_optimizer(train), make_averages(train, objective)
         step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
-        batches = data.Batches(source, train.batch, config.seed)
+        augment = data.Augment(**config.data.get("augment", {}))
+        batches = data.Batches(source, train.batch, config.seed, augment=augment)
         batch = put_batch(batches.batch(0), mesh)
         jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
         profile = Profile(values.profile, workdir / "profile")
@@ -247,9 +248,11 @@ def run(values: flags.FlagValues) -> None:
             writer.note(f"resumed after step {start}")
         preemption = stack.enter_context(Preemption())
         stack.enter_context(profile)
+        stream = batches.iterator(start)
+        stack.callback(stream.close)
         for done in range(start + 1, train.steps + 1):
             profile.before(done)
-            state, metrics = step(state, objective, put_batch(batches.batch(done - 1), mesh), train_key)
+            state, metrics = step(state, objective, put_batch(next(stream), mesh), train_key)
             profile.after(done, state)
             last, stop = done == train.steps, preemption.reached(done)
             if last or done % train.report_every == 0:

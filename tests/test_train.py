@@ -214,7 +214,7 @@ def test_best_by_samples(capsys, tmp_path, tiny):
     assert (code, err) == (0, "")
     index = json.loads((tmp_path / "run" / "checkpoints" / "index.json").read_text())
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    np.testing.assert_allclose(index["2"]["score"], report["FD"])
+    np.testing.assert_allclose(index["2"]["score"], report["FD[raw]"])
 
 
 def spoiled(monkeypatch, steps):

@@ -85,8 +85,12 @@ class Batches:
             raise ValueError(f"process_index must be 0..{self.process_count - 1}, got {self.process_index}")
         if self.batch_size % self.process_count:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {self.process_count} processes")
-        if self.augment is not None and len(self.source.x.shape) != 4:
+        if self._changes and len(self.source.x.shape) != 4:
             raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {self.source.x.shape}")
+
+    @property
+    def _changes(self) -> bool:
+        return self.augment not in (None, Augment())
 
     def indices(self, step: int) -> np.ndarray:
         """Rows of the source that this process reads at `step` = 0, 1, ...: (batch_size / process_count,).
@@ -107,7 +111,7 @@ class Batches:
         """The batch of `step`: "x1" normalised float32, "cond" int32 labels or None."""
         rows = self.indices(step)
         x, cond = np.asarray(self.source.x[rows]), self.source.cond
-        if self.augment is not None:
+        if self.augment is not None and self._changes:
             # The 1 keeps these numbers apart from those that order the epochs.
             u = np.random.default_rng([self.seed, step, 1]).random((self.batch_size, 3))
             x = self.augment(u[self.process_index * len(rows) :][: len(rows)], x)

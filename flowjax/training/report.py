@@ -11,7 +11,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from flowjax import data, times
-from flowjax.evaluation import class_report, frechet_distance, pictures, train_classifier
+from flowjax.evaluation import (
+    Classifier,
+    Extractor,
+    class_report,
+    default_extractor,
+    frechet_distance,
+    pictures,
+    train_classifier,
+)
 from flowjax.flow import Flow
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, Samples
@@ -51,14 +59,33 @@ def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, "
     pictures.trajectories(jax.device_get(result.trajectory) * recipe.scale + recipe.shift, path)
 
 
+def make_judge(source: data.Source) -> Extractor:
+    """What samples are measured by: a classifier of the first 10,000 examples, or the features of data without classes.
+
+    Trained from the data, so that every process of a run has the same.
+    """
+    if source.cond is None or source.num_classes is None:
+        return default_extractor(source)
+    rows = np.arange(min(len(source.x), 10_000))
+    return train_classifier(source.x[rows], source.cond[rows], source.num_classes)
+
+
 def measure(
-    recipe: Recipe, flow: Flow, source: data.Source, num: int, *, key: Key[Array, ""], batch: int, mesh: Mesh
+    recipe: Recipe,
+    flow: Flow,
+    source: data.Source,
+    num: int,
+    *,
+    judge: Extractor,
+    key: Key[Array, ""],
+    batch: int,
+    mesh: Mesh,
 ) -> dict[str, Any]:
     """Compares `num` new samples with the first 10,000 real ones at most, by default solver, steps and guidance.
 
-    With classes: accuracy of the samples under a classifier trained on the real data, their spread, the
-    Frechet distance in its features and the search for copies (`flowjax.evaluation.class_report`). Without:
-    the Frechet distance of the data itself.
+    With a classifier: accuracy of the samples, their spread, the Frechet distance in its features and the search for
+    copies (`flowjax.evaluation.class_report`). With other features: the Frechet distance in these. The distance has
+    the hash of its features in its name.
 
     Returns:
         These numbers, the solver evaluations per sample, and samples per second (compiled before, if samples
@@ -70,10 +97,9 @@ def measure(
     seconds = time.perf_counter() - clock
     rows = np.arange(min(len(source.x), 10_000))
     real = source.x[rows]
-    if cond is None or source.cond is None or source.num_classes is None:
-        numbers = {"FD": frechet_distance(samples.x.reshape(num, -1), real.reshape(len(real), -1))}
+    if isinstance(judge, Classifier) and cond is not None and source.cond is not None:
+        numbers = class_report(judge, samples.x, cond, real, source.cond[rows])
+        numbers["classifier_accuracy"] = judge.accuracy
     else:
-        classifier = train_classifier(real, source.cond[rows], source.num_classes)
-        numbers = class_report(classifier, samples.x, cond, real, source.cond[rows])
-        numbers["classifier_accuracy"] = classifier.accuracy
+        numbers = {f"FD[{judge.digest}]": frechet_distance(judge.features(samples.x), judge.features(real))}
     return numbers | {"evaluations": samples.evaluations, "samples_per_second": num / seconds}

@@ -1,6 +1,7 @@
 """What a run trains, as the train main sees it; `Generation` is the usual one, a generative flow."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from flowjax import data
+from flowjax.evaluation import Extractor
 from flowjax.recipe import Recipe
-from flowjax.training.report import measure, picture, picture_ways
+from flowjax.training.report import make_judge, measure, picture, picture_ways
 
 
 class Task(Protocol):
@@ -64,6 +66,11 @@ class Generation:
     def _sampling(self) -> Mapping[str, Any]:
         return dict(key=jax.random.clone(self.key), batch=self.batch, mesh=self.mesh)
 
+    @functools.cached_property
+    def judge(self) -> Extractor:
+        """What samples are measured by, trained when it is first needed."""
+        return make_judge(self.source)
+
     def build_network(self, rngs: nnx.Rngs) -> nnx.Module:
         """A new network."""
         return self.recipe.build_network(rngs)
@@ -82,7 +89,8 @@ class Generation:
 
     def assess(self, network: Any) -> dict[str, Any]:
         """What the network generates, in numbers."""
-        return measure(self.recipe, self.recipe.flow(network), self.source, self.num, **self._sampling)
+        flow = self.recipe.flow(network)
+        return measure(self.recipe, flow, self.source, self.num, judge=self.judge, **self._sampling)
 
     def finish(self, network: Any, workdir: Path) -> None:
         """Pictures the ways of points in the plane."""

@@ -86,6 +86,7 @@ def test_flip_and_crop():
         data.Augment(crop=-1)
     with pytest.raises(ValueError, match="only images"):
         data.Batches(source(10), 2, augment=data.Augment(flip=True))
+    assert data.Batches(source(10), 2, augment=data.Augment()).batch(0)["x1"].shape == (2, 1)
 
 
 def test_augmentation_changes_with_the_step_and_not_with_the_processes():
