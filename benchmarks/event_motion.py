@@ -13,6 +13,7 @@ import numpy as np
 from measure import alternate, ratio, store
 
 from flowjax.geometry import event_motion as em
+from flowjax.geometry.event_simulation import simulate
 
 LINES, ROUNDS = 2000, 10
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "event_motion.png"
@@ -39,7 +40,7 @@ def degrees(a, b):
 
 
 def draw_figure():
-    scene = em.simulate(jax.random.key(4), 3, 80, pixel_noise=0.5, outliers=0.2)
+    scene = simulate(jax.random.key(4), 3, 80, pixel_noise=0.5, outliers=0.2)
     keys = jax.random.split(jax.random.key(1), 3)
     lines, inliers = jax.vmap(lambda k, f, t: em.ransac(k, f, t, threshold=float(np.radians(0.3))))(
         keys, scene.bearings, scene.t
@@ -62,7 +63,7 @@ def draw_figure():
     left.set(xlim=(0, 640), ylim=(480, 0), title="events, recovered lines, outliers (x)", xlabel=text)
 
     def errors(key):
-        scene = em.simulate(key, 10, 10, pixel_noise=0.5)
+        scene = simulate(key, 10, 10, pixel_noise=0.5)
         solved = jax.vmap(em.solve_line)(scene.bearings, scene.t)
         first = lambda count: jax.tree.map(lambda leaf: leaf[:count], solved)  # noqa: E731
         found = [em.average(first(n), normalize_rows=r).direction for n in range(2, 11) for r in (False, True)]
@@ -84,7 +85,7 @@ def main():
     jax.config.update("jax_enable_x64", True)
     numbers = {}
     for events in (5, 50):
-        scene = em.simulate(jax.random.key(0), LINES, events, pixel_noise=0.5)
+        scene = simulate(jax.random.key(0), LINES, events, pixel_noise=0.5)
         bearings, times = np.asarray(scene.bearings), np.asarray(scene.t)
         many = jax.jit(jax.vmap(lambda f, t: em.solve_line(f, t).velocity))
         np.testing.assert_allclose(many(scene.bearings, scene.t), numpy_loop(bearings, times), rtol=1e-5, atol=1e-5)

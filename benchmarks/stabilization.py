@@ -107,7 +107,7 @@ def draw_figure():
 def main():
     make = jax.jit(jax.vmap(lambda key: clips.shaken(key, FRAMES, HEIGHT, WIDTH)))
     batch = make(jax.random.split(jax.random.key(0), CLIPS))
-    many = jax.jit(jax.vmap(lambda *clip: st.stabilize(*clip, radius=RADIUS).frames))
+    many = jax.jit(jax.vmap(lambda *clip: st.stabilize(*clip, radius=RADIUS, window=1).frames))
     frames, flows = np.asarray(batch.frames), np.asarray(batch.flows)
     ours, theirs = np.asarray(many(batch.frames, batch.flows, batch.confidences)), scipy_loop(frames, flows)
     assert np.abs(ours - theirs).mean() < 2e-3, np.abs(ours - theirs).mean()
@@ -123,7 +123,9 @@ def main():
         "clips per second, scipy loop": CLIPS / float(np.median(seconds["loop"])),
         "time of the loop / vmapped": ratio(seconds, "loop", "vmapped"),
     }
-    smooth = jax.vmap(lambda *clip: st.stabilize(*clip, radius=RADIUS))(batch.frames, batch.flows, batch.confidences)
+    smooth = jax.vmap(lambda *clip: st.stabilize(*clip, radius=RADIUS, window=1))(
+        batch.frames, batch.flows, batch.confidences
+    )
     truth = jax.vmap(lambda waves, path: clips.view(waves, path, HEIGHT, WIDTH))(batch.waves, smooth.smooth)
     error = np.square(np.asarray(smooth.frames - truth))[np.asarray(smooth.seen) > 0.5].mean()
     numbers["PSNR against the view of the smooth camera, dB"] = float(-10 * np.log10(error))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import pytree
-from flowjax.video.stabilization import _inverse, grid, matrix, transform
+from flowjax.video.motion import grid, inverse, matrix, transform
 
 
 @pytree
@@ -39,7 +39,7 @@ def view(
     points = grid(height, width, waves.dtype, margin)
 
     def one(camera):
-        place = transform(_inverse(camera), points)
+        place = transform(inverse(camera), points)
         phase = place @ waves[:, :2].T + waves[None, None, :, 2]
         return 0.5 + 0.5 * jnp.tanh(jnp.sin(phase) @ waves[:, 3:])
 
@@ -84,10 +84,10 @@ def shaken(
     position = jnp.stack([drift * steps + shake * uniforms[:, 1], shake * uniforms[:, 2]], -1)
     path = jnp.concatenate([(tilt * uniforms[:, :1]), jnp.zeros((frames, 1), dtype), position], -1)
     # The path starts at zero, as a path found from motions does.
-    relative = matrix(path) @ _inverse(path[0])[None]
+    relative = matrix(path) @ inverse(path[0])[None]
     turn = path[:, :1] - path[:1, :1]
     path = jnp.concatenate([turn, jnp.zeros_like(turn), relative[:, :2, 2]], -1)
-    motion = matrix(path[1:]) @ jax.vmap(_inverse)(path[:-1])
+    motion = matrix(path[1:]) @ jax.vmap(inverse)(path[:-1])
     motions = jnp.concatenate([jnp.diff(path[:, :2], axis=0), motion[:, :2, 2]], -1)
     normals = jax.random.normal(keys[1], (24, 6), dtype)
     waves = normals * jnp.array([0.18, 0.18, 3.0, 0.25, 0.25, 0.25], dtype)[None]

@@ -3,7 +3,8 @@
 The flow u_t says I_t(p) ~ I_(t+1)(p + u_t(p)), the confidence c_t(p) in [0, 1] that this is right within a pixel. Four
 stages, each a pure function made for `jit` and `vmap` over clips:
 
-1. `fit_motion`: a similarity or affine map between consecutive frames, robust to foreground motion.
+1. `fit_motion`: a similarity or affine map between consecutive frames, robust to foreground motion. Only the `voters`
+   count: confident pixels that stay in sight during a window of flows.
 2. `accumulate` and a smoother: the camera path, x_t = (theta, log s, dx, dy), and a smooth one beside it. The
    stabilised video is a fixed point of a smoothing map: `smooth_fixed_point`, or `smooth_quadratic`, which is much
    smoother at the same distance from the path.
@@ -27,7 +28,6 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,280 +35,44 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowjax._pytree import pytree
+from flowjax.video.motion import (
+    Fit,
+    Matrix,
+    accumulate,
+    fit_motion,
+    grid,
+    inverse,
+    matrix,
+    sample,
+    shared_region,
+    transform,
+    voters,
+)
+from flowjax.video.smoothing import gaussian_window, jerk, local_fields, smooth_fixed_point, smooth_quadratic
 
-Matrix = Float[Array, "*batch 3 3"]
-
-
-def grid(height: int, width: int, dtype: Any = jnp.float32, margin: int = 0) -> Float[Array, "H W 2"]:
-    """Pixel coordinates (x, y) from the centre of a frame, with a margin of more pixels on each side."""
-    y = jnp.arange(-margin, height + margin, dtype=dtype) - (height - 1) / 2
-    x = jnp.arange(-margin, width + margin, dtype=dtype) - (width - 1) / 2
-    return jnp.stack(jnp.meshgrid(x, y), -1)
-
-
-def matrix(motion: Float[Array, "*batch 4"]) -> Matrix:
-    """The similarity q = s R p + (dx, dy) of (theta, log s, dx, dy), R = [[cos, -sin], [sin, cos]], as a matrix."""
-    theta, log_s, dx, dy = jnp.moveaxis(motion, -1, 0)
-    c, s = jnp.exp(log_s) * jnp.cos(theta), jnp.exp(log_s) * jnp.sin(theta)
-    zero, one = jnp.zeros_like(c), jnp.ones_like(c)
-    return jnp.stack([c, -s, dx, s, c, dy, zero, zero, one], -1).reshape(*c.shape, 3, 3)
-
-
-def transform(
-    matrices: Float[Array, "*batch 3 3"], points: Float[Array, "*batch H W 2"]
-) -> Float[Array, "*batch H W 2"]:
-    """Points mapped by homographies, one for each leading index."""
-    m = matrices[..., None, None, :, :]
-    x, y = points[..., 0], points[..., 1]
-    u, v, w = (m[..., i, 0] * x + m[..., i, 1] * y + m[..., i, 2] for i in range(3))
-    return jnp.stack([u / w, v / w], -1)
-
-
-@pytree
-class Fit:
-    """Motion between two frames.
-
-    Attributes:
-        matrix: The map p -> q.
-        motion: (theta, log s, dx, dy) of the similarity, radians and pixels; of an affine map its nearest similarity.
-        degenerate: True where fewer than 3 pixels (or only collinear ones) have weight; the map is then the identity.
-    """
-
-    matrix: Float[Array, "*batch 3 3"]
-    motion: Float[Array, "*batch 4"]
-    degenerate: Bool[Array, "*batch"]
-
-
-def fit_motion(
-    flow: Float[Array, "H W 2"],
-    confidence: Float[Array, "H W"] | None = None,
-    *,
-    points: Float[Array, "H W 2"] | None = None,
-    model: str = "similarity",
-    iterations: int = 10,
-    huber: float = 1.0,
-) -> Fit:
-    """The similarity or affine map p -> p + flow, by weighted least squares, reweighted for robustness (reconstructed).
-
-    With weights w, centred p and q: A = sum w p.q, B = sum w p x q, D = sum w |p|^2, s = sqrt(A^2 + B^2) / D,
-    theta = atan2(B, A). Reweighting by min(1, huber / |residual|) is that of Huber's loss.
-
-    Args:
-        flow: Displacements in pixels.
-        confidence: Weights in [0, 1]; 1 unless given. Pixels with non-finite flow get 0.
-        points: Where the flow starts; the pixels of the frame unless given.
-        model: "similarity" or "affine".
-        iterations: Of reweighting; 0 is plain least squares.
-        huber: Residual in pixels from which pixels lose weight.
-
-    Raises:
-        ValueError: unknown model, negative iterations or huber not positive.
-    """
-    if model not in ("similarity", "affine") or iterations < 0 or huber <= 0:
-        raise ValueError(f"model={model!r} (similarity or affine), {iterations=} (>= 0), {huber=} (> 0)")
-    height, width, _ = flow.shape
-    p = (grid(height, width, flow.dtype) if points is None else points).reshape(-1, 2)
-    finite = jnp.isfinite(flow).all(-1)
-    weight = finite.astype(flow.dtype)
-    if confidence is not None:
-        weight *= jnp.where(jnp.isfinite(confidence), confidence, 0).clip(0, 1)
-    base = weight.reshape(-1)
-    q = p + jnp.where(finite[..., None], flow, 0).reshape(-1, 2)
-
-    def solve(weight):
-        total = weight.sum()
-        safe = jnp.where(total > 0, total, 1)
-        p_mean, q_mean = (weight @ p) / safe, (weight @ q) / safe
-        pc, qc = p - p_mean[None], q - q_mean[None]
-        if model == "similarity":
-            a, b = (weight * (pc * qc).sum(-1)).sum(), (weight * (pc[:, 0] * qc[:, 1] - pc[:, 1] * qc[:, 0])).sum()
-            d = (weight * (pc**2).sum(-1)).sum()
-            good = d > jnp.finfo(flow.dtype).eps * (weight * (p**2).sum(-1)).sum()
-            linear = jnp.stack([a, -b, b, a]).reshape(2, 2) / jnp.where(good, d, 1)
-        else:
-            moments = (pc * weight[:, None]).T @ pc
-            det = moments[0, 0] * moments[1, 1] - moments[0, 1] * moments[1, 0]
-            good = det > 1e2 * jnp.finfo(flow.dtype).eps * (moments[0, 0] + moments[1, 1]) ** 2 / 4
-            adjugate = jnp.stack([moments[1, 1], -moments[0, 1], -moments[1, 0], moments[0, 0]]).reshape(2, 2)
-            linear = (qc * weight[:, None]).T @ pc @ adjugate / jnp.where(good, det, 1)
-        good &= (base > 0).sum() >= 3
-        linear = jnp.where(good, linear, jnp.eye(2, dtype=flow.dtype))
-        return linear, jnp.where(good, q_mean - linear @ p_mean, 0), good
-
-    def reweight(_, state):
-        linear, shift, _ = state
-        square = ((q - p @ linear.T - shift[None]) ** 2).sum(-1)
-        far = square > huber**2
-        return solve(base * jnp.where(far, huber / jnp.sqrt(jnp.where(far, square, 1)), 1))
-
-    linear, shift, good = jax.lax.fori_loop(0, iterations, reweight, solve(base))
-    a, b = (linear[0, 0] + linear[1, 1]) / 2, (linear[1, 0] - linear[0, 1]) / 2
-    motion = jnp.stack([jnp.arctan2(b, a), jnp.log(a**2 + b**2) / 2, shift[0], shift[1]])
-    whole = jnp.concatenate([jnp.concatenate([linear, shift[:, None]], 1), jnp.eye(3, dtype=flow.dtype)[2:]])
-    return Fit(matrix=whole, motion=motion, degenerate=~good)
-
-
-def sample(
-    image: Float[Array, "H W C"], points: Float[Array, "h w 2"]
-) -> tuple[Float[Array, "h w C"], Float[Array, "h w"]]:
-    """Bilinear values of an image at points from its centre, and 1 where a point lies inside (values outside are 0)."""
-    height, width, _ = image.shape
-    x, y = points[..., 0] + (width - 1) / 2, points[..., 1] + (height - 1) / 2
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = jnp.where(inside, x, 0), jnp.where(inside, y, 0)
-    left, top = jnp.floor(x).clip(0, max(width - 2, 0)), jnp.floor(y).clip(0, max(height - 2, 0))
-    fx, fy = (x - left)[..., None], (y - top)[..., None]
-    i, j = top.astype(jnp.int32), left.astype(jnp.int32)
-    below, right = jnp.minimum(i + 1, height - 1), jnp.minimum(j + 1, width - 1)
-    value = (1 - fy) * ((1 - fx) * image[i, j] + fx * image[i, right]) + fy * (
-        (1 - fx) * image[below, j] + fx * image[below, right]
-    )
-    weight = inside.astype(image.dtype)
-    return value * weight[..., None], weight
-
-
-def shared_region(
-    flows: Float[Array, "T H W 2"], confidences: Float[Array, "T H W"], threshold: float = 0.5
-) -> Float[Array, "T H W"]:
-    """1 for pixels that are confident, stay inside the frame, and do so all through the rest of the window.
-
-    From the last frame of the window to the first: mask_k and the warped mask_(k+1), both above 0.4, as in the
-    published program, which uses windows of 5 frames.
-    """
-    points = grid(flows.shape[1], flows.shape[2], flows.dtype)
-
-    def back(later, pair):
-        flow, confidence = pair
-        target = points + jnp.where(jnp.isfinite(flow), flow, jnp.inf)
-        carried, inside = sample(later[..., None], target)
-        mask = (confidence > threshold) & (inside > 0) & (carried[..., 0] > 0.4)
-        return mask.astype(flow.dtype), mask.astype(flow.dtype)
-
-    return jax.lax.scan(back, jnp.ones(flows.shape[1:3], flows.dtype), (flows, confidences), reverse=True)[1]
-
-
-def accumulate(motions: Float[Array, "T 4"]) -> Float[Array, "T1 4"]:
-    """The camera path from the motions between frames: products M_t ... M_0 as (theta, log s, dx, dy), from zero.
-
-    The angle is continuous (not wrapped).
-    """
-
-    def compose(c, m):
-        r = matrix(m)
-        shift = r[:2, :2] @ c[2:] + r[:2, 2]
-        new = jnp.concatenate([c[:2] + m[:2], shift])
-        return new, new
-
-    start = jnp.zeros(4, motions.dtype)
-    return jnp.concatenate([start[None], jax.lax.scan(compose, start, motions)[1]])
-
-
-def gaussian_window(frames: int, sigma: float = 5.0, radius: int = 15) -> np.ndarray:
-    """The matrix G (T, T) of a normalised Gaussian window whose ends repeat the first and last frame; rows sum to 1.
-
-    Raises:
-        ValueError: sigma is not positive, or radius negative.
-    """
-    if sigma <= 0 or radius < 0:
-        raise ValueError(f"sigma={sigma} must be positive and radius={radius} not negative")
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    result = np.zeros((frames, frames))
-    for t in range(frames):
-        np.add.at(result[t], np.clip(t + offsets, 0, frames - 1), weights / weights.sum())
-    return result
-
-
-def smooth_fixed_point(
-    path: Float[Array, "T d"],
-    anchor: float | Float[Array, ""] = 0.9,
-    *,
-    sigma: float = 5.0,
-    radius: int = 15,
-    iterations: int | None = None,
-) -> Float[Array, "T d"]:
-    """The fixed point x = (1 - a) c + a G x of anchored smoothing (reconstructed), or an iterate on the way to it.
-
-    G is row-stochastic, so the map is a contraction by a in the largest deviation and the limit is
-    (I - a G)^-1 (1 - a) c. For a = 1 nothing holds the path: a few iterations smooth it well, the limit is constant.
-
-    Args:
-        path: c.
-        anchor: a in [0, 1); 1 is allowed with `iterations`.
-        sigma: Of the Gaussian window, frames.
-        radius: Of the window, frames.
-        iterations: Steps from x = c; None solves for the limit.
-
-    Raises:
-        ValueError: anchor is outside its range.
-    """
-    if isinstance(anchor, (int, float)) and not (0 <= anchor < 1 or (anchor == 1 and iterations is not None)):
-        raise ValueError(f"anchor={anchor} must be in [0, 1); 1 needs a number of iterations")
-    g = jnp.asarray(gaussian_window(len(path), sigma, radius), path.dtype)
-    a = jnp.asarray(anchor, path.dtype)
-    if iterations is None:
-        # An inverse, since a product stays on its device when a batch of paths is spread and a solve does not.
-        return jnp.linalg.inv(jnp.eye(len(path), dtype=path.dtype) - a * g) @ ((1 - a) * path)
-    return jax.lax.fori_loop(0, iterations, lambda _, x: (1 - a) * path + a * (g @ x), path)
-
-
-def smooth_quadratic(path: Float[Array, "T d"], strength: float | Float[Array, ""] = 100.0) -> Float[Array, "T d"]:
-    """The path x of least |x - c|^2 + strength |D^3 x|^2 (reconstructed); quadratic paths stay as they are.
-
-    Args:
-        path: c, at least 4 frames for any effect.
-        strength: Weight of the third differences, >= 0.
-
-    Raises:
-        ValueError: strength is negative.
-    """
-    if isinstance(strength, (int, float)) and strength < 0:
-        raise ValueError(f"strength={strength} must not be negative")
-    frames = len(path)
-    if frames < 4:
-        return path
-    d3 = jnp.asarray(np.diff(np.eye(frames), n=3, axis=0), path.dtype)
-    # Only the difference to a straight line is solved for: it keeps float32 exact for long drifts.
-    ramp = jnp.linspace(0, 1, frames, dtype=path.dtype)[:, None]
-    line = path[:1] + ramp * (path[-1:] - path[:1])
-    system = jnp.eye(frames, dtype=path.dtype) + jnp.asarray(strength, path.dtype) * (d3.T @ d3)
-    # As above: an inverse keeps a spread batch of paths on its devices. Its condition is 1 + 64 strength at most.
-    return line + jnp.linalg.inv(system) @ (path - line)
-
-
-def jerk(path: Float[Array, "T d"]) -> Float[Array, ""]:
-    """Mean absolute third difference of a path."""
-    return jnp.abs(jnp.diff(path, n=3, axis=0)).mean()
-
-
-def local_fields(
-    residuals: Float[Array, "T H W 2"],
-    confidences: Float[Array, "T H W"],
-    smoother: Callable = smooth_quadratic,
-    cells: int = 10,
-) -> Float[Array, "T1 H W 2"]:
-    """Displacements of the T + 1 frames that smooth what the global motion leaves (reconstructed).
-
-    Confidence-weighted means of the residual flow over cells x cells boxes are accumulated in time and smoothed; the
-    differences are interpolated bilinearly. Boxes without confident flow are not moved.
-
-    Raises:
-        ValueError: The frame is smaller than the grid.
-    """
-    count, height, width, _ = residuals.shape
-    if min(height, width) < cells or cells < 1:
-        raise ValueError(f"a grid of {cells} x {cells} boxes in frames of {height} x {width}")
-    finite = jnp.isfinite(residuals).all(-1)
-    weight = jnp.where(finite & jnp.isfinite(confidences), confidences, 0)
-    value = jnp.where(finite[..., None], residuals, 0) * weight[..., None]
-    rows, columns = (
-        jnp.asarray(np.eye(cells)[np.arange(size) * cells // size], residuals.dtype) for size in (height, width)
-    )
-    total = jnp.einsum("thw,hi,wj->tij", weight, rows, columns)[..., None]
-    mean = jnp.einsum("thwc,hi,wj->tijc", value, rows, columns) / jnp.where(total > 0, total, 1)
-    path = jnp.concatenate([jnp.zeros_like(mean[:1]), jnp.cumsum(mean, 0)]).reshape(count + 1, -1)
-    change = (smoother(path) - path).reshape(count + 1, cells, cells, 2)
-    return jax.image.resize(change, (count + 1, height, width, 2), "linear")
+__all__ = [
+    "Fit",
+    "Matrix",
+    "Metrics",
+    "Stabilized",
+    "accumulate",
+    "fit_motion",
+    "fuse",
+    "gaussian_window",
+    "grid",
+    "inverse",
+    "jerk",
+    "local_fields",
+    "matrix",
+    "metrics",
+    "sample",
+    "shared_region",
+    "smooth_fixed_point",
+    "smooth_quadratic",
+    "stabilize",
+    "transform",
+    "voters",
+]
 
 
 def fuse(
@@ -350,7 +114,7 @@ def fuse(
     half = jnp.array([(width - 1) / 2, (height - 1) / 2], frames.dtype)[None, None]
 
     def one(t):
-        to_world = _inverse(smooth[t])
+        to_world = inverse(smooth[t])
 
         def fill(state, offset):
             value, share = state
@@ -371,12 +135,6 @@ def fuse(
         return value / jnp.where(share > 0, share, 1)[..., None], share
 
     return jax.lax.map(one, jnp.arange(count))
-
-
-def _inverse(motion):
-    """Matrix of the inverse of a similarity."""
-    linear = matrix(jnp.concatenate([-motion[:2], jnp.zeros_like(motion[2:])]))
-    return linear.at[:2, 2].set(-linear[:2, :2] @ motion[2:])
 
 
 @pytree
@@ -469,6 +227,7 @@ def stabilize(
     cells: int | None = None,
     margin: int = 0,
     radius: int = 10,
+    window: int = 5,
 ) -> Stabilized:
     """Stabilises a clip from its frames, the flows between them and their confidences.
 
@@ -482,6 +241,7 @@ def stabilize(
         cells: Boxes per side of the local refinement; None leaves it out.
         margin: Pixels added on each side of the canvas.
         radius: Neighbours on each side that fill the frame.
+        window: Flows in which a pixel must be seen to count in the fit, see `voters`.
 
     Raises:
         ValueError: Fewer than 4 frames, counts of frames and flows that do not fit, or no round.
@@ -492,7 +252,7 @@ def stabilize(
             f"needs T >= 4 frames, T - 1 flows and confidences and at least one round; got {frames.shape}, "
             f"{flows.shape}, {confidences.shape}, {rounds=}"
         )
-    fits = jax.vmap(fit_motion)(flows, confidences)
+    fits = jax.vmap(fit_motion)(flows, voters(flows, confidences, window))
     path = accumulate(fits.motion)
     smooth, roughness = path, [jerk(path)]
     for _ in range(rounds):
@@ -504,8 +264,8 @@ def stabilize(
         target = transform(fits.matrix, jnp.broadcast_to(points, flows.shape))
         fields = local_fields(points[None] + flows - target, confidences, smoother, cells)
     fused, seen = fuse(frames, path, smooth, fields, margin=margin, radius=radius)
-    warps = matrix(smooth) @ jax.vmap(_inverse)(path)
-    motions = matrix(smooth[1:]) @ jax.vmap(_inverse)(smooth[:-1])
+    warps = matrix(smooth) @ jax.vmap(inverse)(path)
+    motions = matrix(smooth[1:]) @ jax.vmap(inverse)(smooth[:-1])
     return Stabilized(
         frames=fused,
         seen=seen,

@@ -1,5 +1,7 @@
 """Exponents of flows in closed form and of the double gyre; samplers; tracks and their initialisation."""
 
+import functools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -180,9 +182,9 @@ RECORDED = [  # noise, displacement, true and wrong fraction of baseline, score,
 ]
 
 
-@jax.jit
-def compare(key, displacement, noise):
-    frames, truth, search, prediction = cs.abc_frames(key, 800, displacement=displacement, noise=noise)
+@functools.partial(jax.jit, static_argnames=("particles", "gate"))
+def compare(key, displacement, noise, particles=800, gate=6.0):
+    frames, truth, search, prediction = cs.abc_frames(key, particles, displacement=displacement, noise=noise, gate=gate)
     chains = cs.candidates(frames, search_radius=search, prediction_radius=prediction)
     tracks = [cs.baseline(chains), cs.lcti(chains), cs.lcti(chains, smoothness=1.0)]
     control = cs.lcti(chains, coherence=0.0, smoothness=1.0)
@@ -190,23 +192,29 @@ def compare(key, displacement, noise):
     return metrics, jnp.all(control.links == tracks[0].links), tracks[1].links
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "displacement", "recorded"), RECORDED)
 def test_recorded_track_initialisation(noise, displacement, recorded):
-    results = [compare(jax.random.key(seed), displacement, noise) for seed in range(2)]
-    metrics = np.mean([r[0] for r in results], axis=0)
-    np.testing.assert_allclose(np.sum(metrics, axis=1), 1, atol=1e-6)
+    metrics = np.mean([compare(jax.random.key(seed), displacement, noise)[0] for seed in range(5)], axis=0)
     recorded = np.array(recorded)
-    # Means of different draws; over seeds the recorded fractions vary by 0.03.
-    assert (metrics[1:, 0] > recorded[1:, 0] - 0.035).all()
-    assert (metrics[1:, 1] < recorded[1:, 1] + 0.02).all()
-    assert all(r[1] for r in results)  # without the coherence term the baseline returns: the gain comes from it
+    assert (metrics[:, 0] > recorded[:, 0]).all()
+    assert (metrics[:, 1] < recorded[:, 1] + 0.0025).all()  # two particles
     if noise:
         assert metrics[1, 0] > metrics[0, 0] + 0.1
         assert metrics[1, 1] < metrics[0, 1] / 2
-    for *_, links in results:  # no particle is used twice
-        for column in np.asarray(links).T:
-            used = column[column >= 0]
-            assert len(used) == len(set(used))
+    if noise == 0.1:  # the narrow gate of the predictions was what cost most true tracks
+        assert compare(jax.random.key(0), displacement, noise, gate=10.0)[0][1, 0] > 0.85
+
+
+def test_coherence_finds_more_tracks_than_smoothness():
+    metrics, same, links = compare(jax.random.key(0), 1.0, 0.1, particles=200, gate=10.0)
+    np.testing.assert_allclose(np.sum(metrics, axis=1), 1, atol=1e-6)
+    assert same  # without the coherence term the baseline returns: the gain comes from it
+    assert metrics[1, 0] > metrics[0, 0] + 0.2
+    assert metrics[1, 1] < metrics[0, 1] / 2
+    for column in np.asarray(links).T:  # no particle is used twice
+        used = column[column >= 0]
+        assert len(used) == len(set(used))
 
 
 def test_coverage_limits_fast_particles():
@@ -216,9 +224,9 @@ def test_coverage_limits_fast_particles():
         chains = cs.candidates(frames, search_radius=search, prediction_radius=prediction)
         return jnp.mean(jnp.any(chains.valid & jnp.all(chains.links == truth[:, None], axis=-1), axis=1))
 
-    covered = [float(coverage(q)) for q in (1.0, 1.9, 2.55)]
+    covered = [float(coverage(q)) for q in (1.0, 1.5, 2.0)]  # of mean displacements 1.3, 1.9, 2.5 of the spacing
     assert covered[0] > 0.97
-    assert covered[0] > covered[1] > covered[2]
+    np.testing.assert_allclose(covered[1:], [0.88, 0.38], atol=0.1)
 
 
 def small(key=0, n=60):
