@@ -64,14 +64,14 @@ class DPMAdaptive(OwnSteps):
             raise ValueError("DPMAdaptive chooses its steps and gives no trajectory on a grid; use a fixed-grid solver")
         if not field.stateless:
             raise ValueError(f"{type(field).__name__} has a memory, which rejected trial steps would disturb")
-        lam = np.asarray([field.path.lam(times[0]), field.path.lam(times[-1])], np.float32)
-        return _integrate(self, field, x, jnp.asarray(lam), cond)
+        x = at_least_single(x)
+        lam = np.asarray([field.path.lam(times[0]), field.path.lam(times[-1])])
+        return _integrate(self, field, x, jnp.asarray(lam, x.dtype), cond)
 
 
 @jax.jit
 def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: Any) -> dict[str, Any]:
     path, order = field.path, solver.order
-    x = at_least_single(x)
 
     def weights(h: Array) -> tuple[Array, Array]:
         """P1 = e^z - 1 and P2/P1 = phi_2/phi_1 at z = -h (data) or h (noise)."""
@@ -118,7 +118,7 @@ def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: An
         _, _, at, _, _, trials = carry
         return (lam[1] - at > 1e-5) & (trials < solver.max_trials)
 
-    first = jnp.minimum(jnp.asarray(solver.first, jnp.float32), lam[1] - lam[0])
+    first = jnp.minimum(jnp.asarray(solver.first, lam.dtype), lam[1] - lam[0])
     start = (x, x, lam[0], first, field.init(x), jnp.int32(0))
     x, _, at, _, memory, _ = jax.lax.while_loop(unfinished, trial, start)
     evaluations, network_calls = count(memory)

@@ -163,7 +163,7 @@ class DPMSolver(Solver):
                 h = lam[number] - lam[0]
                 a, c, z = self._linear(path, s, t, h)
                 ratios = [(node - lam[0]) / h for node in lam[1:number]]
-                mean = self._from_inside(ratios, z, values)
+                mean = self._from_inside(ratios, z, values, inner=number < size)
                 if number == size and (size > 1 or self.order == 1):
                     mean = yield direction(mean)
                 x = a * start - c * math.expm1(z) * mean
@@ -215,16 +215,15 @@ class DPMSolver(Solver):
         second = (1.0 if self.compat == "official" else 2.0) / (r0 + r1) * (d0 - d1)
         return f[0] + p2 * first + p3 * second
 
-    def _from_inside(self, ratios: list[float], z: float, values: list[Any]) -> Any:
-        """The same mean from outputs at the start and at fractions `ratios` of the step."""
+    def _from_inside(self, ratios: list[float], z: float, values: list[Any], *, inner: bool) -> Any:
+        """The same mean from outputs at the start and at fractions `ratios`, to an inner point or the end."""
         f = values[0]
         if not ratios:
             return f
         p2, p3 = phi(2, z) / phi(1, z), phi(3, z) / phi(1, z)
         slopes = [(value - f) / r for value, r in zip(values[1:], ratios, strict=True)]
         if len(ratios) == 1:
-            inner = self.order == 3 or self.solver_type == "taylor"  # also the way to the third point of order 3
-            return f + (p2 if inner else 0.5) * slopes[0]
+            return f + (p2 if inner or self.solver_type == "taylor" else 0.5) * slopes[0]
         if self.solver_type == "midpoint":
             return f + p2 * slopes[1]
         (r1, r2), (d1, d2) = ratios, slopes

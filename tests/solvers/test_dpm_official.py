@@ -1,0 +1,53 @@
+"""Recorded runs of the authors' program on the shared mixture: numbers and evaluation counts."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problem import PATHS, Problem, relative
+
+import flowjax as fj
+from flowjax.solvers import DPMAdaptive, DPMSolver, run_on_arrays
+from flowjax.times import log_snr, quadratic, uniform
+
+RECORDED = json.loads((pathlib.Path(__file__).parent / "dpm_solver_official.json").read_text())
+X = np.array(RECORDED["start"])[:, None]
+END = 1 - 1e-3
+FORMS = {"dpmsolver++": "data", "dpmsolver": "noise"}
+GRIDS = {
+    "logSNR": lambda n: log_snr(PATHS["vp"], n, 0.0, END),
+    "time_uniform": lambda n: uniform(n, 0.0, END),
+    "time_quadratic": lambda n: quadratic(n, 0.0, END),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED["runs"] if not name.startswith("adaptive")])
+def test_fixed_grids(name):
+    scheme, algorithm, order, *kind, steps, grid = name.removesuffix(" lower").split()
+    solver = DPMSolver(
+        order=int(order),
+        scheme=scheme,
+        form=FORMS[algorithm],
+        solver_type="taylor" if kind == ["taylor"] else "midpoint",
+        compat="official",
+    )
+    problem, times = Problem(PATHS["vp"]), GRIDS[grid](int(steps))
+    assert solver.bind(problem.path, times).pattern.rows == RECORDED["runs"][name]["evaluations"]
+    end = run_on_arrays(solver, problem.path, times, X, problem)[-1]
+    assert relative(end[:, 0], RECORDED["runs"][name]["x"]) < 1e-8
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED["runs"] if name.startswith("adaptive")])
+def test_adaptive(name):
+    """In double precision: the first error, of 1e-8, decides the second step."""
+    _, algorithm, order = name.split()
+    path = PATHS["vp"]
+    solver = DPMAdaptive(order=int(order), form=FORMS[algorithm])
+    with jax.enable_x64(True):
+        flow = fj.Flow(fj.oracles.Mixture.default(path).network("noise"), path=path, prediction="noise")
+        result = fj.solve(flow, solver, jnp.asarray(X), [0.0, END])
+        assert int(result.evaluations) == RECORDED["runs"][name]["evaluations"]
+        assert relative(result.x[:, 0], RECORDED["runs"][name]["x"]) < 1e-7
