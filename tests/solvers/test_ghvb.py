@@ -1,3 +1,7 @@
+import json
+import math
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,11 +10,31 @@ from laws import from_exact_history
 from problem import PATHS, Problem, relative
 
 import flowjax as fj
-from flowjax.solvers import GHVB, AdamsBashforth, Euler, HeavyBall, run_on_arrays
+from flowjax.solvers import GHVB, AdamsBashforth, Euler, HeavyBall, Nesterov, run_on_arrays
 from flowjax.times import uniform
 
 LINEAR = PATHS["linear"]
 UNEVEN = np.array([0.1, 0.17, 0.2, 0.31, 0.42, 0.44, 0.6, 0.71, 0.9])
+
+
+RECORDED = json.loads((pathlib.Path(__file__).parent / "momentum_official.json").read_text())
+
+
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_recorded_runs_of_the_authors_program(name):
+    """Their order 3.8 is order 4 with beta 0.8."""
+    kind, number = name.split()
+    order, beta = math.ceil(float(number)), float(number) % 1 or 1.0
+    problem, grid = Problem(PATHS["vp"]), uniform(12, 0.1, 0.95)
+    plms = AdamsBashforth(order=order, form="noise", weights="fixed")
+    solver = {
+        "GHVBScheduler": GHVB(order=order, beta=beta, form="noise", weights="fixed"),
+        "PLMSWithHBScheduler": HeavyBall(solver=plms, beta=beta, init="first_output"),
+        "PLMSWithNTScheduler": Nesterov(solver=plms, beta=beta, init="first_output"),
+    }[kind]
+    x = problem.path.sigma(0.1) * np.array(RECORDED["start"])[:, None]
+    found = run_on_arrays(solver, problem.path, grid, x, problem)[-1]
+    assert relative(found[:, 0], RECORDED["runs"][name]["x"]) < 1e-8
 
 
 def published(order, b):

@@ -48,6 +48,20 @@ def test_recurrence():
     assert 4 * np.diff(np.concatenate(solutions)[:, 0]) == pytest.approx(v)
 
 
+def test_momentum_may_start_with_the_first_output():
+    """2M from m_0: the first second-order step is damped too, v = 0.5 m_0 + 0.5 (m_1 + (m_1 - m_0)/(2 r))."""
+    path = PATHS["vp"]
+    problem, grid = Problem(path), log_snr(path, 3, 0.1, 0.9)
+    x = problem.state(grid[0])
+    solver = HeavyBall(solver=DPMSolver(lower_order_final=False), beta=0.5, init="first_output")
+    solutions = run_on_arrays(solver, path, grid, x, problem)
+    m = [problem(fj.solvers.rows.Evaluate(t=float(t), x=y, to="data")) for t, y in zip(grid, solutions)]
+    v = 0.5 * m[0] + 0.5 * (m[1] + (m[1] - m[0]) / 2)
+    k = path.sigma(grid[2]) / path.sigma(grid[1])
+    expected = k * solutions[1] + (path.alpha(grid[2]) - k * path.alpha(grid[1])) * v
+    assert relative(solutions[2], expected) < 1e-12
+
+
 def largest(order, beta, product, n=400):
     """Largest |y| at the end of n steps of y' = q y with h q = -product."""
     solver = AdamsBashforth(order=order, weights="fixed")
@@ -57,12 +71,12 @@ def largest(order, beta, product, n=400):
     )
 
 
-@pytest.mark.parametrize(("order", "interval"), [(1, 2.0), (2, 1.0), (3, 6 / 11), (4, 0.3)])
+@pytest.mark.parametrize(("order", "interval"), [(1, 2.0), (2, 1.0), (3, 6 / 11), (4, 0.3), (5, 90 / 551)])
 @pytest.mark.parametrize("beta", [1.0, 0.8, 0.5])
 def test_stability_interval_grows_by_the_stated_factor(order, interval, beta):
     bound = interval * (2 - beta) / beta
     assert largest(order, beta, 0.96 * bound) < 1
-    assert largest(order, beta, 1.04 * bound) > 1e2
+    assert largest(order, beta, 1.08 * bound) > 1e2
 
 
 def test_damps_where_the_wrapped_method_diverges():

@@ -1,3 +1,6 @@
+import json
+import pathlib
+
 import numpy as np
 import pytest
 from laws import exponential_step, order_from_exact_history, values_in_each_step
@@ -11,6 +14,20 @@ FORMS = ["data", "noise"]
 THREE = ["vp", "linear", "ve"]
 LAMS = np.array([0.1, 0.5, 0.8, 1.3, 1.7])
 VARIANTS = ["bh1", "bh2", "vary"]
+
+
+RECORDED = json.loads((pathlib.Path(__file__).parent / "unipc_official.json").read_text())
+
+
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_recorded_runs_of_the_authors_program(name):
+    form, variant, order, end = name.split()
+    problem, last = Problem(PATHS["vp"]), 1 - 1e-3
+    grid = log_snr(problem.path, 9, 0.0, last) if end == "lower" else uniform(9, 0.0, last)
+    solver = UniPC(order=int(order), variant=variant, form=form, lower_order_final=end == "lower")
+    found = run_on_arrays(solver, problem.path, grid, np.array(RECORDED["start"])[:, None], problem)[-1]
+    assert relative(found[:, 0], RECORDED["runs"][name]["x"]) < 1e-8
+    assert solver.bind(problem.path, grid).pattern.rows == RECORDED["runs"][name]["evaluations"]
 
 
 def step_error(solver, path, degree, *, corrected):
