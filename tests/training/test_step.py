@@ -1,10 +1,13 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from flowjax import train
+from flowjax._cli import load_config
 from flowjax.objectives import FlowMatching
 from flowjax.paths import Linear
 from flowjax.training.ema import Constant, Power, Warmup
@@ -164,3 +167,20 @@ def test_loss_runs_under_pmap(problem):
 
     together = jax.pmap(mean, axis_name="devices", in_axes=(None, 0))(jax.device_get(network), split)
     np.testing.assert_allclose(together, objective.loss(network, draws)[0].mean(), rtol=1e-5)
+
+
+def test_long_gradients_are_cut_to_the_length_of_the_config():
+    """Adam forgets the length of a single gradient, not that of one among others."""
+    config = load_config("toy2d:smoke").train
+
+    def updates(clip, *gradients):
+        config.clip = clip
+        optimizer = train.make_optimizer(config)
+        state = optimizer.init(jnp.ones(2))
+        for gradient in gradients:
+            update, state = optimizer.update(gradient, state, jnp.ones(2))
+        return update
+
+    g, h = jnp.array([30.0, -40.0]), jnp.array([0.1, 0.2])
+    np.testing.assert_allclose(updates(2.0, g, h), updates(1e9, g / 25, h), rtol=1e-5)
+    assert not np.allclose(updates(2.0, g, h), updates(1e9, g, h), rtol=0.1)
