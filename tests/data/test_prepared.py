@@ -34,6 +34,9 @@ def test_round_trip(tmp_path, monkeypatch, in_memory):
     np.testing.assert_array_equal(back.cond, source().cond)
     for name in ("num_classes", "shift", "scale", "low", "high", "names"):
         assert getattr(back, name) == getattr(source(), name)
+    plain = tfds.builder_from_directory(tmp_path / "new" / "set").as_data_source("train")[13]
+    np.testing.assert_array_equal(plain["image"], source().x[13])
+    assert plain["label"] == source().cond[13]
     part = data.tfds(str(tmp_path / "new"), split="train[5:9]", label=None)
     assert part.cond is None
     np.testing.assert_array_equal(part.x, source().x[5:9])
