@@ -5,7 +5,7 @@ import pytest
 from laws import values_in_each_step
 from problem import PATHS, Problem, relative
 
-from flowjax.solvers import DDIM, DPMSolver, run_on_arrays
+from flowjax.solvers import DDIM, DPMSolver, Euler, Heun, run_on_arrays
 from flowjax.solvers.phi import phi
 from flowjax.times import log_snr, uniform
 
@@ -120,6 +120,23 @@ def test_only_lam_matters(form, order):
     assert all(relative(end, ends[0]) < 1e-12 for end in ends[1:])
 
 
+def test_for_runge_kutta_methods_in_time_the_path_matters():
+    ends, lams = {}, np.linspace(-1.5, 2.5, 8)
+    for name in ("linear", "vp"):
+        path = PATHS[name]
+
+        def velocity(request, path=path):
+            m = np.tanh(request.x / path.alpha(request.t) + 0.3 * path.lam(request.t))
+            return path.convert(m, given="data", to="velocity", t=request.t, x=request.x)
+
+        grid = np.asarray(path.time(lams))
+        x = path.alpha(grid[0]) * np.array([[-1.0], [0.2], [3.0]])
+        for solver in (Euler(), Heun()):
+            end = run_on_arrays(solver, path, grid, x, velocity)[-1] / path.alpha(grid[-1])
+            ends.setdefault(type(solver).__name__, []).append(end)
+    assert all(relative(*pair) > 1e-3 for pair in ends.values())
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("form", FORMS)
 def test_constant_predictions_are_exact(form, order):
@@ -134,10 +151,11 @@ def test_constant_predictions_are_exact(form, order):
             assert np.allclose(solution, state, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["vp", "linear", "ve"])
 @pytest.mark.parametrize("form", FORMS)
-def test_gaussian_data(form):
+def test_gaussian_data(form, name):
     """The exact flow on N(0, s^2) scales the state with the standard deviation of the marginal."""
-    path, std = PATHS["vp"], 0.6
+    path, std = PATHS[name], 0.6
     x = np.array([[0.5], [-2.0]])
 
     def network(request):  # both predictions are linear in x: E[x1|x] = alpha s^2 x / V, E[x0|x] = sigma x / V
