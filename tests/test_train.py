@@ -188,6 +188,7 @@ def test_averages_snapshots_and_best(capsys, tmp_path, tiny):
     assert best in {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_changed_config_goes_on_only_if_allowed(capsys, tmp_path, tiny):
     workdir = tmp_path / "run"
     run(capsys, *tiny, "--config.train.checkpoint_every=6")
@@ -209,6 +210,7 @@ def test_changed_config_goes_on_only_if_allowed(capsys, tmp_path, tiny):
     assert "training is complete" in out
 
 
+@pytest.mark.slow
 def test_best_by_samples(capsys, tmp_path, tiny):
     code, _, err = run(capsys, *tiny, "--config.train.best=FD", "--config.train.steps=2")
     assert (code, err) == (0, "")
@@ -245,6 +247,7 @@ def test_skipped_steps_are_reported_and_too_many_end_the_run(capsys, tmp_path, t
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
     run(capsys, *tiny)
     folder = tmp_path / "run" / "checkpoints" / "6" / "state"
@@ -256,7 +259,7 @@ def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
     assert "resumed after step 4" in out
 
 
-@pytest.fixture(params=[200, 20_000], ids=["config", "checkpoint"])
+@pytest.fixture(params=[pytest.param(200, id="config", marks=pytest.mark.slow), pytest.param(20_000, id="checkpoint")])
 def full_disk(request):
     """Called in a new process: a limit of the size of files fails writes as a full disk does, small or large ones."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (request.param, request.param))
@@ -272,6 +275,7 @@ def test_full_disk_is_one_line(tmp_path, tiny, full_disk):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_profile_leaves_a_trace(capsys, tmp_path, tiny):
     code, _, err = run(capsys, *tiny, "--profile=2:3", "--config.train.steps=4")
     assert (code, err) == (0, "")
