@@ -1,8 +1,8 @@
 """Clouds of points on eight bodies, told apart by a small PointNet that survives corrupted clouds.
 
-Expected on 2 CPU cores, mean of three seeds: no errors on clean clouds, 4 % with points added or lost (7 % with
-`clouds:usual`, trained without the sampling protocol), 10 % when scaled, rotated or jittered (7 %); loss near 0.83. About
-300 seconds on cores shared with other work, a third of that for `clouds:usual`.
+Expected on 2 CPU cores, mean of three seeds: no errors on clean clouds, 4 % with points added or lost (7 % for
+`clouds:usual`, trained without the sampling protocol), 10 % when scaled, rotated or jittered (7 %); loss near 0.83.
+About 300 seconds on cores shared with other work, a third of that for `clouds:usual`.
 """
 
 from ml_collections import ConfigDict

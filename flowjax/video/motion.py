@@ -183,8 +183,8 @@ def voters(
     sure = jnp.pad(confidences, ((0, later), (0, 0), (0, 0)), constant_values=1)
 
     def one(t, confidence):
-        cut = (jax.lax.dynamic_slice_in_dim(array, t, window) for array in (still, sure))
-        mask = shared_region(*cut)[0]
+        flow, sight = (jax.lax.dynamic_slice_in_dim(array, t, window) for array in (still, sure))
+        mask = shared_region(flow, sight)[0]
         return jnp.where(mask.sum() >= 3, confidence * mask, confidence)
 
     return jax.vmap(one)(jnp.arange(len(flows)), confidences)
