@@ -214,7 +214,7 @@ solvers = {
             2023,
             "2302.04867",
         ),
-        order=3,
+        order=2,
         evaluations=lambda n: n,
     ),
     "dc_solver": Entry(
@@ -227,7 +227,7 @@ solvers = {
             2024,
             "2409.03755",
         ),
-        order=3,
+        order=2,
         evaluations=lambda n: n,
     ),
     "dpm_solver_v3": Entry(
@@ -240,7 +240,7 @@ solvers = {
             2023,
             "2310.13268",
         ),
-        order=3,
+        order=2,
         evaluations=lambda n: n,
         example=_plain_statistics,
     ),
