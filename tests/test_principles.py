@@ -131,7 +131,7 @@ def test_energy_of_a_flow_is_at_least_the_transport_cost():
 
 @pytest.mark.slow
 def test_ode_and_sde_have_the_same_marginals():
-    """Energy distance within the noise of two independent sets of 20,000, at the end of both runs."""
+    """Energy distance of 20,000 samples of each at the end of both runs, within its noise."""
     target = Mixture.default(Linear(), dim=2)
     flow = fj.Flow(target.network(), path=Linear())
     ode = fj.solve(flow, fj.solvers.Heun(), fj.noise(jax.random.key(0), (N, 2)), fj.times.uniform(100)).x
@@ -139,7 +139,5 @@ def test_ode_and_sde_have_the_same_marginals():
     for seed, diffusion in enumerate(("sigma", 0.5), 1):
         start = fj.noise(jax.random.key(seed), (N, 2))
         sde = fj.solve(flow, EulerMaruyama(diffusion=diffusion), start, times, key=jax.random.key(10 + seed)).x
-        samples = [np.asarray(x, np.float64) for x in (ode, sde)]
-        real = [np.asarray(target.sample(jax.random.key(20 + i), N), np.float64) for i in range(4)]
-        noise = max(abs(energy_distance(*real[:2])), abs(energy_distance(*real[2:])), 1 / N)
-        assert abs(energy_distance(*samples)) < 4 * noise
+        # Under equality N times the distance is a few units; a shift by 0.1 alone would make it over 100.
+        assert abs(energy_distance(np.asarray(ode), np.asarray(sde))) < 20 / N
