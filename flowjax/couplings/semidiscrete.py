@@ -45,6 +45,13 @@ class SemidiscreteMap:
 
     Raises:
         ValueError: an unknown source, or a time outside [0, 1].
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> y = jnp.array([[-1.0], [1.0]])
+        >>> found = fj.couplings.SemidiscreteMap(targets=y, heights=jnp.zeros(2), time=0.5)
+        >>> found.start(jnp.array([[-0.3], [0.2]]), 0.5)[:, 0].tolist()
+        [-1.0, 1.0]
     """
 
     targets: Float[Array, "n ..."]

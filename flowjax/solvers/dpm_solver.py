@@ -3,9 +3,10 @@
 The linear part of the flow is solved exactly in lam = log(alpha/sigma); the prediction f is expanded at s. With
 h = lam_t - lam_s, eta >= 0 the amount of fresh noise, and
 
-    noise form: f = e, A = alpha_t/alpha_s,               c = (1 + eta) sigma_t, z = h,             d^2 = eta sigma_t^2
-    (e^(2h) - 1) data form:  f = m, A = sigma_t/sigma_s e^(-eta h),    c = alpha_t,           z = -(1 + eta) h,  d^2 =
-    sigma_t^2 (1 - e^(-2 eta h))
+    noise form: f = e, A = alpha_t/alpha_s,             c = (1 + eta) sigma_t, z = h,
+                d^2 = eta sigma_t^2 (e^(2h) - 1)
+    data form:  f = m, A = sigma_t/sigma_s e^(-eta h),  c = alpha_t,           z = -(1 + eta) h,
+                d^2 = sigma_t^2 (1 - e^(-2 eta h))
 
 a step is, with the functions phi_k of exponential integrators at z and fresh noise n,
 
@@ -26,7 +27,7 @@ The last steps use lower orders when `lower_order_final` says so.
 "singlestep" takes them from evaluations inside the step: groups of `order` intervals of the grid are one step each,
 whose inner grid points are reached with lower order. A grid whose length is no multiple of the order ends as in the
 authors' "fast" driver: for order 3 with groups 3, ..., 2, 1 or 3, ..., 1 or 3, ..., 2. "singlestep_fixed" insists on
-full groups.
+full groups. (Their logSNR grid gives all groups the same length in lam, so that its short ones have longer intervals.)
 
 Every scheme makes one evaluation per interval of the grid. Where lam is infinite (alpha = 0 at the start, sigma = 0 at
 the end) the data form takes its order-1 limit, x' = A x + alpha_t m; the noise form is undefined there and says which
