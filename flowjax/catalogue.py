@@ -360,6 +360,18 @@ rules = {
         ),
         example=lambda: {"rule": _guidance.CFG(scale=2.0)},
     ),
+    "channels": Entry(
+        _guidance.Channels,
+        "a rule for the first channels only",
+        _arxiv(
+            "peebles2022scalable",
+            "Peebles, W. and Xie, S.",
+            "Scalable Diffusion Models with Transformers",
+            2022,
+            "2212.09748",
+        ),
+        example=lambda: {"rule": _guidance.CFG(scale=2.0), "count": 1},
+    ),
     "cfg_zero_star": Entry(
         _guidance.CFGZeroStar,
         "guidance against the best multiple of u, zero at first",

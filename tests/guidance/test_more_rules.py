@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flowjax as fj
-from flowjax.guidance import APG, CFG, RAAG, Autoguidance, CFGZeroStar, Interval, Rescaled
+from flowjax.guidance import APG, CFG, RAAG, Autoguidance, CFGZeroStar, Channels, Interval, Rescaled
 from flowjax.oracles import Mixture
 
 RNG = np.random.default_rng(0)
@@ -31,6 +31,19 @@ def test_raag_scales_are_the_published_ones(rho, scale):
     np.testing.assert_allclose(state["ratio"], rho, rtol=1e-5)
     np.testing.assert_allclose(state["scale"], scale, rtol=1e-4)
     np.testing.assert_allclose(value, u + state["scale"][0] * (c - u), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [CFG(scale=3.0), APG(scale=3.0)], ids=["cfg", "apg"])
+def test_only_the_first_channels_are_guided(rule):
+    """The inner rule sees all of them."""
+    guided = combine(Channels(rule=rule, count=2))
+    np.testing.assert_array_equal(guided[..., :2], combine(rule)[..., :2])
+    np.testing.assert_array_equal(guided[..., 2], C[..., 2])
+    np.testing.assert_allclose(combine(Channels(rule=CFG(scale=1.0), count=1)), C, rtol=1e-6)
+    with pytest.raises(ValueError, match="use the inner rule alone"):
+        combine(Channels(rule=rule))
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        Channels(rule=rule, count=0)
 
 
 def test_raag_limits_and_invariances():
