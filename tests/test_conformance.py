@@ -217,7 +217,7 @@ def test_keys_are_independent(name):
 
 
 @free
-@everywhere
+@pytest.mark.parametrize("path", ["linear", "vp", "ve"])
 def test_a_short_step_follows_the_flow(name, path):
     """One step of length h ends at x + h v + O(h^2), so that halving h quarters what is left."""
     problem = Problem(PATHS[path])
