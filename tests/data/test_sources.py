@@ -65,7 +65,7 @@ def test_moons_and_spiral_lie_on_their_curves():
 def test_load_names_the_closest():
     with pytest.raises(
         ValueError,
-        match=r"unknown data set 'digit'; did you mean 'digits'\? \(allowed: digits, images, npz, tfds, toy2d",
+        match=r"unknown data set 'digit'; did you mean 'digits'\? \(allowed: digits, images, npz, shapes, tfds, toy2d",
     ):
         data.load("digit")
     with pytest.raises(ValueError, match="did you mean 'two_moons'"):
