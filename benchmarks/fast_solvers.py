@@ -1,10 +1,14 @@
 """Claim: below 10 evaluations the fast solvers beat Euler and Heun on trained models; calibrated ones lead at 5.
 
     python benchmarks/fast_solvers.py --workdir=runs/digits
+    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=50 --rounds=4 --batches=2
 
-Error (root mean square distance to a 1,000-step solution from the same noise) and Frechet distance to the data at 4 to
-20 evaluations, for every solver with its calibration (statistics, ratios, a schedule searched for 5 evaluations) where
-it has one. Guided by the recipe's scale. Also a picture of both.
+Error (root mean square distance to a 1,000-step solution from the same noise; none for stochastic solvers) and Frechet
+distance to the data at 4 to 20 evaluations, for every solver, with its calibration (statistics, ratios, a schedule
+searched for 5 evaluations) where it has one. Guided by the recipe's scale. All on the same quadratic times from 0.001
+to 0.999, but for those that name others; multistep solvers lower their order at the end. Also a picture. Not here:
+solvers that choose their steps, whose evaluations cannot be fixed, and FlowTurbo's refiner steps, which need a trained
+refiner.
 """
 
 import argparse
@@ -23,122 +27,244 @@ from flowjax.calibration import compensation, ems, schedules
 from flowjax.calibration.reference import reference
 
 COUNTS = (4, 5, 6, 8, 10, 15, 20)
+SEARCHED = (5, 10, 20)  # evaluations for which compensation ratios are searched; the regression gives the others
 START, END = 1e-3, 1 - 1e-3
 S = fj.solvers
-FIXED = {  # name: (solver, steps for n evaluations or None, times)
-    "euler": (S.Euler(), lambda n: n),
-    "heun": (S.Heun(), lambda n: n // 2 if n % 2 == 0 else None),
-    "midpoint": (S.Midpoint(), lambda n: n // 2 if n % 2 == 0 else None),
-    "ab2": (S.AdamsBashforth(order=2), lambda n: n),
-    "plms4": (S.AdamsBashforth(order=4, form="noise", weights="fixed"), lambda n: n),
-    "deis3": (S.DEIS(), lambda n: n),
-    "dpm_solver++_2m": (S.DPMSolver(), lambda n: n),
-    "dpm_solver++_3m": (S.DPMSolver(order=3), lambda n: n),
-    "dpm_solver++_3s": (S.DPMSolver(order=3, scheme="singlestep"), lambda n: n),
-    "dpm_solver_2m": (S.DPMSolver(form="noise"), lambda n: n),
-    "unipc2": (S.UniPC(order=2), lambda n: n),
-    "unipc3": (S.UniPC(order=3), lambda n: n),
-    "ghvb2": (S.GHVB(), lambda n: n),
-    "ghvb4": (S.GHVB(order=4, form="noise", weights="fixed"), lambda n: n),
-    "2m + heavy ball": (S.HeavyBall(solver=S.DPMSolver()), lambda n: n),
+FAMILIES = {
+    "Runge-Kutta": {
+        "euler": S.Euler(),
+        "ddim": S.DDIM(),
+        "heun": S.Heun(),
+        "midpoint": S.Midpoint(),
+        "rk4": S.RK4(),
+        "edm_heun, karras times": S.EDMHeun(),
+        "flowturbo H1P*": None,
+    },
+    "Adams-Bashforth": {
+        "ab2": S.AdamsBashforth(order=2),
+        "ab4": S.AdamsBashforth(order=4),
+        "plms4": S.AdamsBashforth(order=4, form="noise", weights="fixed"),
+        "deis2": S.DEIS(order=2, lower_order_final=True),
+        "deis3": S.DEIS(order=3, lower_order_final=True),
+    },
+    "DPM-Solver": {
+        "dpm_solver++_2m": S.DPMSolver(lower_order_final=True),
+        "dpm_solver++_2m, uniform times": S.DPMSolver(lower_order_final=True),
+        "dpm_solver++_3m": S.DPMSolver(order=3, lower_order_final=True),
+        "dpm_solver++_2s": S.DPMSolver(scheme="singlestep"),
+        "dpm_solver++_3s": S.DPMSolver(order=3, scheme="singlestep"),
+        "dpm_solver_2m": S.DPMSolver(form="noise", lower_order_final=True),
+        "dpm_solver_3s, log_snr times": S.DPMSolver(order=3, scheme="singlestep", form="noise"),
+    },
+    "UniPC, calibrated": {
+        "unipc2": S.UniPC(order=2),
+        "unipc2, uniform times": S.UniPC(order=2),
+        "unipc3": S.UniPC(order=3),
+        "unipc3 vary": S.UniPC(order=3, variant="vary"),
+        "dc_solver": None,
+        "dpm_solver_v3 2": None,
+        "dpm_solver_v3 3": None,
+        "searched schedule": None,
+    },
+    "momentum": {
+        "ghvb2": S.GHVB(),
+        "ghvb4": S.GHVB(order=4, form="noise", weights="fixed"),
+        "2m + heavy ball": S.HeavyBall(solver=S.DPMSolver(lower_order_final=True)),
+        "plms4 + heavy ball": S.HeavyBall(solver=S.AdamsBashforth(order=4, form="noise", weights="fixed")),
+        "ab2 + nesterov": S.Nesterov(solver=S.AdamsBashforth(order=2)),
+    },
+    "stochastic": {
+        "ddpm": S.DDIM(eta=1.0),
+        "edm_heun churn 5, karras times": S.EDMHeun(s_churn=5.0),
+        "sde dpm_solver++_2m": S.DPMSolver(eta=1.0, lower_order_final=True),
+        "sa_solver": S.SASolver(),
+        "er_sde3": S.ERSDE(),
+        "euler_maruyama": S.EulerMaruyama(),
+        "stochastic_heun": S.StochasticHeun(),
+    },
 }
+
+
+class Sweep:
+    """One trained model, one set of noises, and the numbers found so far."""
+
+    def __init__(self, workdir, num, steps):
+        self.flow, self.recipe = fj.load(workdir)
+        self.field = self.recipe.field(self.flow)
+        self.source = data.load(self.recipe.data["name"], **self.recipe.data["options"])
+        self.extractor = evaluation.default_extractor(self.source)
+        self.real = self.extractor.features(np.asarray(self.source.take(2000, 0).x))
+        self.x, self.cond = self.states(1, num)
+        self.exact = reference(self.field, self.x, [START, END], self.cond, steps=steps)[-1]
+        self.rows = []
+
+    def states(self, seed, num):
+        """Start states and balanced conditions."""
+        x = self.flow.path.start(fj.noise(jax.random.key(seed), (num, *self.recipe.shape)), START)
+        return x, jnp.asarray(self.recipe.balanced(num))
+
+    def frechet(self, x):
+        """Frechet distance of samples to the data."""
+        samples = np.asarray(x) * np.float32(self.recipe.scale) + np.float32(self.recipe.shift)
+        finite = bool(np.isfinite(samples).all())
+        return evaluation.frechet_distance(self.extractor.features(samples), self.real) if finite else None
+
+    def add(self, family, name, solver, times, registers=None):
+        """Runs a solver and judges it."""
+        # Dense rows: solvers with equally many rows share one compiled program.
+        bound = jax.tree.map(jnp.asarray, solver.bind(self.flow.path, times, registers=registers))
+        stochastic = bound.pattern.noises > 0
+        result = fj.solve(self.field, bound, self.x, cond=self.cond, key=jax.random.key(5) if stochastic else None)
+        assert int(result.evaluations) == bound.pattern.rows, (name, int(result.evaluations))
+        error = None if stochastic else float(jnp.sqrt(jnp.mean((result.x - self.exact) ** 2)))
+        row = {"family": family, "solver": name, "evaluations": bound.pattern.rows, "error": error}
+        self.rows.append({**row, "frechet": self.frechet(result.x)})
+        print(*self.rows[-1].values(), flush=True)
+
+
+def grid_of(path, steps, name=""):
+    """The times a solver runs on: quadratic (smaller steps near the data) unless its name ends in others."""
+    low, high = (float(path.sigma(t) / path.alpha(t)) for t in (END, START))
+    grids = {
+        "quadratic": lambda: fj.times.quadratic(steps, START, END),
+        "uniform": lambda: fj.times.uniform(steps, START, END),
+        "log_snr": lambda: fj.times.log_snr(path, steps, START, END),
+        "karras": lambda: fj.times.karras(path, steps, start=START, end=END, sigma_min=low, sigma_max=high),
+    }
+    return grids[name.split(", ")[-1].removesuffix(" times") if name.endswith(" times") else "quadratic"]()
+
+
+def steps_for(name, solver, path, count):
+    """The number of steps that makes `count` evaluations, or None."""
+    for steps in range(1, count + 1):
+        if solver.bind(path, grid_of(path, steps, name)).pattern.rows == count:
+            return steps
+    return None
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--num", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=6, help="rounds of the schedule search")
+    parser.add_argument("--num", type=int, default=100, help="samples")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the reference")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of the schedule search")
+    parser.add_argument("--batches", type=int, default=4, help="batches of 64 for the statistics")
     args = parser.parse_args()
-    flow, recipe = fj.load(args.workdir)
-    field = recipe.field(flow)
-    source = data.load(recipe.data["name"], **recipe.data["options"])
-    extractor = evaluation.default_extractor(source)
-    real = extractor.features(np.asarray(source.take(2000, 0).x))
-    grid_of = lambda n: fj.times.uniform(n, START, END)  # noqa: E731
-    x0 = flow.path.start(fj.noise(jax.random.key(1), (args.num, *recipe.shape)), START)
-    cond = jnp.asarray(recipe.balanced(args.num))
-    exact = reference(field, x0, [START, END], cond, steps=1000)[-1]
-
-    def judge(x):
-        error = float(jnp.sqrt(jnp.mean((x - exact) ** 2)))
-        samples = np.asarray(x) * np.float32(recipe.scale) + np.float32(recipe.shift)
-        finite = bool(np.isfinite(samples).all())
-        return error, evaluation.frechet_distance(extractor.features(samples), real) if finite else float("nan")
-
-    rows = []
-
-    def add(name, solver, grid, expected):
-        result = fj.solve(field, solver, x0, grid, cond=cond)
-        assert int(result.evaluations) == expected, (name, int(result.evaluations), expected)
-        error, distance = judge(result.x)
-        rows.append({"solver": name, "evaluations": expected, "error": error, "frechet": distance})
-        print(f"{name:20s} {expected:3d} evaluations  error {error:.4f}  FD {distance:.4f}", flush=True)
+    began = time.perf_counter()
+    sweep = Sweep(args.workdir, args.num, args.steps)
+    path = sweep.flow.path
+    costs = {"seconds to prepare data, features and reference": time.perf_counter() - began}
 
     began = time.perf_counter()
-    batches = data.Batches(source, 128, 0)
-    drawn = [batches.batch(i) for i in range(4)]
-    statistics = ems.estimate(
-        field,
+    statistics = measure_statistics(sweep, args.batches)
+    costs["seconds to measure the statistics of dpm_solver_v3"] = time.perf_counter() - began
+    began = time.perf_counter()
+    ratios = find_ratios(sweep)
+    costs["seconds to search the ratios of dc_solver"] = time.perf_counter() - began
+    began = time.perf_counter()
+    best = find_schedule(sweep, args.rounds)
+    costs["seconds to search the schedule for 5 evaluations"] = time.perf_counter() - began
+
+    began = time.perf_counter()
+    for n in COUNTS:
+        calibrated = {
+            "dc_solver": S.DCSolver(order=3, ratios=ratios[n].tolist()),
+            "dpm_solver_v3 2": S.DPMSolverV3(statistics=statistics, order=2),
+            "dpm_solver_v3 3": S.DPMSolverV3(statistics=statistics, order=3),
+        }
+        for family, members in FAMILIES.items():
+            for name, solver in members.items():
+                if name == "searched schedule":
+                    if n == len(best.decisions):
+                        sweep.add(family, name, S.USF(schedule=best), best.times)
+                    continue
+                if name.startswith("flowturbo"):
+                    solver = S.FlowTurbo(blocks=f"H1P{n - 2}")
+                solver = solver or calibrated[name]
+                steps = n - 1 if name.startswith("flowturbo") else steps_for(name, solver, path, n)
+                if steps is not None:
+                    dense = None if name.startswith("dpm_solver_v3") else 8
+                    sweep.add(family, name, solver, grid_of(path, steps, name), registers=dense)
+    costs["seconds to sample and judge"] = time.perf_counter() - began
+
+    name = Path(args.workdir).name
+    numbers = {
+        "model": name,
+        "guidance": sweep.recipe.guidance,
+        "samples": args.num,
+        "steps of the reference": args.steps,
+        "Frechet distance of the reference": sweep.frechet(sweep.exact),
+        "rows": sweep.rows,
+        "costs": costs,
+        "ratios": {n: ratios[n].tolist() for n in COUNTS},
+        "schedule": [schedules.to_json(best)],
+    }
+    store(f"fast_solvers_{name}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
+    plot(sweep.rows, numbers["Frechet distance of the reference"], name)
+
+
+def measure_statistics(sweep, number):
+    """Statistics of the guided model for DPM-Solver-v3."""
+    batches = data.Batches(sweep.source, 64, 0)
+    drawn = [batches.batch(i) for i in range(number)]
+    return ems.estimate(
+        sweep.field,
         lambda i: (jnp.asarray(drawn[i]["x1"]), jnp.asarray(drawn[i]["cond"])),
         jax.random.key(2),
         start=START,
         end=END,
         points=40,
-        batches=2,
-        mode="channel",
+        batches=number,
     )
-    costs = {"seconds to measure the statistics": time.perf_counter() - began}
-    for n in COUNTS:
-        for name, (solver, steps) in FIXED.items():
-            if steps(n) is not None:
-                add(name, solver, grid_of(steps(n)), n)
-        add("dpm_solver_v3", S.DPMSolverV3(statistics=statistics, order=2), grid_of(n), n)
-        if n in (5, 10):
-            began = time.perf_counter()
-            few = flow.path.start(fj.noise(jax.random.key(3), (10, *recipe.shape)), START)
-            labels = jnp.asarray(recipe.balanced(10))
-            solver = S.DCSolver(order=3)
-            ratios = compensation.search(field, solver, few, grid_of(n), labels, iterations=20)
-            costs[f"seconds to search the ratios for {n} evaluations"] = time.perf_counter() - began
-            add("dc_solver", S.DCSolver(order=3, ratios=ratios.tolist()), grid_of(n), n)
-        if n == 5:
-            began = time.perf_counter()
-            best = search(field, recipe, grid_of(n), args.rounds)
-            costs["seconds to search the schedule for 5 evaluations"] = time.perf_counter() - began
-            add("searched schedule", S.USF(schedule=best), best.times, n)
-
-    name = Path(args.workdir).name
-    numbers = {"model": name, "guidance": recipe.guidance, "samples": args.num, "rows": rows, "costs": costs}
-    store(f"fast_solvers_{name}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
-    plot(rows, RESULTS.parent.parent / "docs" / "figures" / f"fast_solvers_{name}.png")
 
 
-def search(field, recipe, grid, rounds):
-    """The best schedule of as many steps as `grid`, on noises of its own."""
-    x = field.path.start(fj.noise(jax.random.key(4), (40, *recipe.shape)), grid[0])
-    cond = jnp.asarray(recipe.balanced(40))
-    goal = reference(field, x, [START, END], cond, steps=200)[-1]
-    return schedules.search(lambda c: schedules.errors(field, c, x, goal, cond), grid, rounds=rounds)[0][1]
+def find_ratios(sweep):
+    """Compensation ratios for all counts: searched for some on 10 samples, by regression for the rest."""
+    x, cond = sweep.states(3, 10)
+    found = {
+        n: compensation.search(sweep.field, S.DCSolver(order=3), x, grid_of(sweep.flow.path, n), cond, iterations=20)
+        for n in SEARCHED
+    }
+    coefficients = compensation.fit([(n, sweep.recipe.guidance, ratios) for n, ratios in found.items()])
+    return {n: found.get(n, compensation.predict(coefficients, n, sweep.recipe.guidance)) for n in COUNTS}
 
 
-def plot(rows, path):
-    """Error and Frechet distance against evaluations."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axis, key, label in zip(
-        figure.subplots(1, 2), ("error", "frechet"), ("error to 1,000 steps", "Frechet distance"), strict=True
-    ):
-        for number, name in enumerate(dict.fromkeys(row["solver"] for row in rows)):
-            points = [(row["evaluations"], row[key]) for row in rows if row["solver"] == name]
-            style = "-" if number < 10 else "--"
-            axis.plot(*zip(*points, strict=True), style, marker="o" if len(points) > 2 else "*", ms=4, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="evaluations", ylabel=label)
-        axis.set_xticks(COUNTS, labels=[str(n) for n in COUNTS])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+def find_schedule(sweep, rounds):
+    """The best schedule of 5 evaluations on noises of its own."""
+    x, cond = sweep.states(4, 40)
+    goal = reference(sweep.field, x, [START, END], cond, steps=200)[-1]
+    return schedules.search(
+        lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond),
+        grid_of(sweep.flow.path, 5),
+        rounds=rounds,
+    )[0][1]
+
+
+def plot(rows, floor, name):
+    """One column per family, its curves in colour over all others in grey."""
+    figure = Figure(figsize=(17, 7), layout="constrained")
+    axes = figure.subplots(2, len(FAMILIES), sharex=True, sharey="row")
+    for column, family in enumerate(FAMILIES):
+        for axis, key in zip(axes[:, column], ("error", "frechet"), strict=True):
+            for own in (False, True):
+                for solver in dict.fromkeys(row["solver"] for row in rows if (row["family"] == family) == own):
+                    points = [(r["evaluations"], r[key]) for r in rows if r["solver"] == solver and r[key] is not None]
+                    if points:
+                        style = {"label": solver, "marker": "o" if len(points) > 1 else "*", "ms": 4, "lw": 1.5}
+                        grey = {"color": "0.87", "lw": 0.8, "zorder": 0}
+                        axis.plot(*zip(*points, strict=True), **(style if own else grey))
+            axis.set(xscale="log", yscale="log")
+            axis.set_xticks(COUNTS, labels=[str(n) for n in COUNTS])
+            axis.minorticks_off()
+        axes[1, column].axhline(floor, color="0.5", lw=0.8, ls=":")
+        axes[0, column].set_title(family)
+        axes[1, column].set_xlabel("evaluations")
+        axes[1, column].legend(fontsize=8, loc="upper right")
+    axes[0, 0].set_ylabel("distance to the reference")
+    axes[1, 0].set_ylabel("Frechet distance")
+    path = RESULTS.parent.parent / "docs" / "figures" / f"fast_solvers_{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
