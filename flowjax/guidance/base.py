@@ -37,6 +37,38 @@ class Rule(abc.ABC):
         return None
 
 
+class Wrapper(Rule):
+    """A rule around a rule: everything is the inner rule's unless it says otherwise.
+
+    Attributes:
+        rule: the inner rule.
+    """
+
+    rule: Rule
+
+    @property
+    def space(self) -> str:
+        """The inner rule's."""
+        return self.rule.space
+
+    @property
+    def stateless(self) -> bool:
+        """The inner rule's."""
+        return self.rule.stateless
+
+    def init(self, x: Array) -> Any:
+        """The inner rule's state."""
+        return self.rule.init(x)
+
+    def active(self, t: Any) -> Any:
+        """Where the inner rule is."""
+        return self.rule.active(t)
+
+    def report(self, state: Any) -> Any:
+        """The inner rule's."""
+        return self.rule.report(state)
+
+
 def norm(x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
     """Euclidean norm over all axes but the first, kept as axes of length 1, in single precision; gradient 0 at 0."""
     square = inner(x, x)

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree, static
-from flowjax.guidance.base import Rule
+from flowjax.guidance.base import Rule, Wrapper
 
 
 @pytree
-class Channels(Rule):
+class Channels(Wrapper):
     """Leaves the conditional prediction in all but the first channels.
 
     Args:
@@ -32,31 +32,9 @@ class Channels(Rule):
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
 
-    @property
-    def space(self) -> str:
-        """The inner rule's."""
-        return self.rule.space
-
-    @property
-    def stateless(self) -> bool:
-        """The inner rule's."""
-        return self.rule.stateless
-
-    def init(self, x: Array) -> Any:
-        """The inner rule's state."""
-        return self.rule.init(x)
-
-    def active(self, t: Any) -> Any:
-        """Where the inner rule is."""
-        return self.rule.active(t)
-
     def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
         """The inner rule sees all channels; its result is used in the first ones."""
         if c.shape[-1] <= self.count:
             raise ValueError(f"the state has {c.shape[-1]} channels: with count={self.count} use the inner rule alone")
         guided, state = self.rule.combine(t, c, u, state)
         return jnp.concatenate([guided[..., : self.count], c[..., self.count :]], axis=-1), state
-
-    def report(self, state: Any) -> Any:
-        """The inner rule's."""
-        return self.rule.report(state)

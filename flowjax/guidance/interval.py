@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree
-from flowjax.guidance.base import Rule
+from flowjax.guidance.base import Rule, Wrapper
 from flowjax.paths.base import expand
 
 
 @pytree
-class Interval(Rule):
+class Interval(Wrapper):
     """Applies a rule for start <= t < end; outside, the conditional prediction at the cost of one evaluation.
 
     Args:
@@ -24,20 +24,6 @@ class Interval(Rule):
     start: Any = 0.0
     end: Any = 1.0
 
-    @property
-    def space(self) -> str:
-        """The inner rule's."""
-        return self.rule.space
-
-    @property
-    def stateless(self) -> bool:
-        """The inner rule's."""
-        return self.rule.stateless
-
-    def init(self, x: Array) -> Any:
-        """The inner rule's state."""
-        return self.rule.init(x)
-
     def _inside(self, t: Any) -> Any:
         return (jnp.asarray(t) >= self.start) & (jnp.asarray(t) < self.end)
 
@@ -49,7 +35,3 @@ class Interval(Rule):
         """The inner rule for the samples inside, c for the others."""
         value, state = self.rule.combine(t, c, u, state)
         return jnp.where(expand(self._inside(t), c).astype(bool), value, c), state
-
-    def report(self, state: Any) -> Any:
-        """The inner rule's."""
-        return self.rule.report(state)

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree
-from flowjax.guidance.base import Rule
+from flowjax.guidance.base import Rule, Wrapper
 from flowjax.paths.base import divide, expand
 
 
 @pytree
-class Rescaled(Rule):
+class Rescaled(Wrapper):
     """Takes the spread of a guided prediction back towards that of the conditional one.
 
     Args:
@@ -31,19 +31,6 @@ class Rescaled(Rule):
         """The inner rule's, or the velocity."""
         return "velocity" if self.rule.space == "any" else self.rule.space
 
-    @property
-    def stateless(self) -> bool:
-        """The inner rule's."""
-        return self.rule.stateless
-
-    def init(self, x: Array) -> Any:
-        """The inner rule's state."""
-        return self.rule.init(x)
-
-    def active(self, t: Any) -> Any:
-        """Where the inner rule is."""
-        return self.rule.active(t)
-
     def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
         """Phi (std(c)/std(v0)) v0 + (1 - phi) v0."""
         guided, state = self.rule.combine(t, c, u, state)
@@ -51,7 +38,3 @@ class Rescaled(Rule):
         ratio = divide(*(jnp.std(v.astype(jnp.float32), axis=axes, keepdims=True) for v in (c, guided)))
         phi = expand(self.phi, c)
         return phi * ratio.astype(c.dtype) * guided + (1 - phi) * guided, state
-
-    def report(self, state: Any) -> Any:
-        """The inner rule's."""
-        return self.rule.report(state)
