@@ -22,6 +22,7 @@ from flowjax.data import Source
 from flowjax.evaluation.classifier import train_classifier
 
 _BLOCK = 500
+SMALL = 2**18  # numbers in a data set that a support vector machine learns in seconds
 _STANDARD = 5000  # examples whose activations are standardised
 
 
@@ -199,7 +200,7 @@ def default_extractor(source: Source, seed: int = 0) -> Extractor:
     source = source.take(20_000, seed)
     x, cond, classes = np.asarray(source.x), source.cond, source.num_classes
     if cond is not None and classes is not None:
-        if x.size <= 2**18 and np.bincount(cond, minlength=classes).min() > 1 < classes:
+        if x.size <= SMALL and np.bincount(cond, minlength=classes).min() > 1 < classes:
             return train_classifier(x, cond, classes, seed)
         if classes > 1:
             return train_network(x, cond, classes, seed=seed)

@@ -8,7 +8,7 @@ from rich.table import Table
 from sklearn.neighbors import NearestNeighbors
 
 from flowjax.evaluation.classifier import Classifier
-from flowjax.evaluation.extractors import Extractor
+from flowjax.evaluation.extractors import Extractor, ImageClassifier
 from flowjax.evaluation.frechet import frechet_distance
 from flowjax.evaluation.kernel import kernel_distance
 from flowjax.evaluation.manifold import manifold_report
@@ -38,7 +38,7 @@ def nearest_distances(
 
 
 def class_report(
-    classifier: Classifier,
+    classifier: Classifier | ImageClassifier,
     x: Num[np.ndarray, "N ..."],
     cond: Int[np.ndarray, " N"],
     real_x: Num[np.ndarray, "M ..."],

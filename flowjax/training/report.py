@@ -14,12 +14,14 @@ from flowjax import data, times
 from flowjax.evaluation import (
     Classifier,
     Extractor,
+    ImageClassifier,
     class_report,
     default_extractor,
     frechet_distance,
     pictures,
     train_classifier,
 )
+from flowjax.evaluation.extractors import SMALL
 from flowjax.flow import Flow
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, Samples
@@ -60,13 +62,15 @@ def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, "
 
 
 def make_judge(source: data.Source) -> Extractor:
-    """What samples are measured by: a classifier of the first 10,000 examples, or the features of data without classes.
+    """What samples are measured by: a classifier of the data, or features of data without classes.
 
-    Trained from the data, so that every process of a run has the same.
+    A support vector machine of the first 10,000 examples, for many or large images a convolutional network. Trained
+    from the data, so that every process of a run has the same.
     """
-    if source.cond is None or source.num_classes is None:
-        return default_extractor(source)
     rows = np.arange(min(len(source.x), 10_000))
+    large = len(source.x.shape) == 4 and source.x[rows].size > SMALL
+    if source.cond is None or source.num_classes is None or large:
+        return default_extractor(source)
     return train_classifier(source.x[rows], source.cond[rows], source.num_classes)
 
 
@@ -97,7 +101,7 @@ def measure(
     seconds = time.perf_counter() - clock
     rows = np.arange(min(len(source.x), 10_000))
     real = source.x[rows]
-    if isinstance(judge, Classifier) and cond is not None and source.cond is not None:
+    if isinstance(judge, Classifier | ImageClassifier) and cond is not None and source.cond is not None:
         numbers = class_report(judge, samples.x, cond, real, source.cond[rows])
         numbers["classifier_accuracy"] = judge.accuracy
     else:
