@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
-            "data": {"name": "digits", "options": {}},
+            "data": {"name": "digits", "options": {}, "augment": {"flip": False, "crop": 0}},
             "network": {
                 "name": "DiT",
                 "options": {

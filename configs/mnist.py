@@ -1,6 +1,8 @@
 """Class-conditional MNIST, 28x28: a DiT with patch 4.
 
-Expected on 2 CPU cores, 10,000 images: loss near 0.21 after 1,350 of the 3,000 steps, 0.3 to 0.5 seconds a step.
+Expected on 2 CPU cores, 10,000 images: 92 % of 1,000 samples (10 Heun steps, 20 evaluations, guidance 1.5) recognised
+as the class asked for by a network that recognises 96 % of real images, spread 0.95 of the real one, no copies; loss
+near 0.17; 0.3 to 0.5 seconds a step. The averaged weights of that run are in `benchmarks/models/mnist`.
 
     python -m flowjax.train --config=mnist --config.data.options.folder=data/mnist --workdir=runs/mnist
     python -m flowjax.train --config=mnist:npz --config.data.options.path=mnist.npz --workdir=runs/mnist
@@ -23,7 +25,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
-            "data": {"name": "tfds", "options": {"folder": "data/mnist", "split": "train"}},
+            "data": {
+                "name": "tfds",
+                "options": {"folder": "data/mnist", "split": "train"},
+                "augment": {"flip": False, "crop": 0},
+            },
             "network": {
                 "name": "DiT",
                 "options": {
@@ -71,9 +77,9 @@ def get_config(argument: str = "") -> ConfigDict:
         }
     )
     if argument == "npz":
-        config.data = ConfigDict({"name": "npz", "options": {"path": "mnist.npz"}})
+        config.data.name, config.data.options = "npz", ConfigDict({"path": "mnist.npz"})
     if argument == "smoke":
-        config.data = ConfigDict({"name": "digits", "options": {}})
+        config.data.name, config.data.options = "digits", ConfigDict()
         config.network.options.update(image_shape=(8, 8, 1), patch=2, width=16, depth=1, heads=2)
         config.train.update(steps=2, batch=8, report_every=1, sample_every=1, checkpoint_every=1)
         config.sample.update(num=40, batch=40, steps=2)

@@ -45,6 +45,7 @@ from flowjax.training import (
     compile_step,
     create_state,
     ema,
+    local_part,
     make_mesh,
     make_step,
     put_batch,
@@ -196,8 +197,9 @@ def run(values: flags.FlagValues) -> None:
         optimizer, averages = make_optimizer(train), make_averages(train, objective)
         step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
         augment = data.Augment(**config.data.get("augment", {}))
-        batches = data.Batches(source, train.batch, config.seed, augment=augment)
-        batch = put_batch(batches.batch(0), mesh)
+        part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
+        batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
+        batch = put_batch(batches.batch(0), mesh, part)
         jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
         profile = Profile(values.profile, workdir / "profile")
     changed = _cli.check_frozen(config, workdir, values.allow_config_change)
@@ -252,7 +254,7 @@ def run(values: flags.FlagValues) -> None:
         stack.callback(stream.close)
         for done in range(start + 1, train.steps + 1):
             profile.before(done)
-            state, metrics = step(state, objective, put_batch(next(stream), mesh), train_key)
+            state, metrics = step(state, objective, put_batch(next(stream), mesh, part), train_key)
             profile.after(done, state)
             last, stop = done == train.steps, preemption.reached(done)
             if last or done % train.report_every == 0:

@@ -92,21 +92,56 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays (B, ...) of the global batch as device arrays, split along B.
+def _check(rows: int, mesh: Mesh) -> None:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise ValueError(f"a batch of {rows} cannot be split over {parts} devices")
 
-    Every process passes the same global batch and uploads the rows of its own devices only.
+
+def local_part(mesh: Mesh, batch: int) -> tuple[int, int]:
+    """Which part of a batch the devices of this process hold: part `index` of `count` equal ones.
+
+    It is (0, 1), the whole batch, where these rows are not one of equal parts.
+
+    Args:
+        mesh: From `make_mesh`.
+        batch: Rows of the global batch.
 
     Raises:
-        ValueError: The number of devices along `data` and `fsdp` does not divide B.
+        ValueError: The number of devices along `data` and `fsdp` does not divide them.
+    """
+    _check(batch, mesh)
+    found = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    spans = {where[0].indices(batch)[:2] for where in found if where}
+    first, rows = min(low for low, _ in spans), sum(high - low for low, high in spans)
+    if max(high for _, high in spans) - first != rows or batch % rows or first % rows:
+        return 0, 1
+    return first // rows, batch // rows
+
+
+def put_batch(batch: Any, mesh: Mesh, part: tuple[int, int] = (0, 1)) -> Any:
+    """Host arrays as device arrays of the global batch, split along their first axis.
+
+    Args:
+        batch: Pytree of arrays: the rows of the global batch that belong to `part`, by default all of them.
+        mesh: From `make_mesh`.
+        part: From `local_part`. Every process uploads the rows of its own devices only.
+
+    Raises:
+        ValueError: The number of devices along `data` and `fsdp` does not divide the rows of the global batch.
     """
     sharding = batch_sharding(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    index, count = part
 
-    def put(array):
+    def put(array: Any) -> Any:
         array = np.asarray(array)
-        if array.shape[0] % parts:
-            raise ValueError(f"a batch of {array.shape[0]} cannot be split over {parts} devices")
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        rows = len(array) * count
+        _check(rows, mesh)
+
+        def own(where: Any) -> np.ndarray:
+            low, high, _ = where[0].indices(rows)
+            return array[low - index * len(array) : high - index * len(array)]
+
+        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, own)
 
     return jax.tree.map(put, batch)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from flowjax.training.mesh import make_mesh, partition, put_batch
+from flowjax.training.mesh import local_part, make_mesh, partition, put_batch
 
 
 def test_rest_of_the_devices_go_to_data():
@@ -40,6 +40,12 @@ def test_batch_is_split_over_data_and_fsdp():
     assert placed["cond"] is None
 
 
+def test_a_single_process_holds_the_whole_batch():
+    assert local_part(make_mesh(fsdp=2, tensor=2), 16) == (0, 1)
+
+
 def test_batch_that_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match="batch of 12 cannot be split over 8"):
         put_batch(np.zeros(12), make_mesh())
+    with pytest.raises(ValueError, match="batch of 12 cannot be split over 8"):
+        local_part(make_mesh(), 12)
