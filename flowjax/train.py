@@ -5,10 +5,10 @@
     python -m flowjax.train --config=digits:smoke --workdir=runs/smoke
     python -m flowjax.train --config=clouds --workdir=runs/clouds
 
-The config is a Python file with `get_config(argument)`, or the bare name of one that comes with flowjax; any
-of its values can be overridden. Started again with the same config, an interrupted run resumes from its
-newest checkpoint and ends with the same parameters; a finished run says that it is complete. SIGTERM saves after the
-step under way and exits with 0. With --allow_config_change a run goes on with other values, for example more steps.
+The config is a Python file with `get_config(argument)`, or the bare name of one that comes with flowjax; any of its
+values can be overridden. Started again with the same config, an interrupted run resumes from its newest checkpoint and
+ends with the same parameters; a finished run says that it is complete. SIGTERM saves after the step under way and exits
+with 0. With --allow_config_change a run goes on with other values, for example more steps.
 
 The workdir receives config.json and recipe.json (what was asked for), metrics.jsonl (one line per report),
 checkpoints/ (the newest and the best), samples/ (pictures on the way, always from the same noise and labels, of the
@@ -20,7 +20,6 @@ import contextlib
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
@@ -148,16 +147,6 @@ def make_task(config: ConfigDict, source: data.Source, mesh: Mesh, key: Key[Arra
     )
 
 
-def make_averages(config: ConfigDict, objective: Any) -> dict[str, ema.Average]:
-    """The further averages: those of the config, and "target" for an objective with a `target_average`."""
-    laws: dict[str, Any] = {"Constant": ema.Constant, "Warmup": ema.Warmup, "Power": ema.Power}
-    averages: dict[str, ema.Average] = {
-        name: laws[_cli.choose("average", law.name, laws)](**law.options) for name, law in config.averages.items()
-    }
-    target = getattr(objective, "target_average", None)
-    return averages if target is None else {**averages, "target": target}
-
-
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW on the clipped gradient; the rate rises linearly, then falls to a hundredth as a cosine."""
     steps, warmup = config.steps, max(1, round(config.warmup * config.steps))
@@ -194,10 +183,10 @@ def run(values: flags.FlagValues) -> None:
         if train.best == "accuracy" and source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
         objective = task.objective
-        optimizer, averages = make_optimizer(train), make_averages(train, objective)
+        optimizer, averages = make_optimizer(train), ema.from_config(train.averages, objective)
         step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
-        augment = data.Augment(**config.data.get("augment", {}))
         part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
+        augment = data.Augment(**config.data.get("augment", {}))
         batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
         batch = put_batch(batches.batch(0), mesh, part)
         jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
@@ -223,8 +212,7 @@ def run(values: flags.FlagValues) -> None:
         loss = sum(losses) / len(losses) if losses else float(metrics["loss"])
         return score(train.best, {"loss": loss} if train.best == "loss" else task.assess(state.average))
 
-    # The loop. Data, noise and dropped labels are functions of (seed, step), so a resumed run repeats nothing
-    # else.
+    # The loop. Data, noise and dropped labels are functions of (seed, step).
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", train.keep))
         snapshots = stack.enter_context(Store(workdir / "snapshots")) if train.snapshot_every else None

@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flowjax._cli import choose
+
 
 def _check_decay(decay: float) -> None:
     """Raises ValueError outside [0, 1)."""
@@ -108,6 +110,24 @@ class Power:
 
 
 Average = Constant | Warmup | Power
+
+
+def from_config(laws: Any, objective: Any) -> dict[str, Average]:
+    """The averages of a run, and "target" for an objective with a `target_average`.
+
+    Args:
+        laws: `config.train.averages`: name -> {"name": "Constant", "Warmup" or "Power", "options": its arguments}.
+        objective: The training loss.
+
+    Raises:
+        UsageError: An unknown law.
+    """
+    known: dict[str, Any] = {law.__name__: law for law in (Constant, Warmup, Power)}
+    averages: dict[str, Average] = {
+        name: known[choose("average", law["name"], known)](**law["options"]) for name, law in laws.items()
+    }
+    target = getattr(objective, "target_average", None)
+    return averages if target is None else {**averages, "target": target}
 
 
 def move(average: Any, network: Any, weight: Float[Array, ""]) -> Any:
