@@ -87,12 +87,11 @@ class Twin(torch.nn.Module):
 
 @torch.no_grad()
 def sample(make, network, x, label):
-    """diffusers' loop. Its timesteps are 1000 (1 - t), and it calls noise minus data the flow."""
+    """diffusers' loop. It calls noise minus data the flow, and rounds its timesteps: t is 1 - sigma instead."""
     scheduler = make(**FLOW)
     scheduler.set_timesteps(STEPS)
-    for step in scheduler.timesteps:
-        t = (1 - step / 1000).expand(len(x))
-        x = scheduler.step(-network(x, t, label), step, x).prev_sample
+    for sigma, step in zip(scheduler.sigmas[:-1], scheduler.timesteps, strict=True):
+        x = scheduler.step(-network(x, (1 - sigma).expand(len(x)), label), step, x).prev_sample
     return x
 
 
