@@ -50,7 +50,7 @@ def test_two_points_in_one_dimension():
     again, _ = optimal_heights(
         key(), y, jnp.array([0.3, 0.7]), heights=heights, steps=600, batch=4096, rate=1e-4, threshold=0.0
     )
-    assert again == pytest.approx(heights, abs=2e-3)  # a fit that goes on from its result stays there
+    assert again == pytest.approx(heights, abs=0.01)  # a fit that goes on from its result stays there
 
 
 def test_uniform_source_on_a_line():
