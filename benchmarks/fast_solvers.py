@@ -1,12 +1,12 @@
 """Claim: below 10 evaluations the fast solvers beat Euler and Heun on trained models; calibrated ones lead at 5.
 
-    python benchmarks/fast_solvers.py --workdir=runs/digits
-    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=50 --rounds=4 --batch=16
+    python benchmarks/fast_solvers.py --workdir=runs/digits --times=quadratic
+    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --batch=16
 
 Error (root mean square distance to a 1,000-step solution from the same noise; none for stochastic solvers) and Frechet
 distance to the data at 4 to 20 evaluations, for every solver, with its calibration (statistics, ratios, a schedule
-searched for 5 evaluations) where it has one. Guided by the recipe's scale. All on the same quadratic times from 0.001
-to 0.999, but for those that name others; multistep solvers lower their order at the end. Also a picture. Not here:
+searched for 5 evaluations) where it has one. Guided by the recipe's scale. All on the same times from 0.001 to
+0.999, but for those that name others; multistep solvers lower their order at the end. Also a picture. Not here:
 solvers that choose their steps, whose evaluations cannot be fixed, and FlowTurbo's refiner steps, which need a trained
 refiner.
 """
@@ -49,7 +49,7 @@ FAMILIES = {
     },
     "DPM-Solver": {
         "dpm_solver++_2m": S.DPMSolver(lower_order_final=True),
-        "dpm_solver++_2m, uniform times": S.DPMSolver(lower_order_final=True),
+        "dpm_solver++_2m, other times": S.DPMSolver(lower_order_final=True),
         "dpm_solver++_3m": S.DPMSolver(order=3, lower_order_final=True),
         "dpm_solver++_2s": S.DPMSolver(scheme="singlestep"),
         "dpm_solver++_3s": S.DPMSolver(order=3, scheme="singlestep"),
@@ -58,12 +58,12 @@ FAMILIES = {
     },
     "UniPC, calibrated": {
         "unipc2": S.UniPC(order=2),
-        "unipc2, uniform times": S.UniPC(order=2),
+        "unipc2, other times": S.UniPC(order=2),
         "unipc3": S.UniPC(order=3),
-        "unipc3, uniform times": S.UniPC(order=3),
+        "unipc3, other times": S.UniPC(order=3),
         "unipc3 vary": S.UniPC(order=3, variant="vary"),
         "dc_solver": None,
-        "dc_solver, uniform times": None,
+        "dc_solver, other times": None,
         "dpm_solver_v3 2": None,
         "dpm_solver_v3 3": None,
         "searched schedule": None,
@@ -90,7 +90,7 @@ FAMILIES = {
 class Sweep:
     """One trained model, one set of noises, and the numbers found so far."""
 
-    def __init__(self, workdir, num, steps):
+    def __init__(self, workdir, num, steps, times):
         self.flow, self.recipe = fj.load(workdir)
         self.field = self.recipe.field(self.flow)
         self.source = data.load(self.recipe.data["name"], **self.recipe.data["options"])
@@ -99,11 +99,31 @@ class Sweep:
         self.x, self.cond = self.states(1, num)
         self.exact = reference(self.field, self.x, [START, END], self.cond, steps=steps)[-1]
         self.rows = []
+        self.times, self.other = times, {"uniform": "quadratic", "quadratic": "uniform"}[times]
 
     def states(self, seed, num):
         """Start states and balanced conditions."""
         x = self.flow.path.start(fj.noise(jax.random.key(seed), (num, *self.recipe.shape)), START)
         return x, jnp.asarray(self.recipe.balanced(num))
+
+    def grid(self, steps, name=""):
+        """The times a solver runs on: those of the sweep, unless its name ends in others."""
+        path = self.flow.path
+        low, high = (float(path.sigma(t) / path.alpha(t)) for t in (END, START))
+        grids = {
+            "quadratic": lambda: fj.times.quadratic(steps, START, END),
+            "uniform": lambda: fj.times.uniform(steps, START, END),
+            "log_snr": lambda: fj.times.log_snr(path, steps, START, END),
+            "karras": lambda: fj.times.karras(path, steps, start=START, end=END, sigma_min=low, sigma_max=high),
+        }
+        return grids[name.split(", ")[-1].removesuffix(" times") if name.endswith(" times") else self.times]()
+
+    def steps(self, solver, name, count):
+        """The number of steps that makes `count` evaluations, or None."""
+        for steps in range(1, count + 1):
+            if solver.bind(self.flow.path, self.grid(steps, name)).pattern.rows == count:
+                return steps
+        return None
 
     def frechet(self, x):
         """Frechet distance of samples to the data."""
@@ -124,42 +144,22 @@ class Sweep:
         print(*self.rows[-1].values(), flush=True)
 
 
-def grid_of(path, steps, name=""):
-    """The times a solver runs on: quadratic (smaller steps near the data) unless its name ends in others."""
-    low, high = (float(path.sigma(t) / path.alpha(t)) for t in (END, START))
-    grids = {
-        "quadratic": lambda: fj.times.quadratic(steps, START, END),
-        "uniform": lambda: fj.times.uniform(steps, START, END),
-        "log_snr": lambda: fj.times.log_snr(path, steps, START, END),
-        "karras": lambda: fj.times.karras(path, steps, start=START, end=END, sigma_min=low, sigma_max=high),
-    }
-    return grids[name.split(", ")[-1].removesuffix(" times") if name.endswith(" times") else "quadratic"]()
-
-
-def steps_for(name, solver, path, count):
-    """The number of steps that makes `count` evaluations, or None."""
-    for steps in range(1, count + 1):
-        if solver.bind(path, grid_of(path, steps, name)).pattern.rows == count:
-            return steps
-    return None
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
+    parser.add_argument("--times", choices=("uniform", "quadratic"), default="uniform", help="which suit the model")
     parser.add_argument("--num", type=int, default=100, help="samples")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the reference")
     parser.add_argument("--rounds", type=int, default=8, help="rounds of the schedule search")
     parser.add_argument("--batch", type=int, default=32, help="samples for the statistics")
     args = parser.parse_args()
-    sweep = Sweep(args.workdir, args.num, args.steps)
-    path, costs = sweep.flow.path, {}
+    sweep, costs = Sweep(args.workdir, args.num, args.steps, args.times), {}
 
     began = time.perf_counter()
     statistics = measure_statistics(sweep, args.batch)
     costs["seconds to measure the statistics of dpm_solver_v3"] = time.perf_counter() - began
     began = time.perf_counter()
-    ratios, uniform = find_ratios(sweep)
+    ratios, other = find_ratios(sweep)
     costs["seconds to search the ratios of dc_solver"] = time.perf_counter() - began
     began = time.perf_counter()
     best = find_schedule(sweep, args.rounds)
@@ -167,7 +167,7 @@ def main():
 
     for n in COUNTS:
         calibrated = {
-            **({"dc_solver, uniform times": S.DCSolver(order=3, ratios=uniform.tolist())} if n == 5 else {}),
+            **({"dc_solver, other times": S.DCSolver(order=3, ratios=other.tolist())} if n == 5 else {}),
             "dc_solver": S.DCSolver(order=3, ratios=ratios[n].tolist()),
             "dpm_solver_v3 2": S.DPMSolverV3(statistics=statistics, order=2),
             "dpm_solver_v3 3": S.DPMSolverV3(statistics=statistics, order=3),
@@ -181,17 +181,18 @@ def main():
                 if name.startswith("flowturbo"):
                     solver = S.FlowTurbo(blocks=f"H1P{n - 2}")
                 solver = solver or calibrated.get(name)
-                if solver is None:
-                    continue
-                steps = n - 1 if name.startswith("flowturbo") else steps_for(name, solver, path, n)
-                if steps is not None:
+                name = name.replace("other times", f"{sweep.other} times")
+                flowturbo = name.startswith("flowturbo")
+                steps = n - 1 if flowturbo else solver and sweep.steps(solver, name, n)
+                if steps:
                     dense = None if name.startswith("dpm_solver_v3") else 8
-                    sweep.add(family, name, solver, grid_of(path, steps, name), registers=dense)
+                    sweep.add(family, name, solver, sweep.grid(steps, name), registers=dense)
 
     name = Path(args.workdir).name
     numbers = {
         "model": name,
         "guidance": sweep.recipe.guidance,
+        "times": args.times,
         "samples": args.num,
         "steps of the reference": args.steps,
         "Frechet distance of the reference": sweep.frechet(sweep.exact),
@@ -219,17 +220,16 @@ def measure_statistics(sweep, batch):
 
 
 def find_ratios(sweep):
-    """Compensation ratios, searched on 10 samples, for the others by regression; and those of 5 uniform steps."""
+    """Compensation ratios, searched on 10 samples, for the others by regression; and for 5 other times."""
     x, cond = sweep.states(3, 10)
 
     def searched(n, name=""):
-        grid = grid_of(sweep.flow.path, n, name)
-        return compensation.search(sweep.field, S.DCSolver(order=3), x, grid, cond, iterations=20)
+        return compensation.search(sweep.field, S.DCSolver(order=3), x, sweep.grid(n, name), cond, iterations=20)
 
     found = {n: searched(n) for n in SEARCHED}
     coefficients = compensation.fit([(n, sweep.recipe.guidance, ratios) for n, ratios in found.items()])
     predicted = {n: compensation.predict(coefficients, n, sweep.recipe.guidance) for n in COUNTS}
-    return predicted | found, searched(5, "uniform times")
+    return predicted | found, searched(5, f"{sweep.other} times")
 
 
 def find_schedule(sweep, rounds):
@@ -238,7 +238,7 @@ def find_schedule(sweep, rounds):
     goal = reference(sweep.field, x, [START, END], cond, steps=200)[-1]
     return schedules.search(
         lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond),
-        grid_of(sweep.flow.path, 5),
+        sweep.grid(5),
         rounds=rounds,
     )[0][1]
 
