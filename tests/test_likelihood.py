@@ -56,6 +56,7 @@ def test_single_precision_and_vp():
         log_likelihood(fj.Flow(target.network(), path=VP()), x)
 
 
+@pytest.mark.slow
 def test_density_integrates_to_one_and_the_way_leads_back():
     target = Mixture.default(Linear())
     flow, grid = fj.Flow(target.network(), path=Linear()), jnp.linspace(-3, 3, 241)[:, None]

@@ -171,6 +171,7 @@ def load(workdir, **options):
     return jax.device_get(fj.load(workdir, **options)[0].network)
 
 
+@pytest.mark.slow
 def test_averages_snapshots_and_best(capsys, tmp_path, tiny):
     workdir = tmp_path / "run"
     code, _, err = run(capsys, f"{tiny[0]}:averages", tiny[1])
@@ -282,6 +283,7 @@ def test_profile_leaves_a_trace(capsys, tmp_path, tiny):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_debug_stops_at_the_nan(capsys, tiny, monkeypatch):
     names = ("jax_debug_nans", "jax_debug_key_reuse", "jax_numpy_rank_promotion", "jax_enable_compilation_cache")
     before = {name: jax.config.values[name] for name in names}

@@ -45,6 +45,7 @@ def test_gaussian_data(name):
     assert relative(end, exact) < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vp", "ve"))])
 def test_first_order_steps_gain_on_the_mixture(name):
     path = PATHS[name]

@@ -116,6 +116,7 @@ def run_search(rounds, **options):
     return found, best
 
 
+@pytest.mark.slow
 def test_search_finds_a_planted_optimum():
     found, best = run_search(6)
     assert [done for done, _ in best] == [16, 32, 48, 64, 80, 96]

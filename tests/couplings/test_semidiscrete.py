@@ -114,6 +114,7 @@ def test_angles_and_their_threshold():
     assert np.array_equal(rescaled(jnp.ones((3, 1))), np.zeros((3, 1)))
 
 
+@pytest.mark.slow
 def test_mixing_stays_between_accepted_neighbours():
     found, x = some_map(n=20, shape=(2,)), fj.noise(key(), (64, 2))
     plain = np.asarray(found.start(x, 0.5))
@@ -133,6 +134,7 @@ def test_mixing_stays_between_accepted_neighbours():
     assert len(np.unique(found.start(x, 0.5, key=key(5), k=4), axis=0)) > len(np.unique(plain, axis=0))
 
 
+@pytest.mark.slow
 def test_the_two_ends_of_the_time():
     """At t* = 1 the targets are the data; at t* = 0 of the linear path they are a set of noises."""
     x1 = 5 + fj.noise(jax.random.key(1), (12, 2))
@@ -170,6 +172,7 @@ def test_no_start_lies_between_modes():
     assert np.mean(np.abs(std * np.asarray(z)) < middle) > np.mean(np.abs(start) < middle) + 0.05
 
 
+@pytest.mark.slow
 def test_one_map_per_class():
     x1, labels = two_modes()
     found = fitted(PATHS["vp"], x1, 0.8, labels, steps=600, batch=2048)

@@ -33,6 +33,7 @@ def test_predictions_are_those_of_the_other_path(trained, wanted, prediction):
         np.testing.assert_allclose(one[0], each[1], atol=1e-4 * (1 + np.abs(exact).max()))
 
 
+@pytest.mark.slow
 def test_ends():
     """From pure noise to pure data along straight lines, on a network of VP, whose ends lie elsewhere."""
     target = Mixture.default(VP())

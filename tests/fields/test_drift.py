@@ -96,6 +96,7 @@ def test_bridge_from_a_point_to_the_law_given_it():
     np.testing.assert_allclose(found, (mean, std**2), atol=0.005)
 
 
+@pytest.mark.slow
 def test_diffrax_takes_the_same_steps():
     """Euler of diffrax on `sde_terms` against the steps written out, with the increments of its Brownian motion."""
     path, eps, key = Linear(), 0.3, jax.random.key(0)

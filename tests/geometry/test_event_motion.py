@@ -140,6 +140,7 @@ def test_averaging_lines():
     assert medians[10] < medians[5] < medians[2]
 
 
+@pytest.mark.slow
 def test_ransac_survives_outliers():
     def both(key, bearings, t):
         robust, inliers = jax.vmap(lambda k, b, s: em.ransac(k, b, s, threshold=math.radians(0.3)))(

@@ -96,6 +96,7 @@ def test_invariances():
         np.testing.assert_array_equal(FPS(2.5 * x @ turn.T, 40), FPS(x, 40))
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
     rng = np.random.default_rng(2)
     x = jnp.asarray(rng.normal(size=(150, 3)), jnp.float32)
@@ -268,6 +269,7 @@ def test_batches_are_loops_and_spread_over_devices(on_eight_devices):
         np.testing.assert_allclose(moved[i], single(x[i])[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_corruptions():
     x = jax.vmap(lambda key: shapes.sample(key, jnp.int32(0), N, stretch=1))(jax.random.split(jax.random.key(0), 1))[0]
     radius = np.linalg.norm(x, axis=1)

@@ -22,6 +22,7 @@ def clouds(count=3, points=40):
     return jax.random.normal(jax.random.key(1), (count, points, 3))
 
 
+@pytest.mark.slow
 def test_order_and_padding_do_not_matter(network):
     x = clouds()
     mask, index = jnp.ones((3, 40)), jnp.broadcast_to(jnp.arange(10, dtype=jnp.int32), (3, 10))

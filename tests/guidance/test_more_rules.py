@@ -66,6 +66,7 @@ def test_raag_limits_and_invariances():
         RAAG(form="squared")
 
 
+@pytest.mark.slow
 def test_raag_does_not_commute_with_the_prediction_so_it_converts():
     path = fj.paths.Linear()
     target = Mixture.default(path)

@@ -97,6 +97,7 @@ def test_one_seed_gives_the_same_parameters_in_both_layouts():
     assert jax.tree.structure(loop.with_scan(False)) == jax.tree.structure(loop)
 
 
+@pytest.mark.slow
 def test_loop_scan_and_remat_have_the_same_values_and_gradients():
     network = filled(shapes())
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4, 1)), jnp.float32)

@@ -58,6 +58,7 @@ def test_exact_without_noise_by_both_methods(x64, model, m, n, p):
     np.testing.assert_allclose(along, np.prod(np.linalg.norm(vectors, axis=2), 0), rtol=1e-12)  # equal up to a scalar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", calibration.METHODS)
 @pytest.mark.parametrize(("model", "m", "n", "p"), EDGES)
 def test_recovery_up_to_the_count(x64, model, m, n, p, method):
@@ -140,6 +141,7 @@ def test_the_error_falls_by_a_decibel_per_decibel(x64):
     assert plain[2] == pytest.approx(spectral[2], abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "m", "n", "p"), [(10, 24, 6, 4), pytest.param(8, 64, 16, 8, marks=pytest.mark.slow)])
 def test_random_phases_are_better_served_by_the_spectral_method(x64, seeds, m, n, p):
     y, matrices, gains, signals = problem("diverse", m, n, p, seeds=seeds, phases=True)

@@ -117,6 +117,7 @@ def test_derivative_of_the_exponent(x64):
     assert float(jax.grad(exponent)(0.25)) == pytest.approx(float(numeric), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_and_single_precision(on_eight_devices):
     points = jax.random.uniform(jax.random.key(1), (8, 2), minval=0.1, maxval=0.9)
 
@@ -314,6 +315,7 @@ def test_tracks_do_not_depend_on_frame_order_or_place():
     assert np.mean(np.asarray(turned) == np.asarray(links)) > 0.98
 
 
+@pytest.mark.slow
 def test_track_batches_and_masks(on_eight_devices):
     batch = jnp.stack([small(key)[0] for key in range(8)])
     loop = jnp.stack([track(frames).links for frames in batch])

@@ -149,6 +149,7 @@ def test_best_is_kept_and_loaded(problem, tmp_path):
         restore_average(tmp_path, p.state.average, "first")
 
 
+@pytest.mark.slow
 def test_further_averages_and_reconstruction(problem, tmp_path):
     laws = {"a": Power(std=0.05), "b": Power(std=0.1), "c": Constant(decay=0.5)}
     p, states = saved(problem, tmp_path / "checkpoints", averages=laws)

@@ -51,6 +51,7 @@ def test_affine_fit(x64):
     assert np.abs(st.fit_motion(flow_of(matrix)).matrix - matrix).max() > 0.05
 
 
+@pytest.mark.slow
 def test_bad_flow_is_left_out_or_flagged(x64):
     flow, confidence = corrupted(jnp.float64)
     broken = jnp.where(confidence[..., None] > 0, flow, jnp.nan)
@@ -233,6 +234,7 @@ def test_stabilised_clip_is_the_view_of_the_smooth_camera(disc):
     assert result.metrics.distortion > 0.999
 
 
+@pytest.mark.slow
 def test_wider_canvas_and_more_rounds():
     clip = clips.shaken(jax.random.key(1), 24, 40, 56)
     result = STABILIZE(clip.frames, clip.flows, clip.confidences, rounds=3, radius=6, margin=4)
@@ -242,6 +244,7 @@ def test_wider_canvas_and_more_rounds():
     assert psnr(result.frames, truth, result.seen > 0.5) > 26
 
 
+@pytest.mark.slow
 def test_no_shake_means_identity():
     clip = clips.shaken(jax.random.key(2), 12, 24, 32, shake=0.0, tilt=0.0, drift=0.5)
     result = STABILIZE(clip.frames, clip.flows, clip.confidences, radius=2)
@@ -250,6 +253,7 @@ def test_no_shake_means_identity():
     assert np.abs(result.frames - clip.frames).mean() < 2e-3
 
 
+@pytest.mark.slow
 def test_local_refinement_removes_what_the_global_motion_leaves():
     rng = np.random.default_rng(4)
     shake = np.cumsum(rng.normal(size=(20, 2)), 0)
