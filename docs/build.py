@@ -102,29 +102,67 @@ def flat(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def sweep(rows: list[Mapping[str, Any]]) -> str:
-    """Solvers against evaluations: error / Frechet distance."""
+    """Solvers against evaluations: error / Frechet distance, the smallest of each column in bold."""
     counts = sorted({row["evaluations"] for row in rows})
-    cells = {(row["solver"], row["evaluations"]): f"{row['error']:.3f} / {row['frechet']:.2f}" for row in rows}
+    best = {
+        (key, n): min(row[key] for row in rows if row["evaluations"] == n and row[key] is not None)
+        for key in ("error", "frechet")
+        for n in counts
+    }
+
+    def number(row: Mapping[str, Any], key: str, digits: int) -> str:
+        if row[key] is None:
+            return "-"
+        text = f"{row[key]:.{digits}f}"
+        return f"**{text}**" if row[key] == best[key, row["evaluations"]] else text
+
+    cells = {
+        (row["solver"], row["evaluations"]): f"{number(row, 'error', 3)} / {number(row, 'frechet', 2)}" for row in rows
+    }
     names = dict.fromkeys(row["solver"] for row in rows)
     return table(["solver", *map(str, counts)], ([name, *(cells.get((name, n), "") for n in counts)] for name in names))
+
+
+def stored() -> dict[str, Any]:
+    """All stored benchmarks by name."""
+    return {
+        file.stem: json.loads(file.read_text()) for file in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    }
+
+
+def sweeps() -> str:
+    """The sweep of solvers on each trained model."""
+    parts = []
+    for name, result in stored().items():
+        numbers = result["numbers"]
+        if "rows" in numbers:
+            steps, floor = numbers["steps of the reference"], numbers["Frechet distance of the reference"]
+            parts += [
+                f"### {numbers['model']}",
+                f"Error / Frechet distance, {numbers['samples']} samples, guidance {numbers['guidance']}. The "
+                f"reference of {steps:,} steps itself has a Frechet distance of {floor:.2f}.",
+                f"![Error and distance of all solvers](figures/{name.rsplit('-', 1)[0]}.png)",
+                sweep(numbers["rows"]),
+            ]
+    return "\n\n".join(parts)
 
 
 def results() -> str:
     """Every stored benchmark: its claim, its numbers, and where they were measured."""
     parts = []
-    for file in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        stored = json.loads(file.read_text())
-        versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
-        claim = stored["claim"].removeprefix("Claim: ")
-        part = [f"### {file.stem}", claim[0].upper() + claim[1:], table(["", ""], flat(stored["numbers"]).items())]
-        if "rows" in stored["numbers"]:
-            part += ["Error / Frechet distance at so many evaluations:", sweep(stored["numbers"]["rows"])]
-        parts += [*part, f"Measured on {stored['device']} at {stored['commit']}, {versions}."]
+    for name, result in stored().items():
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        claim = result["claim"].removeprefix("Claim: ")
+        parts += [f"### {name}", claim[0].upper() + claim[1:], table(["", ""], flat(result["numbers"]).items())]
+        if "rows" in result["numbers"]:
+            parts.append("The table of all solvers is in [Fast solvers on trained networks](fast_solvers.md).")
+        parts.append(f"Measured on {result['device']} at {result['commit']}, {versions}.")
     return "\n\n".join(parts)
 
 
 TABLES = {
     "results": results,
+    "sweeps": sweeps,
     "catalogue": overview,
     "solvers": solvers,
     "rules": lambda: others(catalogue.rules),
