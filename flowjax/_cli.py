@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import sys
+from asyncio.log import logger as asyncio_logger
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -141,11 +142,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
     report = afterwards = sys.unraisablehook
 
     def report_others(found: Any) -> None:
-        """Leaves out what TensorStore's other writes say after Orbax has closed their event loop."""
+        """Leaves out what the other writes of a checkpoint say when Orbax has closed their event loop."""
         if str(found.exc_value) != "Event loop is closed":
             report(found)
 
-    sys.unraisablehook = report_others
+    sys.unraisablehook, asyncio_logger.disabled = report_others, True  # it lists them all again
     try:
         yield
     except Exception as error:
@@ -163,7 +164,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 ) from error
         raise
     finally:
-        sys.unraisablehook = afterwards
+        sys.unraisablehook, asyncio_logger.disabled = afterwards, afterwards is report_others
 
 
 def use_debug_checks() -> None:

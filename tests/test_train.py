@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -260,17 +259,17 @@ def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
     assert "resumed after step 4" in out
 
 
-@pytest.fixture(params=[pytest.param(200, id="config", marks=pytest.mark.slow), pytest.param(20_000, id="checkpoint")])
-def full_disk(request):
-    """Called in a new process: a limit of the size of files fails writes as a full disk does, small or large ones."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (request.param, request.param))
-
-
-def test_full_disk_is_one_line(tmp_path, tiny, full_disk):
-    command = [sys.executable, "-m", "flowjax.train", *tiny, "--config.network.options.width=64"]
+@pytest.mark.parametrize("limit", [pytest.param(200, id="config", marks=pytest.mark.slow), 20_000])
+def test_full_disk_is_one_line(tmp_path, tiny, limit):
+    """A limit of the size of files makes writes fail as a full disk does, small or large ones."""
+    script = (
+        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "runpy.run_module('flowjax.train', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", script, *tiny, "--config.network.options.width=64"]
     # Or the limit would leave half an entry in the cache of compiled programs.
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_ENABLE_COMPILATION_CACHE="0")
-    done = subprocess.run(command, env=environment, preexec_fn=full_disk, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
     assert done.stderr.count("\n") == 1
