@@ -21,8 +21,6 @@ LINEAR = PATHS["linear"]
 WIDTH, DIM, STEPS = 64, 4, 5
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast")
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-
 
 @pytree
 class Network:
