@@ -570,7 +570,7 @@ class Solver(abc.ABC):
             raise ValueError(f"{type(self).__name__} made {steps} steps on a grid of {len(grid) - 1}")
         if registers is not None:
             stages = _joined(stages)
-            grid = np.append(grid, [grid[-1]] * (len(stages) + 1 - len(grid)))
+            grid = np.append(grid, [grid[-1]] * (len(stages) + 1 - len(grid)))[-len(stages) - 1 :]
         return _rows(stages, grid, registers, self.refiner)
 
 
@@ -664,9 +664,25 @@ def _asking_for_the_velocity(requests: Updates, path: Any) -> Updates:
 
 
 def _joined(stages: list[_Stage]) -> list[_Stage]:
-    """Stages without an evaluation become part of the one before."""
+    """Stages without an evaluation become part of the one before; what the leading ones define is spelled out."""
+    known: dict[int, Combination] = {}
+
+    def spelled(combination: Combination) -> Combination:
+        parts = (known.get(atom, Combination({atom: 1.0})) * c for atom, c in combination.terms.items())
+        return sum(parts, Combination({}))
+
+    while stages and stages[0].request is None and not stages[0].noises:
+        for atom, definition in stages[0].definitions.items():
+            known[atom] = spelled(definition)
+        stages = stages[1:]
     joined: list[_Stage] = []
     for stage in stages:
+        if known:
+            stage.definitions = {atom: spelled(definition) for atom, definition in stage.definitions.items()}
+            if stage.request is not None:
+                inputs = {"x": stage.request.x, "velocity": stage.request.velocity}
+                inputs = {name: spelled(value) for name, value in inputs.items() if value is not None}
+                stage.request = dataclasses.replace(stage.request, **inputs)
         if stage.request is None and joined and joined[-1].request is not None:
             joined[-1].definitions |= stage.definitions
             joined[-1].solution = stage.solution

@@ -321,6 +321,11 @@ def test_one_program_serves_all_methods_of_eight_evaluations():
     cases = [(method, grid) for method in methods]
     cases += [(method, grid[::2]) for method in (Heun(), Midpoint(), s.FlowTurbo(blocks="H4"))] + [(RK4(), grid[::4])]
     cases.append((s.EDMHeun(), grid[::2]))
+    decisions = (*(s.Decision(prediction=k, corrector=True) for k in ("data", "noise")), *[s.Decision(order=2)] * 7)
+    nine = fj.times.uniform(9, 0.1, 0.9)
+    for first in ("zero", "mean"):  # one step more, since the first output is guessed
+        guessed = s.USF(schedule=s.Schedule(times=tuple(nine.tolist()), decisions=decisions, first=first), mean=0.3)
+        cases.append((guessed, nine))
     ends = [fj.solve(flow, method, x, times, registers=8) for method, times in cases]
     assert all(int(end.evaluations) == 8 for end in ends)
     assert len(traces) == 1
@@ -700,3 +705,13 @@ def test_steps_without_evaluations_and_constants():
         )[0]
     )(jax.tree.map(jnp.asarray, bound), x)
     assert relative(scanned, expected[-1]) < 3e-6
+
+
+def test_padded_steps_without_evaluations_become_part_of_others():
+    """Then the pattern is that of any method with as many evaluations."""
+    solver, grid = Formula(function=_free_steps), fj.times.uniform(5)
+    padded, plain = solver.bind(LINEAR, grid, registers=4), Euler().bind(LINEAR, [0.0, 0.5, 1.0], registers=4)
+    assert padded.pattern == plain.pattern
+    assert [leaf.shape for leaf in jax.tree.leaves(padded)] == [leaf.shape for leaf in jax.tree.leaves(plain)]
+    expected = foreign_loop(solver.bind(LINEAR, grid), states(), answer)
+    assert relative(foreign_loop(padded, states(), answer), expected) < 1e-12
