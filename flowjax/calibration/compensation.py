@@ -95,7 +95,7 @@ def search(
                 answer = request.value
 
     def ratio_of(u: Array) -> Array:
-        return 1 + 0.5 * jnp.tanh(u - 1) if bound else u
+        return 1 + 0.5 * jnp.tanh(u) if bound else u
 
     for number in range(steps):
         if number >= done:
@@ -113,7 +113,7 @@ def search(
                     update, state = optimizer.update(slope, state, u)
                     return (optax.apply_updates(u, update), state), None
 
-                start = jnp.float32(1.0)
+                start = jnp.asarray(0.0 if bound else 1.0, float)  # a ratio of 1; the decay of AdamW acts on u
                 (u, _), _ = jax.lax.scan(iterate, (start, optimizer.init(start)), length=iterations)
                 return ratio_of(u)
 

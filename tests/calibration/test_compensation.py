@@ -1,4 +1,5 @@
-import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -51,15 +52,44 @@ def test_fit_recovers_a_known_cubic():
     assert compensation.predict(found, 12, 5.0)[2:] == pytest.approx(expected[2:], rel=1e-6)
 
 
-@functools.cache
-def searched(name, kind, **options):
-    """A flow, the grid, ten start states and the ratios found for them."""
+QUICK = ("stable-diffusion vp logSNR 5", "diffusers tanh 7")
+RECORDED = json.loads((pathlib.Path(__file__).parents[1] / "solvers" / "dc_solver_official.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in RECORDED["searches"]],
+)
+def test_recorded_searches_of_the_authors_programs(name):
+    """Not closer, because networks get their times in single precision.
+
+    The diffusers port compares the last two steps with the end of the run, so that its ratios there are other ones.
+    """
+    port, kind, *words = name.split()
+    known = RECORDED["searches"][name]
+    if port == "diffusers":
+        path, grid = PATHS["vp"], np.append(1 - np.array(known["timesteps"]) / 1000, 1 - 1e-3)
+        solver, options = DCSolver(order=2, disable_corrector=(0,)), {"iterations": 20, "bound": kind == "tanh"}
+    else:
+        path, ends = PATHS[kind], {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}[kind]
+        grid = log_snr(path, int(words[1]), *ends) if words[0] == "logSNR" else uniform(int(words[1]), *ends)
+        solver, options = DCSolver(order=3, variant="bh1"), {}
+    with jax.enable_x64(True):
+        flow = fj.Flow(Mixture.default(path).network("noise"), path=path, prediction="noise")
+        x = jnp.asarray(np.array(RECORDED["start"])[:, None])
+        found = compensation.search(flow, solver, x, grid, reference_steps=40 * (len(grid) - 1), **options)
+    compared = slice(len(grid) - 3 if port == "diffusers" else None)
+    assert found[compared] == pytest.approx(known["ratios"][compared], abs=2e-6)
+
+
+def searched(name, kind):
+    """The grid, ten start states and the ratios found for them."""
     path = PATHS[name]
     grid = uniform(5, 0.02, 0.98) if kind == "uniform" else log_snr(path, 5, 0.02, 0.98)
     flow = fj.Flow(Mixture.default(path).network("velocity"), path=path)
     x = start(path, grid, 0, 10)
     solver = DCSolver(order=3, variant="bh1")
-    ratios = compensation.search(flow, solver, jnp.asarray(x, jnp.float32), grid, reference_steps=200, **options)
+    ratios = compensation.search(flow, solver, jnp.asarray(x, jnp.float32), grid, reference_steps=200)
     return grid, x, ratios
 
 
@@ -96,12 +126,6 @@ def test_search_lowers_the_error(name, kind):
     assert losses(name, grid, x, ratios)[-1] < 0.95 * losses(name, grid, x, None)[-1]
     fresh = start(PATHS[name], grid, 1, 200)
     assert losses(name, grid, fresh, ratios)[-1] < losses(name, grid, fresh, None)[-1]
-
-
-def test_bounded_search_stays_near_one():
-    _, _, ratios = searched("vp", "uniform", bound=True)
-    assert np.all((ratios > 0.5) & (ratios < 1.5))
-    assert np.any(ratios != 1.0)
 
 
 def test_progress_and_iterations():

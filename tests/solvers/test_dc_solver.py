@@ -1,3 +1,6 @@
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +10,40 @@ from problem import PATHS, Problem, relative
 
 import flowjax as fj
 from flowjax.solvers import DCSolver, UniPC, run_on_arrays
-from flowjax.times import log_snr, uniform
+from flowjax.times import log_snr, quadratic, uniform
 
 N = 7
+RECORDED = json.loads((pathlib.Path(__file__).parent / "dc_solver_official.json").read_text())
+ENDS = {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}
+GRIDS = {
+    "logSNR": log_snr,
+    "time_uniform": lambda path, n, start, end: uniform(n, start, end),
+    "time_quadratic": lambda path, n, start, end: quadratic(n, start, end),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_recorded_runs_of_the_authors_programs(name):
+    port, *words = name.split()
+    recorded = RECORDED["runs"][name]
+    if port == "diffusers":
+        kind, (form, variant, order, steps, end, *on) = "vp", words
+        grid = np.append(1 - np.array(recorded["timesteps"]) / 1000, 1.0 if end == "zero" else ENDS["vp"][1])
+    else:
+        kind, form, variant, order, times, steps, *on = words
+        grid = GRIDS[times](PATHS[kind], int(steps), *ENDS[kind])
+    solver = DCSolver(
+        order=int(order),
+        variant=variant,
+        form=form,
+        lower_order_final="lower" in on,
+        disable_corrector=tuple(int(word.removeprefix("disable")) for word in on if word != "lower"),
+        ratios=RECORDED["ratios"][: int(steps)],
+    )
+    problem = Problem(PATHS[kind])
+    found = run_on_arrays(solver, problem.path, grid, np.array(RECORDED["start"])[:, None], problem)[-1]
+    assert relative(found[:, 0], recorded["x"]) < 1e-8
+    assert solver.bind(problem.path, grid).pattern.rows == recorded["evaluations"]
 
 
 @pytest.fixture(params=["vp", "linear", "ve"])

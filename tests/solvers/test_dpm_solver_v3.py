@@ -1,3 +1,7 @@
+import dataclasses
+import json
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -5,9 +9,48 @@ from problem import PATHS, Problem, relative
 
 import flowjax as fj
 from flowjax.solvers import DPMSolver, DPMSolverV3, Euler, Statistics, run_on_arrays
-from flowjax.times import log_snr, uniform
+from flowjax.times import log_snr, quadratic, uniform
 
 THREE = ["vp", "linear", "ve"]
+RECORDED = json.loads((pathlib.Path(__file__).parent / "dpm_solver_v3_official.json").read_text())
+ENDS = {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}
+GRIDS = {
+    "logSNR": log_snr,
+    "time_uniform": lambda path, n, start, end: uniform(n, start, end),
+    "time_quadratic": lambda path, n, start, end: quadratic(n, start, end),
+    # Of Karras et al., in sigma/alpha.
+    "edm": lambda path, n, start, end: path.time(
+        -7 * np.log(np.linspace(*np.exp(-path.lam(np.array([start, end])) / 7), n + 1))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_recorded_runs_of_the_authors_program(name):
+    """One sample of seven elements with curves of their own; times are moved to points of the curves, as there."""
+    kind, grid, steps, order, *on = name.split()
+    path, start = PATHS[kind], np.array(RECORDED["start"])
+    lam = np.linspace(*path.lam(np.array(ENDS[kind])), 241)
+    u = lam[:, None] + start / 5
+    solver = DPMSolverV3(
+        statistics=Statistics(lam=lam, l=1 / (1 + np.exp(-u)), s=-0.5 - 0.3 * np.tanh(u / 2), b=0.2 * np.sin(u)),
+        order=int(order),
+        corrector="corrector" in on,
+        p_pseudo="p_pseudo" in on,
+        c_pseudo="c_pseudo" in on,
+        lower_order_final="lower" in on,
+        half="noise" if "half" in on else None,
+    )
+    times = GRIDS[grid](path, int(steps), *ENDS[kind])
+    times = path.time(lam[np.round(240 * (path.lam(times) - lam[0]) / (lam[-1] - lam[0])).astype(int)])
+    problem = Problem(path)
+
+    def elements(request):
+        return problem(dataclasses.replace(request, x=request.x.T)).T
+
+    end = run_on_arrays(solver, path, times, start[None], elements)[-1]
+    assert relative(end[0], RECORDED["runs"][name]["x"]) < 1e-8
+    assert solver.bind(path, times).pattern.rows == RECORDED["runs"][name]["evaluations"]
 
 
 def statistics(path, s=0.0, l=0.0, b=0.0, points=1200, start=0.05, end=0.95):  # noqa: E741 - the paper's letter
