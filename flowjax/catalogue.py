@@ -178,6 +178,18 @@ solvers = {
         example=lambda: {"solver": _solvers.AdamsBashforth(order=2)},
     ),
     "ghvb": Entry(_solvers.GHVB, "momentum inside Adams-Bashforth", _MOMENTUM, order=2, evaluations=lambda n: n),
+    "splitting": Entry(
+        _solvers.Splitting,
+        "one method for the field, one with momentum for its guidance: order 1",
+        _arxiv(
+            "wizadwongsa2023accelerating",
+            "Wizadwongsa, S. and Suwajanakorn, S.",
+            "Accelerating Guided Diffusion Sampling with Splitting Numerical Methods",
+            2023,
+            "2301.11558",
+        ),
+        evaluations=lambda n: n,
+    ),
     "edm_heun": Entry(
         _solvers.EDMHeun,
         "EDM's sampler: Heun in sigma/alpha, optional churn",
@@ -436,6 +448,17 @@ fields = {
     ),
     "drift_plus_score": Entry(_fields.DriftPlusScore, "the drift of an SDE with any diffusion", _INTERPOLANTS),
     "interpolant_flow": Entry(_fields.InterpolantFlow, "a two-sided interpolant with its networks", _INTERPOLANTS),
+    "gradient": Entry(
+        _fields.Gradient,
+        "classifier guidance: the gradient of a log density",
+        _arxiv(
+            "dhariwal2021diffusion",
+            "Dhariwal, P. and Nichol, A.",
+            "Diffusion Models Beat GANs on Image Synthesis",
+            2021,
+            "2105.05233",
+        ),
+    ),
     "thresholded": Entry(
         _fields.Thresholded,
         "dynamic thresholding of the data prediction",

@@ -27,7 +27,7 @@ class Solution:
         network_calls: network rows per sample (a guided pair is two).
         trajectory: the states at all n + 1 times, (n + 1, B, ...), or None.
         report: what the field reports of each evaluation, stacked over evaluations, or None.
-        refiner_evaluations: evaluations of the solver's own second network, if it has one.
+        refiner_evaluations: evaluations of the solver's own second field (a refiner, a guidance), if it has one.
     """
 
     x: Float[Array, "batch ..."]
@@ -136,7 +136,7 @@ def _run(
     bound = jax.tree.map(jnp.asarray, bound)
     registers = bound.begin(x)
     fields = (field, bound.refiner)
-    memories = [f if f is None else f.init(registers[0], bound.grid) for f in fields]
+    memories = tuple(f if f is None else f.init(registers[0], bound.grid) for f in fields)
     step_of = jnp.asarray([0, *itertools.accumulate(map(int, pattern.completes))])
 
     def corrected(stage: Any, registers: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -147,39 +147,54 @@ def _run(
             new = jnp.where(jnp.asarray(pattern.completes)[stage], new, registers[0])
         return (new, *registers[1:])
 
-    def body(kind: int, carry: Any, row: Any) -> Any:
-        (registers, memory), (stage, line) = carry, row
+    def run(kind: int, carry: Any, row: Any) -> Any:
+        (registers, memories), (stage, line) = carry, row
+        if kind == FREE:
+            registers = bound.after(line, registers, jnp.zeros_like(registers[0]))
+            return corrected(stage, registers), memories
         # Parameters that do not change over the loop would be gathered from their shards once, ahead of it, and stay in
         # memory whole; tied to the state by a barrier they are gathered where they are used.
         own, registers = jax.lax.optimization_barrier((fields[kind], registers))
 
         def ask(t: Any, at: Array, extra: dict[str, Any]) -> Any:
-            return own.evaluate(t, at, cond, memory, to=pattern.to, **extra)
+            return own.evaluate(t, at, cond, memories[kind], to=pattern.to, **extra)
 
         noise = bound.draw(stage, registers[0], key, index)
         registers, memory = bound.run(kind, ask, line, registers, noise)
-        registers = corrected(stage, registers)
-        return (registers, memory), (registers[0] if trajectory else None, own.report(memory))
+        return corrected(stage, registers), (*memories[:kind], memory, *memories[kind + 1 :])
 
-    states, reports, first = [registers[0][None]], [], 0
-    for kind, group in itertools.groupby(pattern.kinds):
-        stop = first + len(list(group))
-        if kind == FREE:
-            for stage in range(first, stop):
-                free = bound.after(bound.line(stage), registers, jnp.zeros_like(registers[0]))
-                registers = corrected(stage, free)
-                states.append(registers[0][None])
+    def scan(kinds: tuple[int, ...], carry: Any, first: int) -> Any:
+        """Runs stages of one kind, or of several that take turns."""
+        used = sorted(set(kinds))
+
+        def body(carry: Any, row: Any) -> Any:
+            number, *row = row
+            branches = [functools.partial(run, kind) for kind in used]
+            carry = branches[0](carry, row) if len(used) == 1 else jax.lax.switch(number, branches, carry, row)
+            return carry, (carry[0][0] if trajectory else None, field.report(carry[1][0]))
+
+        stages = slice(first, first + len(kinds))
+        numbers = jnp.asarray([used.index(kind) for kind in kinds])
+        rows = (numbers, jnp.arange(stages.start, stages.stop), bound.line(stages))
+        return jax.lax.scan(jax.checkpoint(body) if checkpoint else body, carry, rows)
+
+    groups = [tuple(group) for _, group in itertools.groupby(pattern.kinds)]
+    if len(groups) > 8:  # kinds that take turns: one loop, not a program that grows with the steps
+        groups = [pattern.kinds]
+    carry, states, reports, first = (registers, memories), [registers[0][None]], [], 0
+    for kinds in groups:
+        if set(kinds) == {FREE}:
+            for stage in range(first, first + len(kinds)):
+                carry = run(FREE, carry, (stage, bound.line(stage)))
+                states.append(carry[0][0][None])
         else:
-            run = functools.partial(body, kind)
-            (registers, memories[kind]), (visited, report) = jax.lax.scan(
-                jax.checkpoint(run) if checkpoint else run,
-                (registers, memories[kind]),
-                (jnp.arange(first, stop), bound.line(slice(first, stop))),
-            )
+            carry, (visited, report) = scan(kinds, carry, first)
             if trajectory:
-                states.append(visited[np.flatnonzero(pattern.completes[first:stop])])
-            reports += [report] if kind == FIELD else []
-        first = stop
+                states.append(visited[np.flatnonzero(pattern.completes[first : first + len(kinds)])])
+            own = np.flatnonzero([kind == FIELD for kind in kinds])
+            reports += [jax.tree.map(lambda part, own=own: part[own], report)] if len(own) else []
+        first += len(kinds)
+    registers, memories = carry
     evaluations, network_calls = count(memories[0])
     return Solution(
         x=registers[0],

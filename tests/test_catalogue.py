@@ -25,6 +25,7 @@ SPECIAL = {  # what cannot be made from the example alone
     fields.Converted: lambda: fields.Converted(FLOW, path=fj.paths.Trig()),
     fields.DriftPlusScore: lambda: fields.DriftPlusScore(FLOW),
     fields.InterpolantFlow: lambda: fields.InterpolantFlow(lambda x, t, cond: x, path=fj.paths.Interpolant()),
+    fields.Gradient: lambda: fields.Gradient(lambda x, t, cond: x[:, 0], path=fj.paths.Linear()),
     fields.Thresholded: lambda: fields.Thresholded(FLOW),
     objectives.Interpolation: lambda: objectives.Interpolation(interpolant=fj.paths.Interpolant()),
     objectives.Coupled: lambda: objectives.Coupled(

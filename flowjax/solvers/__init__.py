@@ -22,6 +22,7 @@ from flowjax.solvers.nesterov import Nesterov
 from flowjax.solvers.rk4 import RK4
 from flowjax.solvers.rows import Bound, Formula, Solver, StepTo, run_on_arrays
 from flowjax.solvers.sa_solver import SASolver
+from flowjax.solvers.splitting import Splitting
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.stochastic_heun import StochasticHeun
 from flowjax.solvers.unipc import UniPC

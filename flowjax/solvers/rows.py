@@ -97,7 +97,7 @@ def evaluate(
         to: prediction asked for; the same in all requests of one method.
         end: end of the span for networks that take `end=` (flow maps).
         velocity: a combination passed to the network as `velocity=` (refiners).
-        refiner: ask the solver's own second field (`solver.refiner`) instead of the main one.
+        refiner: ask the solver's own second field (`solver.refiner`: a refiner, a guidance) instead of the main one.
     """
     return Evaluate(t=t, x=x, to=to, end=end, velocity=velocity, refiner=refiner)
 
@@ -349,8 +349,12 @@ class Bound(diffrax.AbstractSolver):
         return self.at(self.line(self._stage(row)), registers, noise)
 
     def velocity(self, row: Any, registers: Registers) -> Any:
-        """What row `row` passes to a refiner as `velocity=`."""
-        return self._combine(self.pattern.velocity, self.line(self._stage(row)), registers)
+        """What row `row` passes to a refiner as `velocity=`, or None."""
+        return (
+            None
+            if self.pattern.velocity is None
+            else self._combine(self.pattern.velocity, self.line(self._stage(row)), registers)
+        )
 
     def advance(self, row: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
         """The registers after a row, given the network's value there; register 0 is the solution."""
@@ -412,7 +416,7 @@ class Bound(diffrax.AbstractSolver):
         """Runs a stage of this kind: `ask(t, x, extra)` answers (value, memory); returns (registers, memory)."""
         t, x = self.at(line, registers, noise)
         extra = {} if line.end is None else {"end": line.end}
-        if kind == REFINER:
+        if kind == REFINER and self.pattern.velocity is not None:
             extra["velocity"] = self._combine(self.pattern.velocity, line, registers)
         value, memory = ask(t, x, extra)
         return self.after(line, registers, value, noise), memory
@@ -445,13 +449,16 @@ class Bound(diffrax.AbstractSolver):
         """Raises ValueError if this method and this field do not go together."""
         if isinstance(self.times, jax.core.Tracer):
             return
-        times = np.asarray(self.times)[np.asarray(self.pattern.kinds) == FIELD].tolist()
+        kinds = np.asarray(self.pattern.kinds)
+        times = np.asarray(self.times)[kinds == FIELD].tolist()
         if field.one_evaluation_per_step and times != np.asarray(self.grid)[:-1].tolist():
             raise ValueError(
                 f"{type(field).__name__} needs a solver with one evaluation per step, at its start (Euler, DDIM, "
                 f"DPMSolver, ...); this one makes {self.pattern.rows} evaluations in {len(self.grid) - 1} steps"
             )
         field.check(times, self.pattern.to)
+        if self.refiner is not None:
+            self.refiner.check(np.asarray(self.times)[kinds == REFINER].tolist(), self.pattern.to)
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
         """The number of the next step, the registers but the first, and the memories of the field and the refiner."""
@@ -647,6 +654,11 @@ def _asking_for_the_velocity(requests: Updates, path: Any) -> Updates:
             return
         if isinstance(request, Evaluate) and request.to in ("data", "noise"):
             t = request.t
+            if request.refiner:
+                raise ValueError(
+                    "padded rows (registers=) ask for the velocity, from which a second field's "
+                    f"{request.to} cannot be made: use methods of the velocity form, or leave registers out"
+                )
             if not path.has_velocity(t):
                 raise ValueError(
                     f"padded rows (registers=) ask for the velocity, which is infinite at t = {t:g}: move that end of "
