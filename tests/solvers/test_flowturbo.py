@@ -115,15 +115,17 @@ def test_counts(blocks, evaluations, refiner):
     assert (len(asked) - sum(asked), sum(asked)) == (evaluations, refiner)
 
 
-def test_compiled_with_a_refiner_network():
-    """The refiner gets the cached velocity, and its calls are counted apart."""
+@pytest.mark.parametrize(("blocks", "evaluations", "refiner"), [("H1P2R2", 4, 4), ("H1" + "R1P1" * 5, 7, 10)])
+def test_compiled_with_a_refiner_network(blocks, evaluations, refiner):
+    """The refiner gets the cached velocity, and its calls are counted apart, in blocks or taking turns."""
+    counts, n = (evaluations, refiner), len(FlowTurbo(blocks=blocks, refiner=NO_REFINER).kinds)
     refiner = fj.Flow(lambda x, t, cond=None, velocity=None: 0.1 * velocity - 0.2 * x, path=LINEAR)
     flow = fj.Flow(lambda x, t, cond=None: jnp.sin(x) + t[:, None], path=LINEAR)
-    solver = FlowTurbo(blocks="H1P2R2", refiner=refiner)
-    result = fj.solve(flow, solver, jnp.asarray(START, jnp.float32), uniform(5), trajectory=True)
+    solver = FlowTurbo(blocks=blocks, refiner=refiner)
+    result = fj.solve(flow, solver, jnp.asarray(START, jnp.float32), uniform(n), trajectory=True)
     network = lambda r: 0.1 * r.velocity - 0.2 * r.x if r.refiner else np.sin(r.x) + r.t  # noqa: E731
-    assert relative(result.trajectory, np.stack(run_on_arrays(solver, LINEAR, uniform(5), START, network))) < 1e-5
-    assert (int(result.evaluations), int(result.refiner_evaluations)) == (4, 4)
+    assert relative(result.trajectory, np.stack(run_on_arrays(solver, LINEAR, uniform(n), START, network))) < 1e-5
+    assert (int(result.evaluations), int(result.refiner_evaluations)) == counts
 
 
 def test_guided_refiner_of_scale_one_is_the_conditional_one():
