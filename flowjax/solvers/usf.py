@@ -90,7 +90,8 @@ class Schedule:
     Attributes:
         times: the grid, n + 1 values.
         decisions: one per step; the last is never corrected.
-        first: "network", or a guess that saves the first evaluation: "zero" (e = x/sigma, that is m = 0) or "mean".
+        first: "network", or a guess that saves the first evaluation: "zero" (m = 0, so e = x/sigma; the authors' code
+            has e = x, which needs sigma = 1) or "mean".
 
     Raises:
         ValueError: numbers that do not fit, or a step that needs points which are not there yet.

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,43 @@ from flowjax.solvers.usf import Decision, Schedule, baselines
 from flowjax.times import log_snr, uniform
 
 THREE = ["vp", "linear", "ve"]
+RECORDED = json.loads((pathlib.Path(__file__).parent / "usf_official.json").read_text())
+# Paths, ends of the statistics, scale of the start.
+RANGES = {
+    "vp": (PATHS["vp"], (0.0, 1 - 1e-4), 1),
+    "linear": (PATHS["linear"], (0.02, 0.995), 1),
+    "ve": (fj.paths.VE(sigma_min=0.002, sigma_max=80.0), (0.0, 1.0), 80),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED["runs"])
+def test_recorded_runs_of_the_authors_program(name):
+    """Published solvers, schedules of all ingredients, and released ones.
+
+    On vp their own guess of a zero first output is e = x, where sigma is 1 up to 2e-5: m is 0.003 x then, not 0.
+    """
+    recorded = RECORDED["runs"][name]
+    path, ends, scale = RANGES[recorded["path"]]
+    lam = np.linspace(*path.lam(np.array(ends)), 481)
+    statistics = Statistics(lam=lam, l=1 / (1 + np.exp(-lam)), s=-0.5 - 0.3 * np.tanh(lam / 2), b=0.2 * np.sin(lam))
+    grid = path.time(lam[recorded["points"]])
+    solver = USF(
+        schedule=Schedule(
+            times=tuple(map(float, grid)),
+            decisions=tuple(
+                Decision(**{key: tuple(v) if isinstance(v, list) else v for key, v in decision.items()})
+                for decision in recorded["decisions"]
+            ),
+            first=recorded.get("first", "network"),
+        ),
+        statistics=statistics,
+        mean=0.215,
+    )
+    x = scale * np.array(RECORDED["start"])[:, None]
+    end = run_on_arrays(solver, path, grid, x, Problem(path))[-1][:, 0]
+    assert relative(end, recorded["x"]) < 1e-8
+    assert relative(end, recorded.get("x of their guess", recorded["x"])) < 1e-3
+    assert solver.bind(path, grid).pattern.rows == solver.schedule.evaluations == recorded["evaluations"]
 
 
 def ends(problem, grid, *solvers):
