@@ -162,7 +162,7 @@ def main():
     ratios, other = find_ratios(sweep)
     costs["seconds to search the ratios of dc_solver"] = time.perf_counter() - began
     began = time.perf_counter()
-    best = find_schedule(sweep, args.rounds)
+    best, mean = find_schedule(sweep, args.rounds)
     costs["seconds to search the schedule for 5 evaluations"] = time.perf_counter() - began
 
     for n in COUNTS:
@@ -175,8 +175,8 @@ def main():
         for family, members in FAMILIES.items():
             for name, solver in members.items():
                 if name == "searched schedule":
-                    if n == len(best.decisions):
-                        sweep.add(family, name, S.USF(schedule=best), best.times)
+                    if n == best.evaluations:
+                        sweep.add(family, name, S.USF(schedule=best, mean=mean), best.times)
                     continue
                 if name.startswith("flowturbo"):
                     solver = S.FlowTurbo(blocks=f"H1P{n - 2}")
@@ -233,14 +233,17 @@ def find_ratios(sweep):
 
 
 def find_schedule(sweep, rounds):
-    """The best schedule of 5 evaluations on noises of its own."""
+    """The best schedule of 5 evaluations on noises of its own, and the mean of the data that it may start from."""
     x, cond = sweep.states(4, 40)
     goal = reference(sweep.field, x, [START, END], cond, steps=200)[-1]
-    return schedules.search(
-        lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond),
-        sweep.grid(5),
+    mean = float(sweep.source.normalize(np.asarray(sweep.source.take(2000).x, np.float64)).mean())
+    found = schedules.search(
+        lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond, mean=mean),
+        [sweep.grid(5, f"{name} times") for name in ("uniform", "quadratic")],
         rounds=rounds,
-    )[0][1]
+        firsts=schedules.FIRSTS,
+    )
+    return found[0][1], mean
 
 
 def plot(rows, floor, name):

@@ -6,11 +6,11 @@
     python -m flowjax.calibrate transport --workdir=runs/digits --start=0.5
 
 ems: the statistics of DPM-Solver-v3, from the training data, for any number of steps. compensation: the ratios of
-DC-Solver for one number of steps. schedule: a solver searched for one number of steps. transport: the map of DPM-OT
-from noise to training samples noised to --start, where sampling then begins (needs ott-jax). The result goes to
-calibration/ in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample with
-`flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again (a map begins anew),
-and a finished one says that it exists.
+DC-Solver for one number of steps. schedule: a solver searched for one number of evaluations (--steps). transport: the
+map of DPM-OT from noise to training samples noised to --start, where sampling then begins (needs ott-jax). The result
+goes to calibration/ in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample
+with `flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again (a map begins
+anew), and a finished one says that it exists.
 """
 
 import json
@@ -41,7 +41,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     what = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else None
     flags.DEFINE_string("what", what, f"Same as the argument: {', '.join(KINDS)}.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
-    flags.DEFINE_integer("steps", 5, "Solver steps (compensation, schedule).", flag_values=values)
+    flags.DEFINE_integer("steps", 5, "Solver steps (compensation) or evaluations (schedule).", flag_values=values)
     flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
     text = "First sampling time: 0.5 for transport, 1e-3 for the others."
     flags.DEFINE_float("start", None, text, flag_values=values)
@@ -115,8 +115,10 @@ def main(values: flags.FlagValues) -> None:
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
+        if values.what != "compensation":
+            source = data.load(recipe.data["name"], **recipe.data["options"])
         if values.what in ("ems", "transport"):
-            batches = data.Batches(data.load(recipe.data["name"], **recipe.data["options"]), num, values.seed)
+            batches = data.Batches(source, num, values.seed)
 
         if values.what == "transport":
             drawn = batches.batch(0)
@@ -163,22 +165,26 @@ def main(values: flags.FlagValues) -> None:
             else:
                 target = reference.reference(field, x, grid, cond)[-1]
                 total = values.rounds * 32
+                some = np.asarray(source.take(10_000).x, np.float64)  # enough for one number
+                mean = round(float(source.normalize(some).mean()), 6)
 
                 def searched(done: int, best: float) -> None:
                     bar.update(task, completed=done, total=total, description=f"best mean squared error {best:.3g}")
 
                 known = schedules.search(
-                    lambda candidates: schedules.errors(field, candidates, x, target, cond),
-                    grid,
+                    lambda candidates: schedules.errors(field, candidates, x, target, cond, mean=mean),
+                    [grid, times.quadratic(values.steps, first, values.end)],
                     rounds=values.rounds,
+                    firsts=schedules.FIRSTS,
                     seed=values.seed,
                     results=file.with_suffix(".jsonl"),
-                    record={name: value for name, value in belongs.items() if name != "rounds"},  # more may follow
+                    record={k: v for k, v in belongs.items() if k != "rounds"} | {"mean": mean},  # more may follow
                     progress=searched,
                 )
                 arrays = {
                     "schedule": np.array(json.dumps(schedules.to_json(known[0][1]))),
                     "error": np.array(known[0][0]),
+                    "mean": np.array(mean),
                 }
     store.save(file, arrays, belongs)
     print(f"{file} in {time.perf_counter() - began:.0f} s; use it with flowjax.sample --calibration={file}")

@@ -1,6 +1,7 @@
 """The calibrate main on an untrained run, its files, and sampling with them."""
 
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -13,8 +14,10 @@ from flowjax import _cli, calibrate
 from flowjax import sample as sample_main
 from flowjax import train as train_main
 from flowjax.calibration import store
+from flowjax.calibration.schedules import to_json
 from flowjax.calibration.use import calibrated, record
 from flowjax.recipe import load
+from flowjax.solvers import Decision, Schedule
 from flowjax.training import Checkpoints
 from flowjax.training.state import TrainState
 
@@ -87,6 +90,23 @@ def test_samples_start_where_a_map_says(capsys, tmp_path, workdir):
         calibrated(tmp_path / "map.npz", other, 1.0, 1)
 
 
+def test_a_schedule_may_start_from_the_mean_of_the_data(tmp_path, workdir):
+    """Its file brings the number; an old file without it, nor a choice of the first output, is read as it was meant."""
+    flow, _ = load(workdir)
+    steps = (Decision(), Decision(prediction="noise", order=2))
+    schedule = Schedule(times=(0.001, 0.4, 0.999), decisions=steps, first="mean")
+    belongs, values = record("schedule", flow, guidance=1.0, start=0.001, end=0.999, steps=1), to_json(schedule)
+    found = []
+    old_values = {name: value for name, value in values.items() if name != "first"}
+    for name, written, mean in (("new", values, {"mean": np.array(-0.25)}), ("old", old_values, {})):
+        store.save(tmp_path / f"{name}.npz", {"schedule": np.array(json.dumps(written)), **mean}, belongs)
+        found.append(calibrated(tmp_path / f"{name}.npz", flow, 1.0))
+        assert found[-1].times.tolist() == [0.001, 0.4, 0.999]
+    new, old = (each.solver for each in found)
+    assert (new.schedule, new.mean) == (schedule, -0.25)
+    assert old.schedule == dataclasses.replace(schedule, first="network")
+
+
 @pytest.mark.slow
 def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
     """With the warning that starts derive from the data; the schedule in two parts, as after an interruption."""
@@ -95,6 +115,11 @@ def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
         code, text, _ = run(capsys, calibrate, "transport", *common, "--num=60", "--start=0.6")
     assert code == 0
     map_file = text.split(" in ")[0].splitlines()[-1]
+    results = workdir / "calibration" / "schedule-g1-3steps.jsonl"
+    results.write_text('{"record": {}, "times": [0.001, 0.5, 0.999], "seed": 0, "population": 32}\n')
+    code, _, err = run(capsys, calibrate, "schedule", *common, "--steps=3", "--num=16", "--rounds=1")
+    assert (code, err.count("\n"), "another search, remove it" in err) == (2, 1, True)
+    results.unlink()
     for rounds in (1, 2):
         code, text, _ = run(capsys, calibrate, "schedule", *common, "--steps=3", "--num=16", f"--rounds={rounds}")
         assert code == 0

@@ -1,9 +1,10 @@
 """S^3 (Liu et al., 2312.07243): a search for solver schedules, guided by a learned ranking.
 
-Candidates with the same number of evaluations are rows of one pattern, so a whole population is evaluated by one
-compiled, vmapped program. The search starts from the published solvers and their mutations. In each round a small
-recurrent network is trained on all results so far to rank schedules, evolution under its score proposes candidates, and
-the most promising are truly evaluated. Results are appended to a file, from which an interrupted search continues.
+Candidates with the same number of evaluations - as many steps, or one step more behind a guessed first output - are
+rows of one pattern, so a whole population is evaluated by one compiled, vmapped program. The search starts from the
+published solvers and their mutations. In each round a small recurrent network is trained on all results so far to rank
+schedules, evolution under its score proposes candidates, and the most promising are truly evaluated. Results are
+appended to a file, from which an interrupted search continues.
 """
 
 import dataclasses
@@ -23,9 +24,12 @@ from flowjax.flow import Field
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve
+from flowjax.times import check_times
 
 REGISTERS, REGISTERS_V3 = 12, 16  # enough for four points with two predictions each, with three
 KINDS = ("noise", "data", "v3")
+FIRSTS = ("network", "zero", "mean")
+FEATURES = 27  # of an encoded step
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -40,6 +44,7 @@ def errors(
     cond: Any = None,
     *,
     statistics: Statistics | None = None,
+    mean: float = 0.0,
 ) -> Float[np.ndarray, " schedules"]:
     """Mean squared distance to `target` of the final states of schedules with equally many evaluations.
 
@@ -50,9 +55,11 @@ def errors(
         target: what they should become, (B, ...).
         cond: their conditions.
         statistics: for candidates with "v3" steps: curves of numbers (mode "scalar"), as the program is shared.
+        mean: of the normalised data, a number, for candidates with first="mean".
     """
     registers = REGISTERS if statistics is None else REGISTERS_V3
-    bound = [USF(schedule=s, statistics=statistics).bind(field.path, s.times, registers=registers) for s in schedules]
+    solvers = [USF(schedule=s, statistics=statistics, mean=mean) for s in schedules]
+    bound = [solver.bind(field.path, solver.schedule.times, registers=registers) for solver in solvers]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *bound)
     return np.asarray(_errors(field, stacked, x, target, cond))
 
@@ -70,10 +77,33 @@ def _errors(field: Field, bound: Any, x: Array, target: Array, cond: Any) -> Arr
 # proposals
 
 
-def mutate(schedule: Schedule, rng: np.random.Generator, kinds: Sequence[str] = ("noise", "data")) -> Schedule:
-    """A neighbour of a schedule with the same number of steps; always valid."""
-    n = len(schedule.decisions)
-    times = np.array(schedule.times)
+def mutate(
+    schedule: Schedule,
+    rng: np.random.Generator,
+    kinds: Sequence[str] = ("noise", "data"),
+    firsts: Sequence[str] = ("network", "zero"),
+) -> Schedule:
+    """A neighbour of a schedule with the same number of evaluations and the same ends; always valid.
+
+    Args:
+        schedule: without points or starts of its own; every step starts from the newest point.
+        rng: where the changes come from.
+        kinds: predictions to choose from.
+        firsts: ways to get the first output to choose from. With a guessed one there is one step more.
+    """
+    times, decisions, first = list(schedule.times), list(schedule.decisions), schedule.first
+    if rng.random() < 0.3:
+        first = str(rng.choice(firsts))
+    if first != "network" and schedule.first == "network":
+        time = rng.uniform(times[0], times[-1])
+        place = int(np.searchsorted(times, time, side="right"))
+        times.insert(place, time)
+        place -= int(rng.integers(2))  # the new step is one of the two halves
+        decisions.insert(place, _varied(Decision(), place, rng, kinds, entirely=True))
+    elif first == "network" and schedule.first != "network":
+        place = int(rng.integers(1, len(decisions)))
+        del times[place], decisions[place - int(rng.integers(2))]
+    n = len(decisions)
     for i in range(1, n):
         if rng.random() < 0.3:
             times[i] += rng.normal(0, 0.03)
@@ -82,82 +112,92 @@ def mutate(schedule: Schedule, rng: np.random.Generator, kinds: Sequence[str] = 
     for i in range(len(inner)):
         low = (times[0] if i == 0 else inner[i - 1]) + gap
         inner[i] = np.clip(inner[i], low, times[-1] - (len(inner) - i) * gap)
-    decisions = []
-    for i, d in enumerate(schedule.decisions):
-        order, prediction, relaxation, estimation = d.order, d.prediction, d.relaxation, d.estimation
-        if rng.random() < 0.3:
-            order = min(int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1])), i + 1)
-        if rng.random() < 0.3:
-            prediction = str(rng.choice(kinds))
-        if rng.random() < 0.15:
-            relaxation = (None, "midpoint", "bh1", 0.0)[rng.integers(4)]
-            relaxation = rng.normal(0, 0.1) if isinstance(relaxation, float) else relaxation
-        elif isinstance(relaxation, float) and rng.random() < 0.3:
-            relaxation += rng.normal(0, 0.03)
-        corrector, corrector_relaxation = d.corrector, d.corrector_relaxation
-        if rng.random() < 0.3:
-            corrector = rng.random() < 0.5 and (
-                True if prediction != "v3" else (True, "v3", "v3_pseudo")[rng.integers(3)]
-            )
-            corrector_relaxation = (None, "bh1", "bh2")[rng.integers(3)]
-        if rng.random() < 0.2 and order > 1:  # estimate the first derivative from fewer or from all points
-            first = int(rng.integers(1, order))
-            estimation = (first, *(order - 1 for _ in range(2, order)))
-        elif len(estimation) != order - 1:
-            estimation = ()
-        decisions.append(
-            Decision(
-                prediction=prediction,
-                order=order,
-                relaxation=relaxation,
-                estimation=estimation,
-                corrector=corrector if i < n - 1 else False,
-                corrector_relaxation=corrector_relaxation,
-            )
-        )
-    all_times = (float(times[0]), *map(float, inner), float(times[-1]))
-    return Schedule(times=all_times, decisions=tuple(decisions), first=schedule.first)
+    decisions = [_varied(d, i, rng, kinds) for i, d in enumerate(decisions)]
+    decisions[-1] = dataclasses.replace(decisions[-1], corrector=False)
+    return Schedule(times=(times[0], *map(float, inner), times[-1]), decisions=tuple(decisions), first=first)
+
+
+def _varied(
+    d: Decision, number: int, rng: np.random.Generator, kinds: Sequence[str], entirely: bool = False
+) -> Decision:
+    """The decision of step `number` with some ingredients sampled anew, or all of them."""
+
+    def chosen(probability: float) -> bool:
+        return entirely or rng.random() < probability
+
+    order, prediction, relaxation, estimation = min(d.order, number + 1), d.prediction, d.relaxation, d.estimation
+    if chosen(0.3):
+        order = min(int(rng.choice([1, 2, 3, 4], p=[0.2, 0.4, 0.3, 0.1])), number + 1)
+    if chosen(0.3):
+        prediction = str(rng.choice(kinds))
+    if chosen(0.15):
+        relaxation = (None, "midpoint", "bh1", 0.0)[rng.integers(4)]
+        relaxation = rng.normal(0, 0.1) if isinstance(relaxation, float) else relaxation
+    elif isinstance(relaxation, float) and rng.random() < 0.3:
+        relaxation += rng.normal(0, 0.03)
+    corrector, corrector_relaxation = d.corrector, d.corrector_relaxation
+    if chosen(0.3):
+        corrector = rng.random() < 0.5 and (True if prediction != "v3" else (True, "v3", "v3_pseudo")[rng.integers(3)])
+        corrector_relaxation = (None, "bh1", "bh2")[rng.integers(3)]
+    if order > 1 and chosen(0.2):  # estimate the first derivative from fewer or from all points
+        first = int(rng.integers(1, order))
+        estimation = (first, *(order - 1 for _ in range(2, order)))
+    elif len(estimation) != order - 1:
+        estimation = ()
+    return Decision(
+        prediction=prediction,
+        order=order,
+        relaxation=relaxation,
+        estimation=estimation,
+        corrector=corrector,
+        corrector_relaxation=corrector_relaxation,
+    )
 
 
 def crossover(a: Schedule, b: Schedule, rng: np.random.Generator) -> Schedule:
-    """The times of one parent, and step by step the decision of either."""
-    times = a.times if rng.random() < 0.5 else b.times
+    """The times and first output of either parent, and step by step the decision of either.
+
+    Parents with different numbers of steps are not mixed: the child is one of them.
+    """
+    times, first = ((a, b)[rng.integers(2)] for _ in range(2))
+    if len(a.decisions) != len(b.decisions):
+        return times
     chosen = tuple(x if rng.random() < 0.5 else y for x, y in zip(a.decisions, b.decisions, strict=True))
-    return Schedule(times=times, decisions=chosen, first=a.first)
+    return Schedule(times=times.times, decisions=chosen, first=first.first)
 
 
 # ----------------------------------------------------------------------------------------------------------------
 # ranking
 
 
-def encode(schedule: Schedule) -> Float[np.ndarray, "steps features"]:
-    """A schedule as numbers, one line per step."""
-    lines = []
-    for i, d in enumerate(schedule.decisions):
-        s, t = schedule.times[i], schedule.times[i + 1]
-        frequencies = 2.0 ** np.arange(4)
-        linear = d.relaxation if isinstance(d.relaxation, float) else 0.0
-        lines.append(
-            [
+def encode(schedules: Sequence[Schedule]) -> Float[np.ndarray, "schedules steps features"]:
+    """Schedules as numbers, one line per step; after the end of the shorter ones, zeros."""
+    lines = np.zeros((len(schedules), max(len(s.decisions) for s in schedules), FEATURES), np.float32)
+    for schedule, own in zip(schedules, lines, strict=True):
+        for i, d in enumerate(schedule.decisions):
+            s, t = schedule.times[i], schedule.times[i + 1]
+            frequencies = 2.0 ** np.arange(4)
+            own[i] = [
+                1.0,  # here is a step
                 s,
                 t - s,
                 *np.sin(np.pi * frequencies * t),
                 *np.cos(np.pi * frequencies * t),
+                *(float(schedule.first == first) for first in FIRSTS[1:]),
                 *(float(d.prediction == kind) for kind in KINDS),
                 *(float(d.order == k) for k in (1, 2, 3, 4)),
                 *(float(d.relaxation == r) for r in ("midpoint", "bh1")),
-                10 * linear,
+                10 * d.relaxation if isinstance(d.relaxation, float) else 0.0,
                 float(bool(d.estimation)),
                 float(bool(d.corrector)),
                 float(d.corrector_relaxation == "bh1"),
                 float(d.corrector_relaxation == "bh2"),
             ]
-        )
-    return np.asarray(lines, np.float32)
+    return lines
 
 
 class Ranker(nnx.Module):
-    """A recurrent network over the steps of a schedule; a lower score is better."""
+    """A recurrent network over the steps of an encoded schedule; a lower score is better."""
 
     def __init__(self, features: int, width: int = 64, *, rngs: nnx.Rngs):
         self.embed = nnx.Linear(features, width, rngs=rngs)
@@ -169,7 +209,8 @@ class Ranker(nnx.Module):
         """Scores, (schedules,)."""
         state = jnp.zeros((lines.shape[0], self.width))
         for i in range(lines.shape[1]):
-            state, _ = self.cell(state, nnx.silu(self.embed(lines[:, i])))
+            new, _ = self.cell(state, nnx.silu(self.embed(lines[:, i])))
+            state = jnp.where(lines[:, i, :1] > 0, new, state)
         return self.head(state)[:, 0]
 
 
@@ -217,21 +258,23 @@ def search(
     proposals: int = 512,
     parents: int = 15,
     kinds: Sequence[str] = ("noise", "data"),
+    firsts: Sequence[str] = ("network", "zero"),
     seed: int = 0,
     results: str | Path | None = None,
     record: dict[str, Any] | None = None,
     progress: Callable[[int, float], None] = lambda done, best: None,
 ) -> list[tuple[float, Schedule]]:
-    """Searches schedules with as many steps as `times` has.
+    """Searches schedules with as many evaluations as `times` has steps.
 
     Args:
         evaluate: gives the errors of a list of `population` schedules, for example by `errors`; lower is better.
-        times: the grid that the baselines use; its ends are kept.
+        times: the grid that the baselines use, or several with equally many steps and the same ends. The ends are kept.
         rounds: rounds of `population` true evaluations, the first of baselines and their mutations.
         population: true evaluations per round.
         proposals: candidates scored by the ranker per round.
         parents: best schedules that candidates come from.
         kinds: predictions that mutations choose from; with "v3", `evaluate` needs statistics.
+        firsts: ways to get the first output that mutations choose from; with "mean", `evaluate` needs the mean.
         seed: of the search.
         results: file of results, one JSON line each; an interrupted search continues from it.
         record: what the results belong to (model hash, guidance, ...), the first line of that file.
@@ -241,23 +284,26 @@ def search(
         (error, schedule) of everything evaluated, best first.
 
     Raises:
-        ValueError: `results` belongs to another search.
+        ValueError: grids that do not fit together, or `results` belongs to another search.
     """
-    rng = np.random.default_rng(seed)
+    grids = [check_times(grid) for grid in ([times] if np.ndim(times[0]) == 0 else times)]
+    if len({(len(grid), grid[0], grid[-1]) for grid in grids}) > 1:
+        raise ValueError(f"the grids of a search need equally many steps and the same ends, got {grids}")
     file = None if results is None else Path(results)
-    head = {"record": record or {}, "times": [float(t) for t in times], "seed": seed, "population": population}
-    head |= {"kinds": list(kinds)}
+    belongs = {"record": record or {}, "times": [grid.tolist() for grid in grids], "seed": seed}
+    belongs |= {"population": population, "kinds": list(kinds), "firsts": list(firsts)}
+    head = json.dumps(belongs, sort_keys=True)
     known: list[tuple[float, Schedule]] = []
     if file is not None and file.exists():
-        first, *lines = file.read_text().splitlines()
-        if json.loads(first) != json.loads(json.dumps(head)):
-            raise ValueError(f"{file} holds the results of another search: {first}")
-        known = [(line["error"], from_json(line["schedule"])) for line in map(json.loads, lines)]
-        known = known[: len(known) // population * population]
+        first, *lines = file.read_text().rpartition("\n")[0].splitlines() or [""]  # without a line written in part
+        if first != head:
+            raise ValueError(f"{file} holds the results of another search, remove it to begin a new one: {first}")
+        whole = map(json.loads, lines[: len(lines) // population * population])
+        known = [(line["error"], from_json(line["schedule"])) for line in whole]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join([json.dumps(head), *(_line(*pair) for pair in known)]) + "\n")
-    start = list(dict.fromkeys(baselines(times).values()))  # with few steps some are the same
+        file.write_text("\n".join([head, *(_line(*pair) for pair in known)]) + "\n")
+    start = list(dict.fromkeys(s for grid in grids for s in baselines(grid).values()))  # some may be the same
     for number in range(rounds):
         rng = np.random.default_rng((seed, number))
         if number < len(known) // population:
@@ -266,21 +312,20 @@ def search(
         if number == 0:
             candidates = start[:population]
             while len(candidates) < population:
-                candidates.append(mutate(start[int(rng.integers(len(start)))], rng, kinds))
+                candidates.append(mutate(start[int(rng.integers(len(start)))], rng, kinds, firsts))
         else:
             finite = [(error, schedule) for error, schedule in known if np.isfinite(error)]
-            ranker = fit_ranker(
-                np.stack([encode(s) for _, s in finite]), np.log([max(e, 1e-30) for e, _ in finite]), seed=seed + number
-            )
+            scores = np.log([max(e, 1e-30) for e, _ in finite])
+            ranker = fit_ranker(encode([s for _, s in finite]), scores, seed=seed + number)
             best = [schedule for _, schedule in sorted(finite, key=lambda pair: pair[0])[:parents]]
             pool: dict[Schedule, None] = {}
             while len(pool) < proposals:
                 a, b = (best[int(i)] for i in rng.integers(len(best), size=2))
-                child = mutate(crossover(a, b, rng) if rng.random() < 0.5 else a, rng, kinds)
+                child = mutate(crossover(a, b, rng) if rng.random() < 0.5 else a, rng, kinds, firsts)
                 if child not in seen:
                     pool[child] = None
             ordered = list(pool)
-            scores = np.asarray(_score(ranker, jnp.asarray(np.stack([encode(s) for s in ordered]))))
+            scores = np.asarray(_score(ranker, jnp.asarray(encode(ordered))))
             chosen = [ordered[int(i)] for i in np.argsort(scores)[: population * 3 // 4]]
             rest = [s for s in ordered if s not in set(chosen)]
             candidates = chosen + rest[: population - len(chosen)]  # some at random, against the ranker's blind spots
@@ -306,7 +351,7 @@ def from_json(values: dict[str, Any]) -> Schedule:
         return Decision(**arguments)
 
     decisions = tuple(decision(line) for line in values["decisions"])
-    return Schedule(times=tuple(values["times"]), decisions=decisions, first=values["first"])
+    return Schedule(times=tuple(values["times"]), decisions=decisions, first=values.get("first", "network"))
 
 
 def _line(error: float, schedule: Schedule) -> str:

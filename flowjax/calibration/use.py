@@ -90,4 +90,5 @@ def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None 
     if known["what"] == "compensation":
         return Calibrated(DCSolver(order=known["order"], ratios=arrays["ratios"].tolist()), arrays["times"])
     schedule = schedules.from_json(json.loads(str(arrays["schedule"])))
-    return Calibrated(USF(schedule=schedule), np.asarray(schedule.times))
+    mean = float(arrays.get("mean", 0.0))  # of the data; not in files of searches that guessed no first output
+    return Calibrated(USF(schedule=schedule, mean=mean), np.asarray(schedule.times))
