@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from problem import Problem
+from problem import PATHS, Problem
 
 from flowjax.solvers import run_on_arrays
 from flowjax.solvers.rows import Evaluate, Solver, Step
@@ -102,3 +102,21 @@ def values_in_each_step(solver: Solver, path: Any, grid: np.ndarray) -> list[int
     a = path.sigma if solver.form == "data" else path.alpha
     scaled = [x / a(t) for x, t in zip(solutions, grid, strict=True)]
     return [int(np.sum(np.abs(new - old) > 1e-12)) for old, new in itertools.pairwise(scaled)]
+
+
+def ends_by_lam(solver: Solver, names: tuple[str, ...], lams: np.ndarray) -> list[np.ndarray]:
+    """x/alpha at the end of a run on each path of `PATHS`, with the same lams, the same x/alpha at the start and a data
+    prediction that depends on these alone."""
+    ends = []
+    for name in names:
+        path = PATHS[name]
+
+        def network(request: Evaluate, path: Any = path) -> np.ndarray:
+            lam, scaled = path.lam(request.t), request.x / path.alpha(request.t)
+            m = np.tanh(scaled + 0.3 * lam)
+            return m if request.to == "data" else np.exp(lam) * (scaled - m)
+
+        grid = np.asarray(path.time(lams))
+        x = path.alpha(grid[0]) * np.array([[-1.0], [0.2], [3.0]])
+        ends.append(run_on_arrays(solver, path, grid, x, network)[-1] / path.alpha(grid[-1]))
+    return ends

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from flowjax import paths, times
-from flowjax.oracles import Mixture
+from flowjax.oracles import Mixture, TwoSidedMixture
+from flowjax.solvers import StepTo
 from flowjax.solvers.rows import REFINER, Bound, Evaluate, Solver, run_on_arrays
 
 PATHS = {
@@ -62,6 +65,19 @@ class Problem:
         return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
 
 
+def two_gaussians(interpolant: Any) -> TwoSidedMixture:
+    """N(-1, 0.5^2) to N(1.5, 0.8^2), independent."""
+    return TwoSidedMixture(
+        weights0=np.ones(1),
+        means0=np.array([[-1.0]]),
+        stds0=np.array([[0.5]]),
+        weights1=np.ones(1),
+        means1=np.array([[1.5]]),
+        stds1=np.array([[0.8]]),
+        interpolant=interpolant,
+    )
+
+
 def foreign_loop(
     bound: Bound, x: Any, network: Callable[[Evaluate], Any], noise: Callable[[int, Any], tuple] = lambda row, x: ()
 ) -> Any:
@@ -82,6 +98,25 @@ def foreign_loop(
         )
         registers = bound.advance(row, registers, network(request), drawn)
     return registers[0]
+
+
+def through_diffrax(
+    field: Any, bound: Bound, x: Any, cond: Any = None, key: Any = None, index: int = 0, grid: Any = None
+) -> diffrax.Solution:
+    """A bound solver run by diffrax on its own grid, or on another."""
+    ts = jnp.asarray(bound.grid if grid is None else grid, jnp.float32)
+    return diffrax.diffeqsolve(
+        bound.term(field, key, index),
+        bound,
+        ts[0],
+        ts[-1],
+        None,
+        x,
+        cond,
+        stepsize_controller=StepTo(ts=ts),
+        saveat=diffrax.SaveAt(t1=True, solver_state=True),
+        throw=False,
+    )
 
 
 def relative(a: Any, b: Any) -> float:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import PATHS, Executions, relative
+from problem import PATHS, Executions, relative, through_diffrax
 
 import flowjax as fj
 from flowjax._pytree import pytree, static
@@ -22,7 +22,6 @@ from flowjax.solvers import (
     HeavyBall,
     Heun,
     Midpoint,
-    StepTo,
 )
 
 LINEAR, VP = PATHS["linear"], PATHS["vp"]
@@ -42,23 +41,6 @@ def labels(batch=4):
 
 
 # ------------------------------------------------------------------------------------------------------------ diffrax
-
-
-def through_diffrax(field, bound, x, cond=None, key=None, index=0, grid=None, **kwargs):
-    ts = jnp.asarray(bound.grid if grid is None else grid, jnp.float32)
-    return diffrax.diffeqsolve(
-        bound.term(field, key, index),
-        bound,
-        ts[0],
-        ts[-1],
-        None,
-        x,
-        cond,
-        stepsize_controller=StepTo(ts=ts),
-        saveat=diffrax.SaveAt(t1=True, solver_state=True),
-        throw=False,
-        **kwargs,
-    )
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from problem import two_gaussians
 
 import flowjax as fj
 from flowjax.fields import DriftPlusScore, InterpolantFlow, sde_terms
 from flowjax.fields.drift import SampleBrownian
-from flowjax.oracles import TwoSidedMixture
 from flowjax.paths import Interpolant, Linear
 from flowjax.solvers import EulerMaruyama, StochasticHeun, run_on_arrays
 
@@ -40,15 +40,7 @@ def moments(solver, times, drift, start):
 def test_gaussian_to_gaussian_for_any_diffusion(interpolant, backward):
     """N(-1, 0.5^2) to N(1.5, 0.8^2): mean and variance of x_t whatever eps, with an error that falls like h."""
     with jax.enable_x64(True):
-        target = TwoSidedMixture(
-            weights0=np.ones(1),
-            means0=np.array([[-1.0]]),
-            stds0=np.array([[0.5]]),
-            weights1=np.ones(1),
-            means1=np.array([[1.5]]),
-            stds1=np.array([[0.8]]),
-            interpolant=interpolant,
-        )
+        target = two_gaussians(interpolant)
         grid = np.linspace(0.05, 0.95, 361)
         at = jax.jit(lambda t, x, k: target.predict(k, t, x), static_argnums=2)
         values = {

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problem import two_gaussians
 from scipy.stats import kstest
 
 from flowjax.objectives import (
@@ -19,24 +20,10 @@ from flowjax.objectives import (
     sit,
     times,
 )
-from flowjax.oracles import TwoSidedMixture
 from flowjax.paths import VP, Interpolant, Linear, Trig
 from flowjax.times import shifted
 
 FIELDS = ("velocity", "drift", "forward_drift", "score", "denoiser", "source", "data")
-
-
-def gaussians(interpolant):
-    """N(-1, 0.5^2) to N(1.5, 0.8^2), independent."""
-    return TwoSidedMixture(
-        weights0=np.ones(1),
-        means0=np.array([[-1.0]]),
-        stds0=np.array([[0.5]]),
-        weights1=np.ones(1),
-        means1=np.array([[1.5]]),
-        stds1=np.array([[0.8]]),
-        interpolant=interpolant,
-    )
 
 
 def fixed(x0, x1, z, t):
@@ -71,7 +58,7 @@ def test_minimiser_is_the_field(prediction):
     a, b = fitted(objective, draws)
     energy = dataclasses.replace(objective, form="energy")
     np.testing.assert_allclose(fitted(energy, draws), (a, b), rtol=1e-3, atol=1e-3)
-    target, x = gaussians(interpolant), jnp.array([[0.0], [1.0]])
+    target, x = two_gaussians(interpolant), jnp.array([[0.0], [1.0]])
     if prediction == "forward_drift":
         exact = target.predict("velocity", t, x) + eps * target.predict("score", t, x)
     else:

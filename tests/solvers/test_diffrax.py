@@ -5,12 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import PATHS, relative
+from problem import PATHS, relative, through_diffrax
 
 import flowjax as fj
 from flowjax.catalogue import solvers
 from flowjax.fields import DriftPlusScore, sde_terms
-from flowjax.solvers import StepTo
 from flowjax.solvers.rows import FIELD
 
 pytestmark = pytest.mark.standard_promotion
@@ -45,20 +44,8 @@ def test_same_numbers_and_counts_as_solve(name):
     x, cond = fj.noise(jax.random.key(0), (4, 3)), jnp.arange(4.0)
     key = jax.random.key(1) if bound.pattern.noises else None
     expected = fj.solve(flow, bound, x, cond=cond, key=key, index=5)
-    times = jnp.asarray(bound.grid, jnp.float32)
     with jax.debug_key_reuse(False):  # the checker takes a key that stays in diffrax's loop for a used one
-        result = diffrax.diffeqsolve(
-            bound.term(flow, key, 5),
-            bound,
-            times[0],
-            times[-1],
-            None,
-            x,
-            cond,
-            stepsize_controller=StepTo(ts=times),
-            saveat=diffrax.SaveAt(t1=True, solver_state=True),
-            throw=False,
-        )
+        result = through_diffrax(flow, bound, x, cond, key, 5)
     assert result.result == diffrax.RESULTS.successful
     assert relative(result.ys[-1], expected.x) < 1e-6
     assert expected.evaluations == bound.pattern.kinds.count(FIELD)

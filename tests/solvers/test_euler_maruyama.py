@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import PATHS
+from problem import PATHS, two_gaussians
 from scipy.stats import kstest, norm
 
 import flowjax as fj
 from flowjax.fields import DriftPlusScore, InterpolantFlow, sde_terms
-from flowjax.oracles import Gaussian, Mixture, TwoSidedMixture
+from flowjax.oracles import Gaussian, Mixture
 from flowjax.paths import Interpolant
 from flowjax.paths.sde import as_diffusion
 from flowjax.solvers import Diffusion, EulerMaruyama, StochasticHeun, run_on_arrays
@@ -183,24 +183,11 @@ def test_samples_of_a_mixture_through_solve():
     assert kstest(np.asarray(back)[:, 0], "norm").pvalue > 1e-3
 
 
-def gaussian_bridge(interpolant):
-    """N(-1, 0.5^2) to N(1.5, 0.8^2)."""
-    return TwoSidedMixture(
-        weights0=np.ones(1),
-        means0=np.array([[-1.0]]),
-        stds0=np.array([[0.5]]),
-        weights1=np.ones(1),
-        means1=np.array([[1.5]]),
-        stds1=np.array([[0.8]]),
-        interpolant=interpolant,
-    )
-
-
 @pytest.mark.parametrize("eps", [0.0, 0.5, 2.0])
 def test_bridge_between_two_laws(eps):
     """Two-sided: velocity and denoiser networks, noise chosen afterwards, vanishing at the ends with gamma."""
     interpolant = Interpolant()
-    target = gaussian_bridge(interpolant)
+    target = two_gaussians(interpolant)
     field = InterpolantFlow(
         target.network("drift"), path=interpolant, prediction="drift", second=target.network("denoiser")
     )
@@ -220,7 +207,7 @@ def test_bridge_between_two_laws(eps):
 
 def test_mirror_sde_preserves_the_density():
     interpolant = Interpolant(form="mirror", gamma="quadratic")
-    target = gaussian_bridge(interpolant)
+    target = two_gaussians(interpolant)
     field = InterpolantFlow(target.network("velocity"), path=interpolant, second=target.network("denoiser"))
     x1 = 1.5 + 0.8 * fj.noise(jax.random.key(2), (4000, 1))
     drift = DriftPlusScore(field, diffusion=0.5)
