@@ -56,7 +56,10 @@ class DPMSolver(Solver):
         form: "data" (DPM-Solver++, stable under guidance) or "noise" (DPM-Solver).
         solver_type: second-order update (and third-order, singlestep): "midpoint" or "taylor" ("heun" in diffusers).
         lower_order_final: multistep: order 1 in the last step, at most 2 in the one before, ...: True, False or "auto"
-            (when there are fewer than 10 steps).
+            (when there are fewer than 10 steps, the authors' rule). Say True, from 10 steps on as well, where the last
+            step is long in lam: 10 equal steps of a linear path that end at 0.999 have an error of 0.025 on a model of
+            digits, but 0.110 without (0.028 and 0.752 at order 3). To an infinite lam (t = 1) the step is of order 1
+            in any case; order 3 on times equal in lam is better without.
         eta: fresh noise, multistep only: 0 is the ODE, 1 the SDE variants ("sde-dpmsolver", "sde-dpmsolver++"); the
             marginals are those of the path for every eta >= 0.
         start: multistep: "lower" orders first, or "singlestep", which keeps the order of a whole run (eta = 0 only).
