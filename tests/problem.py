@@ -21,6 +21,18 @@ PATHS = {
     "ve": paths.VE(sigma_min=0.05, sigma_max=6.0),
 }
 
+# Where the recorded runs of the authors' programs begin and end, and their grids by the names they have there.
+ENDS = {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}
+GRIDS = {
+    "logSNR": times.log_snr,
+    "time_uniform": lambda path, n, start, end: times.uniform(n, start, end),
+    "time_quadratic": lambda path, n, start, end: times.quadratic(n, start, end),
+    # Of Karras et al., in sigma/alpha.
+    "edm": lambda path, n, start, end: path.time(
+        -7 * np.log(np.linspace(*np.exp(-path.lam(np.array([start, end])) / 7), n + 1))
+    ),
+}
+
 
 # Compiled once for all problems of a path.
 _predict = jax.jit(lambda target, to, t, x: target.predict(to, t, x), static_argnums=1)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import PATHS, Problem
+from problem import ENDS, GRIDS, PATHS, Problem
 
 import flowjax as fj
 from flowjax.calibration import compensation
@@ -71,8 +71,8 @@ def test_recorded_searches_of_the_authors_programs(name):
         path, grid = PATHS["vp"], np.append(1 - np.array(known["timesteps"]) / 1000, 1 - 1e-3)
         solver, options = DCSolver(order=2, disable_corrector=(0,)), {"iterations": 20, "bound": kind == "tanh"}
     else:
-        path, ends = PATHS[kind], {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}[kind]
-        grid = log_snr(path, int(words[1]), *ends) if words[0] == "logSNR" else uniform(int(words[1]), *ends)
+        path = PATHS[kind]
+        grid = GRIDS[words[0]](path, int(words[1]), *ENDS[kind])
         solver, options = DCSolver(order=3, variant="bh1"), {}
     with jax.enable_x64(True):
         flow = fj.Flow(Mixture.default(path).network("noise"), path=path, prediction="noise")

@@ -6,20 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws import exponential_step
-from problem import PATHS, Problem, relative
+from problem import ENDS, GRIDS, PATHS, Problem, relative
 
 import flowjax as fj
 from flowjax.solvers import DCSolver, UniPC, run_on_arrays
-from flowjax.times import log_snr, quadratic, uniform
+from flowjax.times import log_snr, uniform
 
 N = 7
 RECORDED = json.loads((pathlib.Path(__file__).parent / "dc_solver_official.json").read_text())
-ENDS = {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}
-GRIDS = {
-    "logSNR": log_snr,
-    "time_uniform": lambda path, n, start, end: uniform(n, start, end),
-    "time_quadratic": lambda path, n, start, end: quadratic(n, start, end),
-}
 
 
 @pytest.mark.parametrize("name", RECORDED["runs"])

@@ -7,21 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import PATHS, Problem, relative
+from problem import ENDS, GRIDS, PATHS, Problem, relative
 
 import flowjax as fj
 from flowjax.solvers import DPMAdaptive, DPMSolver, run_on_arrays
-from flowjax.times import log_snr, quadratic, uniform
 
 RECORDED = json.loads((pathlib.Path(__file__).parent / "dpm_solver_official.json").read_text())
 X = np.array(RECORDED["start"])[:, None]
 END = 1 - 1e-3
 FORMS = {"dpmsolver++": "data", "dpmsolver": "noise"}
-GRIDS = {
-    "logSNR": lambda n: log_snr(PATHS["vp"], n, 0.0, END),
-    "time_uniform": lambda n: uniform(n, 0.0, END),
-    "time_quadratic": lambda n: quadratic(n, 0.0, END),
-}
 
 
 def groups_of_equal_length(path, order, steps):
@@ -44,7 +38,7 @@ def test_fixed_grids(name):
         solver_type="taylor" if kind == ["taylor"] else "midpoint",
         compat="official",
     )
-    problem, times = Problem(PATHS["vp"]), GRIDS[grid](int(steps))
+    problem, times = Problem(PATHS["vp"]), GRIDS[grid](PATHS["vp"], int(steps), *ENDS["vp"])
     if (scheme, grid) == ("singlestep", "logSNR"):
         times = groups_of_equal_length(problem.path, int(order), int(steps))
     assert solver.bind(problem.path, times).pattern.rows == RECORDED["runs"][name]["evaluations"]

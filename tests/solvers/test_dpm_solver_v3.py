@@ -5,24 +5,14 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problem import PATHS, Problem, relative
+from problem import ENDS, GRIDS, PATHS, Problem, relative
 
 import flowjax as fj
 from flowjax.solvers import DPMSolver, DPMSolverV3, Euler, Statistics, run_on_arrays
-from flowjax.times import log_snr, quadratic, uniform
+from flowjax.times import log_snr, uniform
 
 THREE = ["vp", "linear", "ve"]
 RECORDED = json.loads((pathlib.Path(__file__).parent / "dpm_solver_v3_official.json").read_text())
-ENDS = {"vp": (0.0, 1 - 1e-3), "linear": (0.02, 0.99)}
-GRIDS = {
-    "logSNR": log_snr,
-    "time_uniform": lambda path, n, start, end: uniform(n, start, end),
-    "time_quadratic": lambda path, n, start, end: quadratic(n, start, end),
-    # Of Karras et al., in sigma/alpha.
-    "edm": lambda path, n, start, end: path.time(
-        -7 * np.log(np.linspace(*np.exp(-path.lam(np.array([start, end])) / 7), n + 1))
-    ),
-}
 
 
 @pytest.mark.parametrize("name", RECORDED["runs"])
