@@ -90,20 +90,21 @@ FAMILIES = {
 class Sweep:
     """One trained model, one set of noises, and the numbers found so far."""
 
-    def __init__(self, workdir, num, steps, times):
+    def __init__(self, workdir, num, steps, times, seed=0):
         self.flow, self.recipe = fj.load(workdir)
         self.field = self.recipe.field(self.flow)
         self.source = data.load(self.recipe.data["name"], **self.recipe.data["options"])
         self.extractor = evaluation.default_extractor(self.source)
         self.real = self.extractor.features(np.asarray(self.source.take(2000, 0).x))
+        self.seed = seed
         self.x, self.cond = self.states(1, num)
         self.exact = reference(self.field, self.x, [START, END], self.cond, steps=steps)[-1]
         self.rows = []
         self.times, self.other = times, {"uniform": "quadratic", "quadratic": "uniform"}[times]
 
-    def states(self, seed, num):
+    def states(self, number, num):
         """Start states and balanced conditions."""
-        x = self.flow.path.start(fj.noise(jax.random.key(seed), (num, *self.recipe.shape)), START)
+        x = self.flow.path.start(fj.noise(jax.random.key(10 * self.seed + number), (num, *self.recipe.shape)), START)
         return x, jnp.asarray(self.recipe.balanced(num))
 
     def grid(self, steps, name=""):
@@ -240,6 +241,7 @@ def find_schedule(sweep, rounds):
         [sweep.grid(5, f"{name} times") for name in ("uniform", "quadratic")],
         rounds=rounds,
         firsts=schedules.FIRSTS,
+        seed=sweep.seed,
     )
     return found[0][1], mean
 
