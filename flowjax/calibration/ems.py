@@ -8,9 +8,9 @@ prediction, v random signs and E the mean over samples, element by element:
     s = cov(f, f')/var(f),  b = E f' - s E f: the least-squares fit f' = s f + b
 
 l is smoothed by cubics fitted over `WIDTH` in lam, and l' is the central difference of this curve, the one that steps
-use. (The authors smooth l' alone, over 11 points: f' is then not the derivative of f, which hurts where 11 points are a
-long way, and steps see all noise of l.) So the number of points hardly matters from 60 on. Where f does not vary
-(Gaussian data, but for the bias of the cubics) s is zero.
+use. So the number of points hardly matters from 60 on. The authors smooth l' alone, over 11 points (compat="official"):
+f' is then not the derivative of f, which hurts where 11 points are a long way, and steps see all noise of l. Where f
+does not vary (Gaussian data, but for the bias of the cubics) s is zero.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,6 +44,7 @@ def estimate(
     points: int = 120,
     batches: int = 1,
     mode: str = "element",
+    compat: str | None = None,
     partial: str | Path | None = None,
     record: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -62,6 +63,7 @@ def estimate(
         points: intervals in lam.
         batches: batches per point.
         mode: "element", or means over all axes but the last ("channel") or over all ("scalar").
+        compat: "official" leaves l as it is and takes a moving average of its slope, as the authors' program does.
         partial: file that holds what is done so far; an interrupted estimate continues from it.
         record: what that file belongs to, beside its sizes (model hash, guidance, ...): JSON values.
         progress: called with (done, total) passes over one point.
@@ -74,6 +76,7 @@ def estimate(
             file of something else.
     """
     check_choice("mode", mode, ("element", "channel", "scalar"))
+    check_choice("compat", compat, (None, "official"))
     path = field.path
     low, high = float(path.lam(start)), float(path.lam(end))
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -81,7 +84,7 @@ def estimate(
     lam = np.linspace(low, high, points + 1)
     times = np.clip(np.asarray(path.time(lam)), start, end)
     field.check(times, "noise")
-    belongs = {"points": points, "batches": batches, "start": start, "end": end} | dict(record or {})
+    belongs = {"points": points, "batches": batches, "start": start, "end": end, "compat": compat} | dict(record or {})
     x1, _ = batch(0)
     axes = {"element": (), "channel": tuple(range(x1.ndim - 2)), "scalar": tuple(range(x1.ndim - 1))}[mode]
 
@@ -113,8 +116,12 @@ def estimate(
                 store.save(file, {f"sum{j}": v for j, v in enumerate(sums)}, belongs | {"done": i + 1})
         return sums or []
 
-    diagonal = _smoothed(mean(passes("first", _diagonal)[0]), round(WIDTH / 2 / (lam[1] - lam[0])))
-    slope = np.gradient(diagonal, lam, axis=0)
+    diagonal = mean(passes("first", _diagonal)[0])
+    if compat == "official":
+        slope = _moving_average(np.gradient(diagonal, lam, axis=0))
+    else:
+        diagonal = _smoothed(diagonal, round(WIDTH / 2 / (lam[1] - lam[0])))
+        slope = np.gradient(diagonal, lam, axis=0)
     f, df, ff, fdf = (mean(value) for value in passes("second", _fit_moments, diagonal, slope))
     variance = ff - f**2
     varies = variance > 1e-6 * ff + np.finfo(np.float32).tiny
@@ -161,3 +168,11 @@ def _smoothed(curve: np.ndarray, half: int) -> np.ndarray:
     """Each value from the cubic nearest to the `half` points on either side; the first and last share theirs."""
     half = min(half, (len(curve) - 1) // 2)
     return savgol_filter(curve, 2 * half + 1, 3, axis=0) if half > 1 else curve
+
+
+def _moving_average(curve: np.ndarray, half: int = 5) -> np.ndarray:
+    """Means over up to 2 half + 1 points, fewer at the ends."""
+    total = np.concatenate([np.zeros_like(curve[:1]), np.cumsum(curve, axis=0)])
+    index = np.arange(len(curve))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(curve))
+    return (total[high] - total[low]) / (high - low).reshape(-1, *(1,) * (curve.ndim - 1))

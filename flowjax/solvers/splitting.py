@@ -32,13 +32,13 @@ class Splitting(Solver):
     Args:
         guidance: a field whose predictions are what the guidance adds to those of the sampled field, for example
             `flowjax.fields.Gradient`; None for no guidance, the plain `solver`.
-        solver: method for the field; one that begins each step with an evaluation (not UniPC or FlowTurbo, which carry
-            an evaluation over from the step before, made before the guidance moved x).
-        guidance_solver: method for the guidance, in the same form.
+        solver: method for the field; one that starts each step with an evaluation at the newest x (not UniPC or
+            FlowTurbo, which carry one over from the step before, made before the guidance moved x).
+        guidance_solver: method for the guidance, likewise, in the same form.
 
     Raises:
-        ValueError: not solvers; at bind, a guidance solver that asks for neither velocity nor noise, or two methods
-            that ask for different predictions.
+        ValueError: not solvers; at bind, a method that starts a step without an evaluation, a guidance solver that asks
+            for neither velocity nor noise, or two methods that ask for different predictions.
     """
 
     guidance: Any = None
@@ -65,21 +65,26 @@ class Splitting(Solver):
         own: Any = None
         for number, (s, t) in enumerate(pairs(times)):
             guiding = guiding if number else self.guidance_solver.updates(path, times, x)
-            x, form = yield from _one_step(guiding, x if number else None, refiner=True)
+            x, form = yield from _one_step(guiding, s, x if number else None, refiner=True)
             if form not in ("velocity", "noise"):
                 raise ValueError(f"guidance_solver must ask for the velocity or the noise, this one asks for {form!r}")
             if form == "noise":
                 x = float(path.alpha(s) / path.alpha(t)) * x
             own = own if number else self.solver.updates(path, times, x)
-            x, _ = yield from _one_step(own, x if number else None, refiner=False)
+            x, _ = yield from _one_step(own, s, x if number else None, refiner=False)
             x = yield step(x)
 
 
-def _one_step(requests: Any, answer: Any, *, refiner: bool) -> Generator[Request, Any, tuple[Any, str | None]]:
-    """Answers a method's last step and runs it to the end of the next: the solution, and the prediction asked for."""
-    form = None
+def _one_step(requests: Any, s: float, answer: Any, *, refiner: bool) -> Generator[Request, Any, tuple[Any, str]]:
+    """Answers a method's last step and runs the one from s: the solution, and the prediction asked for."""
+    form = ""
     while True:
         request = requests.send(answer)
+        if not form and (isinstance(request, Step) or (isinstance(request, Evaluate) and request.t != s)):
+            raise ValueError(
+                "splitting moves x between the steps of a method, which must then evaluate there first; "
+                f"{'guidance_solver' if refiner else 'solver'} does not at t = {s:g}: take AdamsBashforth, GHVB, ..."
+            )
         if isinstance(request, Step):
             return request.x, form
         if isinstance(request, Evaluate):

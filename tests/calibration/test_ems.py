@@ -23,31 +23,34 @@ def normal_batch(shape):
 
 @pytest.mark.parametrize("name", ["vp", "linear", "ve"])
 def test_gaussian_data(name):
-    """l = sigma^2/V exactly; f does not vary, so s = 0, and one first-order step is the whole flow."""
+    """l = sigma^2/V; f does not vary, so s = 0, and one first-order step is the whole flow.
+
+    Exactly so without the smoothing of l.
+    """
     path = PATHS[name]
     target = Gaussian(mean=0.7, std=0.5, path=path)
     low, high = 0.1, 0.9
     batch = lambda i: (0.7 + 0.5 * fj.noise(jax.random.key(i), (16, 2)), None)  # noqa: E731
     flow = flow_of(target.network("noise"), path)
-    coarse, found = (ems.estimate(flow, batch, KEY, start=low, end=high, points=n) for n in (6, 150))
-
-    def law(lam):
-        t = np.asarray(path.time(lam))
-        return path.sigma(t) ** 2, path.alpha(t) ** 2 * 0.5**2 + path.sigma(t) ** 2
-
-    for statistics, accuracy in ((coarse, 1e-5), (found, 1e-3)):  # few points are not smoothed
-        noise_part, variance = law(statistics.lam)
-        assert relative(statistics.l, np.tile((noise_part / variance)[:, None], 2)) < accuracy
-    assert np.array_equal(coarse.s, np.zeros((7, 2)))
+    smoothed, exact = (
+        ems.estimate(flow, batch, KEY, start=low, end=high, points=150, compat=compat) for compat in (None, "official")
+    )
+    t = np.asarray(path.time(exact.lam))
+    variance = path.alpha(t) ** 2 * 0.5**2 + path.sigma(t) ** 2
+    law = np.tile((path.sigma(t) ** 2 / variance)[:, None], 2)
+    assert relative(exact.l, law) < 1e-5
+    assert relative(smoothed.l, law) < 1e-3
+    assert np.array_equal(exact.s, np.zeros((151, 2)))
 
     def noise(request):
         alpha, sigma = path.alpha(request.t), path.sigma(request.t)
         return sigma * (request.x - alpha * 0.7) / (alpha**2 * 0.25 + sigma**2)
 
     x = np.array([[-1.0, 0.5], [2.0, 0.0]])
-    end = run_on_arrays(DPMSolverV3(statistics=found, order=1), path, [low, high], x, noise)[-1]
-    exact = path.alpha(high) * 0.7 + np.sqrt(variance[-1] / variance[0]) * (x - path.alpha(low) * 0.7)
-    assert relative(end, exact) < 2e-3
+    expected = path.alpha(high) * 0.7 + np.sqrt(variance[-1] / variance[0]) * (x - path.alpha(low) * 0.7)
+    for statistics in (smoothed, exact):
+        end = run_on_arrays(DPMSolverV3(statistics=statistics, order=1), path, [low, high], x, noise)[-1]
+        assert relative(end, expected) < 2e-3
 
 
 @pytest.mark.slow
@@ -190,3 +193,10 @@ def test_infinite_ends_are_refused(name, options):
 def test_modes_are_checked():
     with pytest.raises(ValueError, match="mode"):
         ems.estimate(flow_of(network, PATHS["vp"]), normal_batch((1, 1)), KEY, mode="pixel")
+
+
+def test_the_official_slope_is_a_mean_over_eleven_points():
+    """Fewer at the ends, where the window is cut."""
+    curve = np.random.default_rng(0).standard_normal((30, 2))
+    found = ems._moving_average(curve)
+    assert found == pytest.approx(np.stack([curve[max(i - 5, 0) : i + 6].mean(0) for i in range(30)]))

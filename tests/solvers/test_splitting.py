@@ -13,7 +13,18 @@ from problem import PATHS, Problem, foreign_loop, relative
 
 import flowjax as fj
 from flowjax.oracles import Mixture
-from flowjax.solvers import GHVB, AdamsBashforth, DPMSolver, Euler, Midpoint, Splitting, StepTo, UniPC, run_on_arrays
+from flowjax.solvers import (
+    GHVB,
+    AdamsBashforth,
+    DPMSolver,
+    Euler,
+    FlowTurbo,
+    Midpoint,
+    Splitting,
+    StepTo,
+    UniPC,
+    run_on_arrays,
+)
 from flowjax.times import log_snr, uniform
 
 CLASS = 2
@@ -146,7 +157,10 @@ def test_the_program_does_not_grow_with_the_steps():
 def test_bad_combinations_are_refused():
     path, grid = PATHS["linear"], uniform(4, 0.1, 0.9)
     with pytest.raises(ValueError, match="must ask for the velocity or the noise, this one asks for 'data'"):
-        splitting("velocity", guidance_solver=UniPC()).bind(path, grid)
+        splitting("velocity", guidance_solver=DPMSolver()).bind(path, grid)
+    for solver in (UniPC(), FlowTurbo(blocks="H1P3")):
+        with pytest.raises(ValueError, match=r"solver does not at t = 0\.3: take AdamsBashforth"):
+            splitting("velocity", solver=solver).bind(path, grid)
     with pytest.raises(ValueError, match="one kind of prediction"):
         splitting("velocity", solver=DPMSolver()).bind(path, grid)
     with pytest.raises(ValueError, match="padded rows"):
