@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from flowjax._checks import COUNT, whole
 from flowjax.data import Source, shapes
 from flowjax.geometry import corruptions
 from flowjax.geometry import point_sampling as ps
@@ -105,8 +106,9 @@ class CloudClassification:
         Raises:
             ValueError: A count below 1, no level, or a level outside 0..4.
         """
-        if self.key_points < 1 or self.size < 1 or not self.levels:
-            raise ValueError(f"key_points={self.key_points}, size={self.size} and levels={self.levels} are all needed")
+        whole(COUNT, key_points=self.key_points, size=self.size)
+        if not isinstance(self.levels, tuple | list) or not self.levels:
+            raise ValueError(f"levels must be one or more of 0..{corruptions.LEVELS - 1}, got {self.levels!r}")
         if not set(self.levels) <= set(range(corruptions.LEVELS)):
             raise ValueError(f"levels={self.levels} must lie in 0..{corruptions.LEVELS - 1}")
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flowjax._checks import COUNT, whole
 from flowjax.models.layers import dense
 
 
@@ -33,7 +34,12 @@ class PointNet(nnx.Module):
     """
 
     def __init__(self, num_classes: int, width: int = 64, neighbours: int = 16, *, rngs: nnx.Rngs):
-        """Builds the network: `width` features of a group, 2 width of a cloud."""
+        """Builds the network: `width` features of a group, 2 width of a cloud.
+
+        Raises:
+            ValueError: A number below 1.
+        """
+        whole(COUNT, num_classes=num_classes, width=width, neighbours=neighbours)
         self.neighbours = neighbours
         sizes = (6, width, width), (width + 3, width, 2 * width), (2 * width, width, num_classes)
         self.groups, self.whole, self.head = (

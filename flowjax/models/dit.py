@@ -19,8 +19,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.layers import (
+    DEPTH,
     Condition,
     TimeEmbedding,
     build_stacked,
@@ -171,9 +173,15 @@ class DiT(nnx.Module):
             rngs: Source of the initial values.
 
         Raises:
-            ValueError: `patch` does not divide the image, `heads` or 4 does not divide `width`, or the
-                implementation of attention is unknown or cannot compute in `dtype`.
+            ValueError: A number is outside its range, `patch` does not divide the image, `heads` or 4 does not
+                divide `width`, or the implementation of attention is unknown or cannot compute in `dtype`.
         """
+        sizes(3, image_shape=image_shape)
+        whole(COUNT, patch=patch, width=width, heads=heads, out_channels=1 if out_channels is None else out_channels)
+        whole(DEPTH, depth=depth)
+        real("(0, inf)", mlp_ratio=mlp_ratio, time_scale=time_scale)
+        if round(mlp_ratio * width) < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves the feed-forward layers of width={width} without units")
         rows, columns, channels = image_shape
         if rows % patch or columns % patch:
             raise ValueError(f"patch={patch} does not divide an image of {rows} x {columns} pixels")

@@ -15,6 +15,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from flowjax._checks import COUNT, whole
+
+DEPTH = "[1, 10000]"
+"""Numbers of layers that networks accept: each costs Python time before anything can be measured."""
+
 
 def named(*axes: str | None) -> dict[str, Any]:
     """Variable metadata that gives the dimensions of a parameter the logical names `axes`."""
@@ -154,6 +159,9 @@ class Condition(nnx.Module):
     With `num_classes` the condition is a label in 0..num_classes, the last of which means "no class"; with
     `cond_dim` it is a vector; with both it is a dictionary with the keys "label" and "vector". None stands
     for the null label and the zero vector. A label out of range gives NaN. The table starts as N(0, 0.02^2).
+
+    Raises:
+        ValueError: A number below 1.
     """
 
     def __init__(
@@ -166,6 +174,9 @@ class Condition(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        for name, value in (("num_classes", num_classes), ("cond_dim", cond_dim)):
+            if value is not None:
+                whole(COUNT, **{name: value})
         self.num_classes, self.cond_dim, self.dtype = num_classes, cond_dim, dtype
         if num_classes is not None:
             values = nnx.initializers.normal(0.02)(rngs.params(), (num_classes + 1, width), param_dtype)

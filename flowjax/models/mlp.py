@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flowjax.models.layers import Condition, TimeEmbedding, check_input, dense, embed_times
+from flowjax._checks import COUNT, real, whole
+from flowjax.models.layers import DEPTH, Condition, TimeEmbedding, check_input, dense, embed_times
 
 
 class Layer(nnx.Module):
@@ -69,7 +70,13 @@ class MLP(nnx.Module):
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
             rngs: Source of the initial values.
+
+        Raises:
+            ValueError: A number is outside its range.
         """
+        whole(COUNT, dim=dim, width=width)
+        whole(DEPTH, depth=depth)
+        real("(0, inf)", time_scale=time_scale)
         self.dim, self.dtype = dim, dtype
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.embed = dense(dim, width, (None, "embed"), **options)

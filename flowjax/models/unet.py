@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.layers import Condition, TimeEmbedding, check_input, dense, embed_times, named
 
@@ -188,10 +189,16 @@ class UNet(nnx.Module):
             rngs: Source of the initial values.
 
         Raises:
-            ValueError: The image cannot be halved often enough, `groups` or `head` does not divide the channels, no
-                level has a height of `attention_at`, or the implementation of attention is unknown or cannot
-                compute in `dtype`.
+            ValueError: A number is outside its range, the image cannot be halved often enough, `groups` or `head`
+                does not divide the channels, no level has a height of `attention_at`, or the implementation of
+                attention is unknown or cannot compute in `dtype`.
         """
+        sizes(3, image_shape=image_shape)
+        sizes(multipliers=multipliers)
+        whole(COUNT, channels=channels, head=head, groups=groups)
+        whole(COUNT, out_channels=1 if out_channels is None else out_channels)
+        whole("[0, 10000]", blocks=blocks)
+        real("(0, inf)", time_scale=time_scale)
         rows, columns, pixels = image_shape
         widths = [channels * m for m in multipliers]
         heights = [rows >> level for level in range(len(widths))]

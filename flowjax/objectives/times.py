@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from flowjax._checks import real
 from flowjax._pytree import pytree
 
 
@@ -12,12 +13,21 @@ class Uniform:
     """Uniform times on [start, end].
 
     Attributes:
-        start: Earliest time, in [0, 1).
-        end: Latest time, in (start, 1].
+        start: Earliest time, in [0, 1].
+        end: Latest time, in [start, 1].
+
+    Raises:
+        ValueError: A number outside its range.
     """
 
     start: float = 0.0
     end: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        real("[0, 1]", start=self.start, end=self.end)
+        if all(isinstance(value, int | float) for value in (self.start, self.end)) and self.start > self.end:
+            raise ValueError(f"times need start <= end, got start={self.start} and end={self.end}")
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""
@@ -34,7 +44,10 @@ class LogitNormal:
 
     Attributes:
         mean: Mean of logit(t).
-        std: Standard deviation of logit(t), positive.
+        std: Standard deviation of logit(t), not negative.
+
+    Raises:
+        ValueError: A number outside its range.
 
     References:
         Esser et al. (2024), Scaling Rectified Flow Transformers, section 3.1, arXiv:2403.03206.
@@ -42,6 +55,11 @@ class LogitNormal:
 
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        real("(-inf, inf)", mean=self.mean)
+        real("[0, inf)", std=self.std)
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""
@@ -57,11 +75,18 @@ class Mode:
     Attributes:
         scale: In [-1, 2 / (pi - 2)], where r falls with u; 0 is uniform.
 
+    Raises:
+        ValueError: A scale outside its range.
+
     References:
         Esser et al. (2024), section 3.1, equation 20, arXiv:2403.03206.
     """
 
     scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        """Checks the scale."""
+        real("[-1, 1.7519]", scale=self.scale)
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""
@@ -93,6 +118,9 @@ class Shifted:
         times: The law.
         shift: Positive; `flowjax.times.resolution_shift` for images of another size, 3 in SD3 at 1024^2.
 
+    Raises:
+        ValueError: `times` draws nothing, or a shift that is not positive.
+
     References:
         Esser et al. (2024), section 5.3.2, equation 23, arXiv:2403.03206.
     """
@@ -101,6 +129,12 @@ class Shifted:
 
     times: Uniform | LogitNormal | Mode | CosMap
     shift: float
+
+    def __post_init__(self) -> None:
+        """Checks both."""
+        if not hasattr(self.times, "sample"):
+            raise ValueError(f"times must be a law such as Uniform(), got {self.times!r}")
+        real("(0, inf)", shift=self.shift)
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""

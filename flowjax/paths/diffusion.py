@@ -7,6 +7,8 @@
 | EDM   | 1              | (a + t (b - a))^rho, a^rho, b^rho: its ends  | EDM                            |
 """
 
+import math
+
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath, Time, namespace
 from flowjax.paths.gaussian import VP, _VariancePreserving
@@ -85,8 +87,8 @@ class EDM(GaussianPath):
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not (0 < self.sigma_min < self.sigma_max and self.rho > 0):
-            raise ValueError(f"EDM needs 0 < sigma_min < sigma_max and rho > 0, got {self}")
+        if not (0 < self.sigma_min < self.sigma_max < math.inf and 0 < self.rho < math.inf):
+            raise ValueError(f"EDM needs 0 < sigma_min < sigma_max < inf and 0 < rho < inf, got {self}")
 
     @property
     def _ends(self) -> tuple[float, float]:

@@ -113,8 +113,8 @@ class VP(_VariancePreserving):
 
     def __post_init__(self) -> None:
         """Checks the range of beta."""
-        if not 0 < self.beta_min <= self.beta_max:
-            raise ValueError(f"VP needs 0 < beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(f"VP needs 0 < beta_min <= beta_max < inf, got {self.beta_min} and {self.beta_max}")
 
     def log_alpha(self, t: Time) -> Time:
         """log alpha(t) = -(beta_max - beta_min) u^2 / 4 - beta_min u / 2."""
@@ -154,8 +154,8 @@ class Cosine(_VariancePreserving):
 
     def __post_init__(self) -> None:
         """Checks the offset."""
-        if not self.offset > 0:
-            raise ValueError(f"Cosine needs offset > 0, got {self.offset}")
+        if not 0 < self.offset < math.inf:
+            raise ValueError(f"Cosine needs 0 < offset < inf, got {self.offset}")
 
     @property
     def _angle(self) -> float:
@@ -195,8 +195,8 @@ class VE(GaussianPath):
 
     def __post_init__(self) -> None:
         """Checks the range of sigma."""
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(f"VE needs 0 < sigma_min < sigma_max < inf, got {self.sigma_min} and {self.sigma_max}")
 
     @property
     def _log_ratio(self) -> float:

@@ -54,7 +54,7 @@ def test_inputs_for_evaluation():
 def test_errors():
     with pytest.raises(ValueError, match=r"levels=\(5,\) must lie in 0..4"):
         task(levels=(5,))
-    with pytest.raises(ValueError, match="size=0"):
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         task(size=0)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         data.load("shapes", size=0)
