@@ -1,10 +1,14 @@
 """Frozen keyword-only dataclasses that are JAX pytrees."""
 
 import dataclasses
+import difflib
+import functools
 import inspect
 from typing import Any, TypeVar, cast, dataclass_transform
 
 import jax
+
+from flowjax._captured import marked, unmarked
 
 T = TypeVar("T", bound=type)
 
@@ -19,15 +23,33 @@ def _is_plain_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, jax.Array) and jax.tree_util.all_leaves([value])
 
 
+def _explain_arguments(cls: type, positional: tuple[str, ...], names: list[str]) -> None:
+    """Makes the constructor say how it is called when it is called in another way."""
+    construct = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(construct)
+    def explained(self: Any, *args: Any, **kwargs: Any) -> None:
+        unknown = [name for name in kwargs if name not in names]
+        if unknown or len(args) > len(positional):
+            call = f"{cls.__name__}({', '.join([*positional, *(f'{n}=...' for n in names if n not in positional)])})"
+            close = difflib.get_close_matches(unknown[0], names, n=1) if unknown else []
+            hint = f"; did you mean {close[0]}=?" if close else ""
+            what = f"has no argument {unknown[0]!r}{hint}" if unknown else "takes its arguments by name"
+            raise TypeError(f"{cls.__name__} {what}: {call}")
+        construct(self, *args, **kwargs)
+
+    cls.__init__ = explained  # type: ignore[misc]
+
+
 # Type checkers know neither `positional` nor the default of `static`: to them fields may also be positional.
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def pytree(cls: T) -> T:
     """Makes `cls` a frozen dataclass and registers it with JAX.
 
     Fields declared with `static(...)` are auxiliary data and must be hashable. All other fields are children, so
-    their numbers and arrays are leaves that may change without a retrace; a plain function in such a field (a network
-    that closes over nothing) is auxiliary data too. Fields are keyword-only, except those of a class that passes
-    `positional = ("name", ...)` as a class attribute.
+    their numbers and arrays are leaves that may change without a retrace; a plain function in such a field is auxiliary
+    data too, and compiled anew when what it captures has changed (`flowjax._captured`). Fields are keyword-only, except
+    those of a class that passes `positional = ("name", ...)` as a class attribute.
     """
     positional = getattr(cls, "positional", ())
     for name in inspect.get_annotations(cls):
@@ -41,6 +63,7 @@ def pytree(cls: T) -> T:
                 setattr(cls, name, dataclasses.field(default=default, kw_only=True))
     cls = cast(T, dataclasses.dataclass(frozen=True)(cls))
     fields = dataclasses.fields(cls)
+    _explain_arguments(cls, positional, [f.name for f in fields])
     children = tuple(f.name for f in fields if not f.metadata.get("static", False))
     statics = tuple(f.name for f in fields if f.metadata.get("static", False))
 
@@ -49,12 +72,16 @@ def pytree(cls: T) -> T:
     def flatten(node):  # at every call of compiled code: no more than it needs
         own = node.__dict__
         values = [own[name] for name in children]
-        functions: tuple[tuple[str, Any], ...] = ()
+        functions: tuple[tuple[str | None, Any], ...] = ()
         for i, value in enumerate(values):
-            if callable(value) and _is_plain_function(value):
-                functions += ((children[i], value),)
-                values[i] = None
-        return values, (tuple([own[name] for name in statics]), functions)
+            if callable(value):
+                if _is_plain_function(value):
+                    functions += ((children[i], marked(value)),)
+                    values[i] = None
+                elif isinstance(value, jax.tree_util.Partial):
+                    functions += ((None, marked(value.func)),)  # noticed only; it comes back with its leaves
+        kept = [own[name] for name in statics]
+        return values, (tuple([marked(value) if callable(value) else value for value in kept]), functions)
 
     def flatten_with_keys(node):
         values, aux = flatten(node)
@@ -66,7 +93,8 @@ def pytree(cls: T) -> T:
         for name, value in zip(children, values, strict=True):
             object.__setattr__(node, name, value)
         for name, value in (*zip(statics, static_values, strict=True), *functions):
-            object.__setattr__(node, name, value)
+            if name is not None:
+                object.__setattr__(node, name, unmarked(value))
         return node
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

@@ -1,6 +1,7 @@
 """Flow: a path plus a network. The Field protocol that solvers evaluate, and the term for diffrax."""
 
 import abc
+import inspect
 from typing import Any
 
 import diffrax
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from flowjax._captured import captured_callables
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath, check_prediction, check_time_and_state
 
@@ -119,7 +121,8 @@ class Flow(Field):
             without batch axis (for class labels: the number of classes), or None.
 
     Raises:
-        ValueError: unknown prediction.
+        ValueError: unknown prediction, a path of another kind, a network that does not take (x, t, cond); when it is
+            evaluated, a network in training mode (dropout, batch statistics).
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -136,13 +139,15 @@ class Flow(Field):
     null: Any = None
 
     def __post_init__(self) -> None:
-        """Checks the prediction's name."""
+        """Checks the names and the network's arguments."""
         check_prediction("prediction", self.prediction)
         if not isinstance(self.path, GaussianPath):
-            raise ValueError(f"path must be one of flowjax.paths, got {self.path!r}")
+            raise ValueError(f"path must be one of flowjax.paths, such as flowjax.paths.Linear(), got {self.path!r}")
+        check_network(self.network)
 
     def init(self, x: Array, times: Any = None) -> Counts:
-        """Counters at zero."""
+        """Counters at zero; refuses a network in training mode."""
+        check_inference(self.network)
         return Counts.zero(x.shape[0])
 
     def evaluate(
@@ -176,6 +181,59 @@ def check_determined(path: GaussianPath, given: str, to: str, t: float) -> None:
             f"{'alpha' if start else 'sigma'} = 0: move the {end} of the times {where} it, "
             f"e.g. flowjax.times.uniform(n, {end}={'1e-3' if start else '1 - 1e-3'})"
         )
+
+
+def check_network(network: Any) -> None:
+    """Raises ValueError if `network` cannot be called as network(x, t, cond)."""
+    if not callable(network):
+        raise ValueError(f"a network is a callable network(x, t, cond), got {network!r}")
+    try:
+        signature = inspect.signature(network)
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise ValueError(
+            f"a network is called as network(x, t, cond), with cond=None where there is no condition; this one takes "
+            f"{signature}: wrap it, for example lambda x, t, cond: network(x, t)"
+        ) from None
+
+
+def check_inference(network: Any) -> None:
+    """Raises ValueError if a flax.nnx network, or one that a function captures, has layers in training mode."""
+    from flax import nnx  # not needed to import flowjax
+
+    roots = [root for root in captured_callables(network) if isinstance(root, nnx.Module)]
+    for module in (part for root in roots for _, part in nnx.iter_graph(root) if isinstance(part, nnx.Module)):
+        drops = getattr(module, "rate", getattr(module, "dropout_rate", 1.0))
+        if getattr(module, "deterministic", None) is False and drops:
+            what = "drops values"
+        elif getattr(module, "use_running_average", None) is False:
+            what = "uses the statistics of the batch"
+        else:
+            continue
+        raise ValueError(
+            f"the network is in training mode (a {type(module).__name__} {what}): call network.eval() before sampling"
+        )
+
+
+def check_field(field: Any) -> None:
+    """Raises ValueError unless `field` is one."""
+    if not isinstance(field, Field):
+        raise ValueError(
+            f"expected a field, such as flowjax.Flow(network, path=flowjax.paths.Linear()), got {type(field).__name__}"
+        )
+
+
+def check_state(x: Any) -> None:
+    """Raises ValueError unless x is an array of real floating-point numbers, (B, ...) with B at least 1."""
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise ValueError(f"the state is one array (B, ...), got {type(x).__name__}: pass jax.numpy.asarray(x)")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"the state holds floating-point numbers, got {x.dtype}: pass x.astype('float32')")
+    if not x.shape or not x.shape[0]:
+        raise ValueError(f"the state has shape (B, ...) with at least one sample, got {tuple(x.shape)}")
 
 
 class Ask(eqx.Module):

@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from flowjax._captured import tracing
 from flowjax._pytree import pytree
-from flowjax.flow import Field, term
+from flowjax.flow import Field, check_field, check_state, term
 from flowjax.keys import noise
 from flowjax.models.attention import require_jvp
 from flowjax.paths.base import at_least_single
@@ -107,6 +108,7 @@ def log_likelihood(
         >>> round(float(fj.log_likelihood(flow, jnp.array([[1.0]])).log_density[0]), 3)  # -log(0.5 sqrt(2 pi))
         -0.226
     """
+    check_field(field)
     check_choice("divergence", divergence, ("exact", "hutchinson"))
     check_choice("probe", probe, ("rademacher", "gaussian"))
     velocity = term(field).vector_field
@@ -117,7 +119,9 @@ def log_likelihood(
             raise ValueError(f"the velocity of {field.path!r} is infinite at t = {t:g}: move {name}=")
     if not 0 <= start < end <= 1:
         raise ValueError(f"times need 0 <= start < end <= 1, got start={start}, end={end}")
-    x = at_least_single(jnp.asarray(x))
+    x = jnp.asarray(x)
+    check_state(x)
+    x = at_least_single(x)
     probes = None
     if divergence == "hutchinson":
         if key is None:
@@ -125,17 +129,18 @@ def log_likelihood(
         probes = noise(key, x.shape, index, x.dtype)
         probes = jnp.where(probes < 0, -1, 1).astype(x.dtype) if probe == "rademacher" else probes
     axes = tuple(range(1, x.ndim))
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(_WithDivergence(velocity, probes)),
-        diffrax.Tsit5() if solver is None else solver,
-        jnp.asarray(end, x.dtype),
-        jnp.asarray(start, x.dtype),
-        None,
-        (x, jnp.zeros(x.shape[0], x.dtype)),
-        cond,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=max_steps,
-    )
+    with tracing(field):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(_WithDivergence(velocity, probes)),
+            diffrax.Tsit5() if solver is None else solver,
+            jnp.asarray(end, x.dtype),
+            jnp.asarray(start, x.dtype),
+            None,
+            (x, jnp.zeros(x.shape[0], x.dtype)),
+            cond,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+            max_steps=max_steps,
+        )
     latent, change = (part[-1] for part in solution.ys)
     if log_prior is None:
         scale = jnp.asarray(field.path.sigma(start), x.dtype)

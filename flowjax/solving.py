@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from flowjax._captured import marked, tracing, unmarked
 from flowjax._pytree import pytree
-from flowjax.flow import Field, count
+from flowjax.flow import Field, check_field, check_state, count
 from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
 from flowjax.times import check_times
@@ -28,6 +29,7 @@ class Solution:
         trajectory: the states at all n + 1 times, (n + 1, B, ...), or None.
         report: what the field reports of each evaluation, stacked over evaluations, or None.
         refiner_evaluations: evaluations of the solver's own second field (a refiner, a guidance), if it has one.
+        stopped: whether `monitor` ended the run before its last evaluation, or None without one.
     """
 
     x: Float[Array, "batch ..."]
@@ -36,6 +38,11 @@ class Solution:
     trajectory: Float[Array, "times batch ..."] | None = None
     report: Any = None
     refiner_evaluations: Any = None
+    stopped: Any = None
+
+
+# Compiled programs kept by `solve`; with one more, all are dropped, so that ever new shapes do not fill the memory.
+PROGRAMS = 64
 
 
 def solve(
@@ -51,11 +58,15 @@ def solve(
     *,
     registers: int | None = None,
     checkpoint: bool = False,
+    noise: Any = None,
+    monitor: Callable[[Any, Array, Array], Any] | None = None,
 ) -> Solution:
     """Integrates a field from times[0] to times[-1].
 
-    Compiled inside (one compilation per pattern of rows; new weights, scales and times reuse it). Within a jit of your
-    own, pass a bound solver as an argument: `bound = solver.bind(path, times)`.
+    Compiled inside: one compilation per pattern of rows; new weights, scales and times reuse it. A network given as a
+    plain function is compiled with what it captures, and anew when that changes; a module, or a
+    `jax.tree_util.Partial` of a function and arrays, changes without. Within a jit of your own JAX decides: pass
+    networks and a bound solver (`bound = solver.bind(path, times)`) as arguments.
 
     Args:
         field: a `Flow` or a field around one.
@@ -69,12 +80,19 @@ def solve(
         after_step: a function (t, x) -> x applied to the solution after each step (inpainting, projections).
         registers: see `Solver.bind`.
         checkpoint: recompute evaluations in the backward pass instead of storing them.
+        noise: the standard normal noise of a stochastic solver in place of `key`: (rows, B, ...), one for each
+            evaluation, or (rows, n, B, ...) for a solver that uses n = `bound.pattern.noises` in each.
+        monitor: a function (t, x, data) -> stop called in the compiled loop at each evaluation of the field, with its
+            time, its state (B, ...) and the data prediction there (B, ...). True, a boolean scalar, ends the run: no
+            evaluation follows, and x is the solution reached by then. None goes on. `jax.debug.callback` calls host
+            code from it.
 
     Returns:
         A `Solution`.
 
     Raises:
-        ValueError: times missing or bad, a solver that the field does not allow, a stochastic solver without key.
+        ValueError: arguments of another kind, times missing or bad, a solver that the field does not allow, a
+            stochastic solver without key, noise of another shape, a network in training mode.
 
     Example:
         >>> import flowjax as fj, jax
@@ -83,9 +101,14 @@ def solve(
         >>> int(fj.solve(flow, fj.solvers.Heun(), x0, fj.times.uniform(5)).evaluations)
         10
     """
+    check_field(field)
+    _check_solver(solver)
+    check_state(x)
     if isinstance(solver, OwnSteps):
-        if after_step is not None or registers is not None:
-            raise ValueError("after_step and registers belong to fixed grids, this solver chooses its steps")
+        fixed = {"after_step": after_step, "registers": registers, "noise": noise, "monitor": monitor}
+        if any(value is not None for value in fixed.values()):
+            given = ", ".join(name for name, value in fixed.items() if value is not None)
+            raise ValueError(f"{given}: these belong to fixed grids, {type(solver).__name__} chooses its steps")
         return Solution(**solver.solve(field, x, times, cond, trajectory=trajectory))
     if isinstance(solver, Solver):
         if times is None:
@@ -96,9 +119,32 @@ def solve(
     solver.check(field)
     if not solver.pattern.completes and (trajectory or after_step is not None):
         raise ValueError("padded rows keep no account of steps: leave out registers= for a trajectory or after_step")
-    if solver.pattern.noises and key is None:
+    if noise is not None:
+        noise = _given_noise(noise, solver, x.shape)
+    elif solver.pattern.noises and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
-    return _run(field, solver, x, cond, key, index, after_step, trajectory=trajectory, checkpoint=checkpoint)
+    if _run._cache_size() >= PROGRAMS:  # type: ignore[attr-defined]
+        _run.clear_cache()  # type: ignore[attr-defined]
+    functions = {"after_step": marked(after_step), "monitor": marked(monitor)}
+    return _run(field, solver, x, cond, key, index, noise, **functions, trajectory=trajectory, checkpoint=checkpoint)
+
+
+def _check_solver(solver: Any) -> None:
+    if not isinstance(solver, Solver | Bound | OwnSteps):
+        what = "an object, not its class: write it with brackets" if isinstance(solver, type) else "a solver object"
+        raise ValueError(f"solver must be {what}, for example flowjax.solvers.Heun(), got {solver!r}")
+
+
+def _given_noise(noise: Any, bound: Bound, shape: tuple[int, ...]) -> Array:
+    """The noise of `solve` with one entry per stage, (stages, n, B, ...)."""
+    rows, count = bound.pattern.rows, bound.pattern.noises
+    if not count:
+        raise ValueError("noise= is for stochastic solvers, and this one draws none: leave it out")
+    allowed = [(rows, count, *shape)] + ([(rows, *shape)] if count == 1 else [])
+    if np.shape(noise) not in allowed:
+        raise ValueError(f"noise must have shape {' or '.join(map(str, allowed))}, got {np.shape(noise)}")
+    of_stage = np.clip(np.searchsorted(bound.pattern.stages, np.arange(len(bound.pattern.kinds))), 0, rows - 1)
+    return jnp.asarray(noise).reshape(allowed[0])[of_stage]
 
 
 def _bind(solver: Solver, path: Any, grid: np.ndarray, registers: int | None) -> Bound:
@@ -119,7 +165,8 @@ def _remembered(solver: Solver, path: Any, grid: tuple[float, ...], registers: i
     return bound
 
 
-@functools.partial(jax.jit, static_argnames=("after_step", "trajectory", "checkpoint"))
+@functools.partial(jax.jit, static_argnames=("after_step", "monitor", "trajectory", "checkpoint"))
+@tracing()
 def _run(
     field: Field,
     bound: Bound,
@@ -127,11 +174,14 @@ def _run(
     cond: Any,
     key: Any,
     index: Any,
-    after_step: Callable[[Any, Array], Array] | None,
+    given: Any,
     *,
+    after_step: Any,
+    monitor: Any,
     trajectory: bool,
     checkpoint: bool,
 ) -> Solution:
+    after_step, monitor = (unmarked(marked(unmarked(function))) for function in (after_step, monitor))
     pattern = bound.pattern
     bound = jax.tree.map(jnp.asarray, bound)
     registers = bound.begin(x)
@@ -148,20 +198,31 @@ def _run(
         return (new, *registers[1:])
 
     def run(kind: int, carry: Any, row: Any) -> Any:
-        (registers, memories), (stage, line) = carry, row
+        (registers, memories, stopped), (stage, line) = carry, row
         if kind == FREE:
             registers = bound.after(line, registers, jnp.zeros_like(registers[0]))
-            return corrected(stage, registers), memories
+            return corrected(stage, registers), memories, stopped
         # Parameters that do not change over the loop would be gathered from their shards once, ahead of it, and stay in
         # memory whole; tied to the state by a barrier they are gathered where they are used.
         own, registers = jax.lax.optimization_barrier((fields[kind], registers))
+        seen: list[Any] = []
 
         def ask(t: Any, at: Array, extra: dict[str, Any]) -> Any:
-            return own.evaluate(t, at, cond, memories[kind], to=pattern.to, **extra)
+            value, memory = own.evaluate(t, at, cond, memories[kind], to=pattern.to, **extra)
+            if monitor is not None and kind == FIELD:
+                seen.append(monitor(t, at, field.path.convert(value, given=pattern.to, to="data", t=t, x=at)))
+            return value, memory
 
-        noise = bound.draw(stage, registers[0], key, index)
+        noise = bound.draw(stage, registers[0], key, index) if given is None else tuple(given[stage])
         registers, memory = bound.run(kind, ask, line, registers, noise)
-        return corrected(stage, registers), (*memories[:kind], memory, *memories[kind + 1 :])
+        if seen and seen[0] is not None:
+            stopped = stopped | seen[0]
+        return corrected(stage, registers), (*memories[:kind], memory, *memories[kind + 1 :]), stopped
+
+    def unless_stopped(kind: int, carry: Any, row: Any) -> Any:
+        if monitor is None:
+            return run(kind, carry, row)
+        return jax.lax.cond(carry[2], lambda carry, row: carry, functools.partial(run, kind), carry, row)
 
     def scan(kinds: tuple[int, ...], carry: Any, first: int) -> Any:
         """Runs stages of one kind, or of several that take turns."""
@@ -169,7 +230,7 @@ def _run(
 
         def body(carry: Any, row: Any) -> Any:
             number, *row = row
-            branches = [functools.partial(run, kind) for kind in used]
+            branches = [functools.partial(unless_stopped, kind) for kind in used]
             carry = branches[0](carry, row) if len(used) == 1 else jax.lax.switch(number, branches, carry, row)
             return carry, (carry[0][0] if trajectory else None, field.report(carry[1][0]))
 
@@ -181,11 +242,12 @@ def _run(
     groups = [tuple(group) for _, group in itertools.groupby(pattern.kinds)]
     if len(groups) > 8:  # kinds that take turns: one loop, not a program that grows with the steps
         groups = [pattern.kinds]
-    carry, states, reports, first = (registers, memories), [registers[0][None]], [], 0
+    stopped = None if monitor is None else jnp.array(False)
+    carry, states, reports, first = (registers, memories, stopped), [registers[0][None]], [], 0
     for kinds in groups:
         if set(kinds) == {FREE}:
             for stage in range(first, first + len(kinds)):
-                carry = run(FREE, carry, (stage, bound.line(stage)))
+                carry = unless_stopped(FREE, carry, (stage, bound.line(stage)))
                 states.append(carry[0][0][None])
         else:
             carry, (visited, report) = scan(kinds, carry, first)
@@ -194,7 +256,7 @@ def _run(
             own = np.flatnonzero([kind == FIELD for kind in kinds])
             reports += [jax.tree.map(lambda part, own=own: part[own], report)] if len(own) else []
         first += len(kinds)
-    registers, memories = carry
+    registers, memories, stopped = carry
     evaluations, network_calls = count(memories[0])
     return Solution(
         x=registers[0],
@@ -203,4 +265,5 @@ def _run(
         trajectory=jnp.concatenate(states) if trajectory else None,
         report=jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports),
         refiner_evaluations=None if bound.refiner is None else count(memories[1])[0],
+        stopped=stopped,
     )

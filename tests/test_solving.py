@@ -1,5 +1,7 @@
 """`solve` with every kind of field and driver: diffrax, adaptive methods, fields that skip the network, messages."""
 
+import functools
+import inspect
 from typing import Any
 
 import diffrax
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from problem import PATHS, Executions, relative, through_diffrax
 
 import flowjax as fj
@@ -320,3 +323,125 @@ def test_program_and_memory_do_not_grow_with_steps(solver):
     assert used[1] <= used[0] + 100 * 100  # the table of coefficients
     call = jax.jit(lambda f, x: f.velocity(0.5, x)).lower(flow, x).compile().memory_analysis().temp_size_in_bytes
     assert used[1] <= call + (2 * registers + 2) * x.nbytes + 20_000  # registers before and after a step
+
+
+# ------------------------------------------------------------------------------------------ noise, monitors, messages
+
+
+@pytest.mark.parametrize("solver", [DDIM(eta=1.0), fj.solvers.EulerMaruyama(), fj.solvers.DPMSolver(eta=1.0)])
+def test_given_noise_is_what_a_key_draws(solver):
+    flow, times = fj.Flow(network, path=LINEAR), fj.times.uniform(4, 0.05, 0.95)
+    bound = solver.bind(LINEAR, times)
+    key = jax.random.key(3)
+    with jax.debug_key_reuse(False):  # drawn here once more
+        drawn = [jnp.stack(bound.draw(stage, states(), key, 7)) for stage in bound.pattern.stages]
+        expected = fj.solve(flow, solver, states(), times, key=key, index=7)
+    noise = jnp.stack(drawn)
+    assert relative(fj.solve(flow, solver, states(), times, noise=noise).x, expected.x) < 1e-6
+    if bound.pattern.noises == 1:
+        assert relative(fj.solve(flow, bound, states(), noise=noise[:, 0]).x, expected.x) < 1e-6
+    with pytest.raises(ValueError, match=r"noise must have shape \(4, "):
+        fj.solve(flow, solver, states(), times, noise=noise[:2])
+    with pytest.raises(ValueError, match="draws none"):
+        fj.solve(flow, Euler(), states(), times, noise=noise)
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), DPMSolver(order=3), fj.solvers.UniPC()])
+def test_a_monitor_sees_the_data_prediction_and_stops(solver):
+    flow, times, seen = fj.Flow(network, path=LINEAR), fj.times.uniform(6, 0.05, 0.95), []
+
+    def watch(t, x, data):
+        jax.debug.callback(lambda *values: seen.append(tuple(map(np.asarray, values))), t, x, data)
+
+    whole = fj.solve(flow, solver, states(), times, monitor=watch, trajectory=True)
+    plain = fj.solve(flow, solver, states(), times)
+    jax.effects_barrier()
+    assert relative(whole.x, plain.x) < 1e-6
+    assert not whole.stopped
+    assert len(seen) == whole.evaluations
+    for t, x, data in seen:
+        assert relative(data, flow.data(jnp.float32(t), jnp.asarray(x))) < 1e-5
+
+    cut = fj.solve(flow, solver, states(), times, monitor=lambda t, x, data: t > 0.5, trajectory=True)
+    assert cut.stopped
+    assert cut.evaluations == sum(t <= 0.5 for t, _, _ in seen) + 1
+    ends = [i for i in range(len(times)) if relative(cut.x, whole.trajectory[i]) < 1e-6]
+    assert ends  # the solution at a time of the grid
+    assert relative(cut.trajectory[-1], cut.x) == 0
+
+
+def test_an_adaptive_solver_refuses_what_belongs_to_a_grid():
+    with pytest.raises(ValueError, match="monitor: these belong to fixed grids"):
+        fj.solve(fj.Flow(network, path=LINEAR), Adaptive(), states(), [0.0, 0.9], monitor=lambda t, x, data: None)
+
+
+FLOW, GRID = fj.Flow(network, path=LINEAR), fj.times.uniform(3)
+solve, log_likelihood, guide = map(inspect.unwrap, (fj.solve, fj.log_likelihood, fj.guide))  # as users have them
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: solve(FLOW, "heun", states(), GRID), r"solver object, for example flowjax.solvers.Heun\(\)"),
+        (lambda: solve(FLOW, Heun, states(), GRID), "not its class: write it with brackets"),
+        (lambda: solve(network, Heun(), states(), GRID), r"flowjax\.Flow\(network, path="),
+        (lambda: solve(FLOW, Heun(), {"x": states()}, GRID), "one array .* got dict"),
+        (lambda: solve(FLOW, Heun(), [1.0, 2.0], GRID), "one array .* got list"),
+        (lambda: solve(FLOW, Heun(), jnp.ones((2, 3), jnp.int32), GRID), r"got int32: pass x\.astype"),
+        (lambda: solve(FLOW, Heun(), states()[:0], GRID), "at least one sample"),
+        (lambda: log_likelihood(FLOW, jnp.ones((2, 3), jnp.int32)), "got int32"),
+        (lambda: guide(FLOW, 4.0), r"guidance\.CFG\(scale=4\.0\), got 4\.0"),
+        (lambda: guide(network, fj.guidance.CFG()), "expected a field"),
+        (lambda: fj.Flow(lambda x, t: x, path=LINEAR), r"takes \(x, t\): wrap it"),
+        (lambda: fj.Flow(3.0, path=LINEAR), "a network is a callable"),
+        (lambda: fj.Flow(network, path=LINEAR, prediction="epsilon"), "'epsilon' elsewhere is 'noise' here"),
+        (lambda: fj.Flow(network, path=LINEAR, prediction="eps"), "'eps' elsewhere is 'noise' here"),
+        (lambda: fj.Flow(network, path=LINEAR, prediction="v_prediction"), "'v_prediction' elsewhere is 'v' here"),
+        (lambda: DPMSolver(solver_type="heun"), "'heun' elsewhere is 'taylor' here"),
+        (lambda: DPMSolver(form="dpmsolver++"), "'dpmsolver\\+\\+' elsewhere is 'data' here"),
+        (lambda: fj.solvers.UniPC(variant="vary_coeff"), "'vary_coeff' elsewhere is 'vary' here"),
+        (lambda: DPMSolver(2), r"by name: DPMSolver\(order=\.\.\."),
+        (lambda: HeavyBall(DPMSolver()), r"by name: HeavyBall\(solver=\.\.\."),
+        (lambda: DPMSolver(ordr=2), "no argument 'ordr'; did you mean order="),
+    ],
+)
+def test_what_is_written_as_elsewhere_is_answered_with_the_remedy(call, message):
+    with pytest.raises((ValueError, TypeError), match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+class Trained(nnx.Module):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, x, t, cond):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nnx.Dropout(0.1, rngs=nnx.Rngs(0)),
+        lambda: nnx.BatchNorm(3, rngs=nnx.Rngs(0)),
+        lambda: nnx.MultiHeadAttention(1, 3, dropout_rate=0.1, deterministic=False, decode=False, rngs=nnx.Rngs(0)),
+    ],
+    ids=["dropout", "batch statistics", "attention"],
+)
+@pytest.mark.standard_promotion
+def test_a_network_in_training_mode_is_refused(layer):
+    module = Trained(layer())
+    for network in (module, lambda x, t, cond: module(x, t, cond)):
+        flow = fj.Flow(network, path=LINEAR)
+        guided = fj.guide(flow, fj.guidance.CFG(scale=2.0), 0)
+        for run in (
+            functools.partial(fj.solve, flow, Euler(), states(), GRID),
+            functools.partial(fj.solve, guided, Euler(), states(), GRID, labels()),
+            functools.partial(fj.log_likelihood, flow, states()),
+        ):
+            module.train()
+            with pytest.raises(ValueError, match=r"in training mode .*network\.eval\(\)"):
+                run()
+    module.eval()
+    if isinstance(module.layer, nnx.Dropout):
+        assert fj.solve(flow, Euler(), states(), GRID).evaluations == 3

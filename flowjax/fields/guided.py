@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree
-from flowjax.flow import Counts, Field, Flow, check_determined
+from flowjax.flow import Counts, Field, Flow, check_determined, check_field
 from flowjax.guidance.autoguidance import Autoguidance
 from flowjax.guidance.base import Rule
 from flowjax.paths.base import GaussianPath
@@ -125,6 +125,9 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
         >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear(), null=10)
         >>> field = fj.guide(flow, fj.guidance.CFG(scale=4.0))
     """
+    check_field(field)
+    if not isinstance(rule, Rule):
+        raise ValueError(f"expected a rule, such as flowjax.guidance.CFG(scale=4.0), got {rule!r}")
     if against is None:
         against = field.null if isinstance(field, Flow) else None
         if against is None:

@@ -18,6 +18,10 @@ import numpy as np
 
 Prediction = Literal["velocity", "noise", "data", "score", "v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+# What other libraries call them.
+FOREIGN = {"epsilon": "noise", "eps": "noise", "v_prediction": "v", "v-prediction": "v", "vpred": "v"}
+FOREIGN |= {"sample": "data", "x0": "data", "x_start": "data", "pred_x0": "data", "x1": "data"}
+FOREIGN |= {"flow": "velocity", "flow_prediction": "velocity", "vector_field": "velocity"}
 Array = Any  # a NumPy or a JAX array: float64 on the host, the state's precision in compiled code
 Time = Any  # a scalar or (B,)
 
@@ -65,7 +69,9 @@ def check_time_and_state(t: Time, x: Array) -> None:
 def check_prediction(name: str, prediction: str, more: tuple[str, ...] = ()) -> None:
     """Raises ValueError unless `prediction` is a known one."""
     if prediction not in PREDICTIONS + more:
-        raise ValueError(f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}")
+        known = FOREIGN.get(str(prediction).lower())
+        hint = f" ({prediction!r} elsewhere is {known!r} here)" if known else ""
+        raise ValueError(f"{name}={prediction!r} is not a prediction; use one of {', '.join(PREDICTIONS + more)}{hint}")
 
 
 class GaussianPath(abc.ABC):

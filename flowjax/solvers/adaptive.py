@@ -12,6 +12,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from flowjax._captured import tracing
 from flowjax._pytree import pytree, static
 from flowjax.flow import Field, count, term
 from flowjax.paths.base import at_least_single
@@ -80,6 +81,7 @@ class Adaptive(OwnSteps):
 
 
 @jax.jit(static_argnames="trajectory")
+@tracing()
 def _integrate(adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool) -> dict[str, Any]:
     x = at_least_single(x)
     solution = diffrax.diffeqsolve(

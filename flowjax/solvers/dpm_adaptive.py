@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowjax._captured import tracing
 from flowjax._pytree import pytree, static
 from flowjax.flow import Field, count
 from flowjax.paths.base import at_least_single
@@ -70,6 +71,7 @@ class DPMAdaptive(OwnSteps):
 
 
 @jax.jit
+@tracing()
 def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: Any) -> dict[str, Any]:
     path, order = field.path, solver.order
 

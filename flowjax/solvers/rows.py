@@ -127,10 +127,20 @@ def pairs(times: Iterable[T]) -> Iterator[tuple[T, T]]:
     return itertools.pairwise(times)
 
 
+# Words of the authors' programs and of diffusers for the choices of solvers, by name of the choice.
+FOREIGN = {
+    "solver_type": {"heun": "taylor", "dpmsolver": "midpoint"},
+    "variant": {"vary_coeff": "vary"},
+    "form": {"dpmsolver++": "data", "dpmsolver": "noise", "data_prediction": "data", "noise_prediction": "noise"},
+}
+
+
 def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        known = FOREIGN.get(name, {}).get(value) if isinstance(value, str) else None
+        hint = f" ({value!r} elsewhere is {known!r} here)" if known in allowed and known else ""
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}{hint}")
 
 
 # ------------------------------------------------------------------------------------------------------------ symbols

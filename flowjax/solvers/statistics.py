@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.integrate import cumulative_trapezoid
 
 from flowjax._pytree import pytree
 from flowjax.paths.base import GaussianPath
@@ -90,6 +89,8 @@ class Curves:
             x: the state at the start.
             factor: of the first derivative.
         """
+        from scipy.integrate import cumulative_trapezoid  # a third of the time of `import flowjax`
+
         nodes = [lam for lam, _ in points]
         first, last = (int(np.searchsorted(self.lam, u)) for u in (min([*nodes, end]), max([*nodes, end])))
         lam, part = self.lam[first : last + 1], slice(first, last + 1)
