@@ -30,8 +30,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flowjax import _cli, catalogue, data, evaluation
+from flowjax._files import replacing
 from flowjax.recipe import Recipe, load
-from flowjax.training import Checkpoints, make_mesh
+from flowjax.training import Store, make_mesh
 from flowjax.training.writers import write_json
 
 _SETTINGS = ("solver", "steps", "guidance")
@@ -132,8 +133,10 @@ class _Judge:
 def provenance(values: flags.FlagValues, extractor: evaluation.Extractor, num: int) -> dict[str, Any]:
     """Everything but the setting that a row depends on."""
     workdir = Path(values.workdir)
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        step = checkpoints.latest
+    step = None
+    if (workdir / "checkpoints").is_dir():
+        with Store(workdir / "checkpoints", write=False) as store:
+            step = store.latest
     config = workdir / "config.json"
     device = jax.devices()[0]
     names = ("flowjax-generative", "jax", "jaxlib", "flax", "diffrax", "numpy", "scipy", "scikit-learn")
@@ -202,7 +205,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         panel.xaxis.minorticks_off()
         panel.grid(alpha=0.3)
     panel.legend()
-    figure.savefig(path, format="png", dpi=120)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=120)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -199,10 +199,11 @@ def export(flow: Flow, recipe: Recipe, folder: str | Path, dtype: Any = None) ->
         dtype: Type of the weights in the file, for example "float16"; None keeps their own.
 
     Raises:
-        FileExistsError: The folder holds weights already.
-        ValueError: `dtype` cannot hold a value of the network.
+        FileExistsError: The folder holds weights or a recipe already, those of a run for example.
+        ValueError: The network has NaN or infinite values, or values that `dtype` cannot hold.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    if (Path(folder) / "recipe.json").exists():
+        raise FileExistsError(f"{folder} holds a recipe.json; export to another folder")
     write(Path(folder) / WEIGHTS, flow.network, dtype)
     recipe.save(folder)
 
@@ -221,7 +222,8 @@ def load(
 
     Raises:
         FileNotFoundError: The workdir has no recipe, no complete checkpoint or no snapshots.
-        ValueError: An unknown `which` or average; a folder made by `export` has only the default ones.
+        ValueError: An unknown `which` or average; a folder made by `export` has only the default ones. Weights that do
+            not fit the recipe, have changed since they were exported, or are NaN or infinite.
     """
     recipe, workdir = Recipe.load(workdir), Path(workdir)
     mesh = make_mesh() if mesh is None else mesh

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from flowjax._files import replacing
 
 
 def model_hash(tree: Any) -> str:
@@ -29,12 +30,8 @@ def save(path: str | Path, arrays: Mapping[str, Any], record: Mapping[str, Any])
         arrays: NumPy arrays by name.
         record: what they were computed for: JSON values.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez(file, record=np.array(json.dumps(record, sort_keys=True)), **arrays)
-    os.replace(part, path)
 
 
 def load(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -8,6 +8,8 @@ from jaxtyping import Int, Num
 from matplotlib.figure import Figure
 from PIL import Image
 
+from flowjax._files import replacing
+
 
 def grid(
     x: Num[np.ndarray, "..."],
@@ -57,8 +59,8 @@ def grid(
             top, left = gap + i * cell_height, gap + j * cell_width
             block = levels[index].repeat(zoom, 0).repeat(zoom, 1)
             canvas[top : top + height * zoom, left : left + width * zoom] = block
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(path)
+    with replacing(path) as part:
+        Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(part)
 
 
 def density(x: Num[np.ndarray, "N 2"], real: Num[np.ndarray, "M 2"], path: str | Path, *, bins: int = 60) -> None:
@@ -134,5 +136,5 @@ def loss_curve(metrics: str | Path, path: str | Path) -> None:
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=120)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=120)

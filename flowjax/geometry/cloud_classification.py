@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from flowjax._checks import COUNT, whole
+from flowjax._files import replacing
 from flowjax.data import Source, shapes
 from flowjax.geometry import corruptions
 from flowjax.geometry import point_sampling as ps
@@ -179,8 +180,8 @@ class CloudClassification:
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[], xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
         figure.tight_layout()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        with replacing(path) as part:
+            figure.savefig(part)
         plt.close(figure)
 
     def finish(self, network: Any, workdir: Path) -> None:

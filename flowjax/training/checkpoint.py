@@ -7,9 +7,11 @@ Arrays are restored into the sharding asked for, which may differ from the one t
 
 The item `manifest` has shape, dtype and checksum of every array; `index.json` beside the checkpoints has their scores
 and, once they are complete, the sizes of their files. A checkpoint that does not agree with both is damaged, and the
-one before it is used.
+one before it is used. Networks and averages with NaN or infinite values are neither written nor read.
 """
 
+import functools
+import hashlib
 import json
 import math
 import warnings
@@ -41,28 +43,66 @@ def unflatten(flat: dict[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
 
 
-class Damaged(Exception):
-    """A checkpoint that is not what was written."""
+class Damaged(ValueError):
+    """A checkpoint that is not what was written, or is of no use."""
 
 
-def _checksum(array: jax.Array) -> jax.Array:
-    """Sum of the bit patterns modulo 2^32: an integer, so it does not depend on the sharding."""
+def _checksum(array: jax.Array, ordered: bool) -> jax.Array:
+    """Sum modulo 2^32 of the bit patterns, each scrambled together with its place: every order has another one.
+
+    A sum of integers, so it does not depend on the sharding. Scrambling is one to one (a multiplication by an odd
+    number, an exclusive or with the own upper half), so that a single changed pattern always changes the sum. Older
+    checkpoints have the sum of the bare patterns, which is that without `ordered`.
+    """
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
-    return jnp.sum(jax.lax.bitcast_convert_type(array, unsigned), dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    if ordered:
+        stride = 1
+        for axis in reversed(range(bits.ndim)):
+            place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            bits += place * np.uint32(stride * 0x9E3779B1 % 2**32)
+            stride *= bits.shape[axis]
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)
+        bits ^= bits >> np.uint32(16)
+    return jnp.sum(bits, dtype=jnp.uint32)
 
 
-_checksums = jax.jit(lambda items: jax.tree.map(_checksum, items))
+@functools.partial(jax.jit, static_argnames="ordered")
+def _look(items: Any, ordered: bool) -> tuple[Any, Any]:
+    """Checksum of every array, and whether it is finite."""
+
+    def finite(leaf: jax.Array) -> jax.Array:
+        return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.asarray(True)
+
+    return jax.tree.map(lambda leaf: _checksum(leaf, ordered), items), jax.tree.map(finite, items)
 
 
-def _manifest(items: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list]]:
-    """[shape, dtype, checksum] of every array of flat items."""
-    sums = jax.device_get(_checksums(dict(items)))
-    return {
-        item: {name: [list(leaf.shape), str(leaf.dtype), int(sums[item][name])] for name, leaf in flat.items()}
-        for item, flat in items.items()
-    }
+def _manifest(
+    items: Mapping[str, Mapping[str, Any]], ordered: bool = True
+) -> tuple[dict[str, dict[str, list]], str | None]:
+    """[shape, dtype, checksum] of every array of flat items, and a network or average that is not finite, or None.
+
+    The checksum is written as text, without `ordered` as a number.
+    """
+    sums, finite = jax.device_get(_look(dict(items), ordered))
+    manifest: dict[str, dict[str, list]] = {}
+    bad = None
+    for item, flat in items.items():
+        manifest[item] = {}
+        for name, leaf in flat.items():
+            checksum = int(sums[item][name])
+            manifest[item][name] = [list(leaf.shape), str(leaf.dtype), f"{checksum:08x}" if ordered else checksum]
+            # Optimisers and memories may hold an infinite value on purpose, such as the best loss so far.
+            if not finite[item][name] and (item != "state" or name.partition(".")[0] == "network"):
+                bad = bad or f"{item}/{name} has values that are NaN or infinite"
+    return manifest, bad
+
+
+def _sha256(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _everywhere(good: bool) -> bool:
@@ -91,6 +131,9 @@ class Store:
         keep: Number of newest ones that are kept, besides the best; None keeps all.
         write: False only reads, and creates nothing.
 
+    Attributes:
+        index_lost: Whether `index.json` was there, but could not be read: scores are lost with it.
+
     Raises:
         FileNotFoundError: `write` is False and there is no such folder.
     """
@@ -99,10 +142,8 @@ class Store:
         self.folder = Path(folder).absolute()
         if not write and not self.folder.is_dir():
             raise FileNotFoundError(f"no checkpoints in {self.folder}")
-        try:
-            self._index = {int(step): entry for step, entry in json.loads(self._path.read_text()).items()}
-        except (FileNotFoundError, ValueError):
-            self._index = {}
+        self._writes = write
+        self._index, self.index_lost = self._read_index()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -117,10 +158,28 @@ class Store:
     def _path(self) -> Path:
         return self.folder / "index.json"
 
+    def _read_index(self) -> tuple[dict[int, dict[str, Any]], bool]:
+        """What `index.json` holds, and whether it is there but cannot be read."""
+        try:
+            index = {int(step): entry for step, entry in json.loads(self._path.read_text()).items()}
+            for entry in index.values():
+                if not isinstance(entry["score"], int | float | None) or not isinstance(entry.get("sizes", {}), dict):
+                    raise TypeError("not an entry")
+        except FileNotFoundError:
+            return {}, False
+        except (ValueError, AttributeError, TypeError, KeyError):
+            return {}, True
+        return index, False
+
     @property
     def steps(self) -> list[int]:
         """All complete ones, oldest first."""
         return sorted(self._manager.all_steps())
+
+    @property
+    def latest(self) -> int | None:
+        """Number of the newest complete one, or None."""
+        return self.steps[-1] if self.steps else None
 
     def ranked(self, steps: Iterable[int]) -> list[int]:
         """Those of `steps` that have a score, lowest score first; of equal ones the newest."""
@@ -134,35 +193,46 @@ class Store:
             step: Number.
             trees: Item -> tree of arrays.
             score: Lower is better; None takes no part.
+
+        Raises:
+            ValueError: A network or an average has NaN or infinite values; nothing is written.
         """
+        items = {item: flatten(tree) for item, tree in trees.items()}
+        manifest, bad = _manifest(items)
+        if bad is not None:
+            raise ValueError(f"{self.folder / str(step)} is not written: {bad}")
         self.wait()
         if step in self.steps:
             self._manager.delete(step)
-        items = {item: flatten(tree) for item, tree in trees.items()}
         score = None if score is None else score if math.isfinite(score) else float("inf")
         self._index[step] = {"score": score}
         self._write_index()
-        arguments = {item: ocp.args.StandardSave(flat) for item, flat in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(manifest=ocp.args.JsonSave(_manifest(items)), **arguments))
+        arguments: dict[str, Any] = {item: ocp.args.StandardSave(flat) for item, flat in items.items()}
+        arguments["manifest"] = ocp.args.JsonSave({**manifest, "sha256": _sha256(manifest)})
+        self._manager.save(step, args=ocp.args.Composite(**arguments))
 
     def get(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
         """The items of `like` with number `step`, with the structure and the shardings of `like`.
 
         Raises:
-            Damaged: They cannot be read, or are not what was written.
+            Damaged: They cannot be read, are not what was written, or are a network or an average with NaN or infinite
+                values.
             ValueError: They are of another structure.
         """
         problem, manifest = None, {}
+        root = self.folder / str(step)
         try:
             for name, size in self._index.get(step, {}).get("sizes", {}).items():
-                path = self.folder / str(step) / name
+                path = root / name
                 if not path.is_file() or path.stat().st_size != size:
-                    raise Damaged(f"{name} does not have its {size} bytes")
+                    raise ValueError(f"{name} does not have its {size} bytes")
             manifest = self._manager.restore(step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore()))["manifest"]
+            if manifest.pop("sha256", None) not in (None, _sha256(manifest)):
+                raise ValueError("the manifest has changed")
         except Exception as error:
             problem = str(error)
         if not _everywhere(problem is None):
-            raise Damaged(problem or "another process cannot read it")
+            raise Damaged(f"{root} is damaged: {problem or 'another process cannot read it'}")
         wanted = {item: flatten(tree) for item, tree in like.items()}
         for item, flat in wanted.items():
             shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()}
@@ -180,19 +250,27 @@ class Store:
         except Exception as error:
             problem = str(error)
         if not _everywhere(problem is None):
-            raise Damaged(problem or "another process cannot read it")
-        if _manifest(found) != {item: manifest[item] for item in wanted}:
-            raise Damaged("the values of an array have changed")
+            raise Damaged(f"{root} is damaged: {problem or 'another process cannot read it'}")
+        expected = {item: manifest[item] for item in wanted}
+        ordered = not any(isinstance(entry[2], int) for flat in expected.values() for entry in flat.values())
+        now, bad = _manifest(found, ordered)
+        if now != expected:
+            changed = next(f"{i}/{name}" for i in expected for name in expected[i] if now[i][name] != expected[i][name])
+            raise Damaged(f"{root} is damaged: the values of {changed} have changed")
+        if bad is not None:
+            raise Damaged(f"{root} is of no use: {bad}")
         return {item: unflatten(found[item], tree) for item, tree in like.items()}
 
-    def get_first(self, steps: Iterable[int], like: Mapping[str, Any]) -> tuple[int | None, dict[str, Any], list[int]]:
-        """The first of `steps` that is not damaged: (its number or None, its items, the damaged ones before it)."""
-        damaged: list[int] = []
+    def get_first(
+        self, steps: Iterable[int], like: Mapping[str, Any]
+    ) -> tuple[int | None, dict[str, Any], dict[int, str]]:
+        """The first of `steps` that is not damaged: (its number or None, its items, what is wrong with others)."""
+        damaged: dict[int, str] = {}
         for step in steps:
             try:
                 return step, self.get(step, like), damaged
-            except Damaged:
-                damaged.append(step)
+            except Damaged as error:
+                damaged[step] = str(error)
         return None, {}, damaged
 
     def delete_after(self, step: int) -> None:
@@ -202,6 +280,8 @@ class Store:
 
     def wait(self) -> None:
         """Waits for unfinished writes and notes the sizes of their files."""
+        if not self._writes:
+            return  # what is unfinished is that of a run which goes on
         self._manager.wait_until_finished()
         steps = set(self.steps)
         self._index = {step: entry for step, entry in self._index.items() if step in steps}
@@ -247,16 +327,13 @@ class Checkpoints(Store):
 
     Attributes:
         damaged: Steps of the damaged checkpoints that `restore` passed over and removed.
+        damage: What is wrong with the newest of them.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2):
         super().__init__(folder, keep)
         self.damaged: list[int] = []
-
-    @property
-    def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return self.steps[-1] if self.steps else None
+        self.damage = ""
 
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Copies the state to the host and writes it in the background.
@@ -274,9 +351,11 @@ class Checkpoints(Store):
             FileNotFoundError: There is none.
             ValueError: It is of another structure.
         """
-        step, items, self.damaged = self.get_first(reversed(self.steps), _items(like))
+        step, items, damaged = self.get_first(reversed(self.steps), _items(like))
+        self.damaged, self.damage = list(damaged), next(iter(damaged.values()), "")
         if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self.folder} can be read (damaged: {self.damaged})")
+            why = f"no checkpoint in {self.folder} can be read (damaged: {self.damaged}); {self.damage}"
+            raise FileNotFoundError(why)
         self.delete_after(step)
         averages = {name: items[f"average-{name}"] for name in like.averages}
         return TrainState(average=items["average"], averages=averages, **items["state"])
@@ -285,7 +364,7 @@ class Checkpoints(Store):
 def restore_average(folder: str | Path, like: Any, which: str = "latest", name: str | None = None) -> Any:
     """The averaged network of a checkpoint, with the structure and the shardings of `like`.
 
-    Damaged checkpoints are passed over with a warning.
+    Damaged checkpoints, and those with NaN or infinite values, are passed over with a warning.
 
     Args:
         folder: The folder of the checkpoints.
@@ -303,10 +382,12 @@ def restore_average(folder: str | Path, like: Any, which: str = "latest", name: 
     with Store(folder, write=False) as store:
         steps = store.steps[::-1] if which == "latest" else store.ranked(store.steps)
         step, found, damaged = store.get_first(steps, {item: like})
-    if damaged:
-        warnings.warn(f"damaged checkpoints in {folder}: {damaged}; step {step} is used", stacklevel=2)
+    why = next(iter(damaged.values()), "")
     if step is None:
-        raise FileNotFoundError(f"no {'complete' if which == 'latest' else 'scored'} checkpoint in {folder}")
+        kind = "complete" if which == "latest" else "scored"
+        raise FileNotFoundError(f"no {kind} checkpoint in {folder}" + (f" can be read; {why}" if why else ""))
+    if damaged:
+        warnings.warn(f"damaged checkpoints in {folder}: {list(damaged)}; step {step} is used; {why}", stacklevel=2)
     return found[item]
 
 
@@ -321,7 +402,7 @@ def reconstruct(folder: str | Path, like: Any, std: float, step: int | None = No
 
     Raises:
         FileNotFoundError: No snapshot lies in `folder`.
-        ValueError: `std` or `step` is outside its range.
+        ValueError: `std` or `step` is outside its range, or a snapshot is damaged.
     """
     with Store(folder, write=False) as store:
         stored = [(s, path.name) for s in store.steps for path in (store.folder / str(s)).glob("power-*")]

@@ -26,7 +26,7 @@ class TrainState:
         optimizer: State of the optax transformation.
         memory: The mutable memory of an objective that has one, otherwise None.
         averages: Further averages by name; "target" is the one that an objective asked for.
-        skipped: Steps whose loss or gradient was not finite: the last ones in a row, and all; int32, (2,).
+        skipped: Steps whose loss, gradient or new network was not finite: the last ones in a row, and all; int32, (2,).
     """
 
     step: Int[Array, ""]

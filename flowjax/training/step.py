@@ -43,8 +43,8 @@ def make_step(
     same at every step. `metrics` are float32 scalars: "loss", "gradient_norm", "skipped" and the batch means of the
     metrics of the objective.
 
-    A step whose loss or gradient is not finite changes only the counters `state.step` and `state.skipped`; "skipped"
-    is the number of such steps so far.
+    A step whose loss, gradient or new network is not finite changes only the counters `state.step` and
+    `state.skipped`; "skipped" is the number of such steps so far.
 
     If there is an average called "target", the objective's loss gets the dict {"network": the trained network (or the
     entries of its dict), "target": the average}; otherwise it gets `state.network` as it is.
@@ -98,7 +98,9 @@ def make_step(
         average = move(state.average, network, main.weight(state.step))
         others = {name: move(state.averages[name], network, law.weight(state.step)) for name, law in laws.items()}
 
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A rate or an overflow may spoil the update of a finite gradient.
+        whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(network)]).all()
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & whole
         new = TrainState(
             step=state.step + 1,
             network=network,

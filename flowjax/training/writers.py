@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flowjax._files import replacing
+
 try:
     from tensorboardX import SummaryWriter
 except ImportError:
@@ -20,10 +21,8 @@ except ImportError:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes JSON so that the file is either the old or the new one, never half of it."""
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 class Writer:

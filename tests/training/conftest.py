@@ -21,11 +21,10 @@ def problem():
     Options are those of `make_step`, or the sizes of the mesh.
     """
 
-    def build(devices=1, objective=None, accumulate=1, averages=None, **sizes):
+    def build(devices=1, objective=None, accumulate=1, averages=None, optimizer=None, **sizes):
         mesh = make_mesh(devices=jax.devices()[:devices], **sizes)
-        optimizer = optax.adamw(1e-2)
         objective = FlowMatching(path=Linear(), label_dropout=0.1, null=3) if objective is None else objective
-        averages = averages or {}
+        averages, optimizer = averages or {}, optimizer or optax.adamw(1e-2)
         rng = np.random.default_rng(0)
         x, cond = rng.normal(size=(6, 64, 2)).astype(np.float32), rng.integers(0, 3, (6, 64)).astype(np.int32)
 

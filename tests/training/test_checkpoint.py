@@ -1,7 +1,11 @@
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from flowjax.training import checkpoint
 from flowjax.training.checkpoint import Checkpoints, Store, flatten, reconstruct, restore_average, unflatten
 from flowjax.training.ema import Constant, Power, snapshot_items
 
@@ -104,6 +108,107 @@ def test_damaged_newest_is_passed_over(problem, tmp_path, item, damage):
         assert checkpoints.latest == 2
         checkpoints.save(q.run(state, 1)[0])
     assert equal(restore_average(tmp_path, q.state.average), states[2].average)
+
+
+def test_checksum_knows_the_order_and_every_bit(problem):
+    x = jax.random.normal(jax.random.key(0), (8, 3, 2))
+
+    def checksum(x):
+        manifest, bad = checkpoint._manifest({"average": {"x": x}})
+        assert bad is None
+        return manifest["average"]["x"][2]
+
+    known = checksum(x)
+    others = [x[::-1], x.at[0].set(x[1]).at[1].set(x[0]), x[:, ::-1], x.at[2, 1, 0].multiply(-1)]
+    others.append(x.at[3].set(-x[4]).at[4].set(-x[3]))
+    bits = jax.lax.bitcast_convert_type(x, jax.numpy.uint32)
+    others += [jax.lax.bitcast_convert_type(bits.at[5, 2, 1].set(bits[5, 2, 1] ^ 1 << i), "float32") for i in range(23)]
+    found = [checksum(other) for other in others]
+    assert known not in found
+    assert len(set(found)) == len(found)
+    mesh = problem(devices=8).batch["x1"].sharding.mesh
+    assert checksum(jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))) == known
+
+
+def test_checkpoints_with_the_older_checksum_are_read(problem, tmp_path, monkeypatch):
+    """Those were numbers, the sums of the bit patterns, and the manifest had no checksum of its own."""
+    new, save = checkpoint._manifest, checkpoint.ocp.args.JsonSave
+    monkeypatch.setattr(checkpoint, "_manifest", lambda items, ordered=False: new(items, False))
+    monkeypatch.setattr(
+        checkpoint.ocp.args, "JsonSave", lambda value: save({k: v for k, v in value.items() if k != "sha256"})
+    )
+    p, states = saved(problem, tmp_path)
+    monkeypatch.undo()
+    manifest = json.loads((tmp_path / "3" / "manifest" / "metadata").read_text())
+    assert set(manifest) == {"average", "state"}
+    assert isinstance(manifest["state"]["step"][2], int)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert equal(checkpoints.restore(p.state), states[2])
+        assert checkpoints.damaged == []
+
+
+def spoiled(state):
+    """One parameter and its average are NaN."""
+    return jax.tree.map(lambda leaf: leaf.at[..., 0].set(np.nan) if leaf.ndim == 2 else leaf, state)
+
+
+def test_networks_that_are_not_finite_are_neither_written_nor_read(problem, tmp_path, monkeypatch):
+    p, states = saved(problem, tmp_path)
+    state, _ = p.run(jax.device_put(states[2]), 1)
+    bad = dataclasses.replace(state, average=spoiled(state.average))
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        with pytest.raises(ValueError, match=r"4 is not written: average/\S+ has values that are NaN or infinite"):
+            checkpoints.save(bad)
+        with pytest.raises(ValueError, match=r"4 is not written: state/network\S+ has values"):
+            checkpoints.save(dataclasses.replace(state, network=spoiled(state.network)))
+        assert checkpoints.steps == [1, 2, 3]
+        # As they were written before.
+        whole = checkpoint._manifest
+        monkeypatch.setattr(checkpoint, "_manifest", lambda *arguments: (whole(*arguments)[0], None))
+        checkpoints.save(bad)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match=r"\[4\]; step 3 is used; .*4 is of no use: average/\S+ has values"):
+        assert equal(restore_average(tmp_path, p.state.average), states[2].average)
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        assert equal(checkpoints.restore(p.state), states[2])
+        assert "is of no use" in checkpoints.damage
+
+
+def test_readers_write_nothing(problem, tmp_path):
+    """Also while the run that they read from is between the end of a write and its entry in the index."""
+    p, states = saved(problem, tmp_path)
+    index = tmp_path / "index.json"
+    entries = json.loads(index.read_text())
+    del entries["3"]["sizes"]
+    index.write_text(json.dumps(entries))
+    (tmp_path / "4.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert equal(restore_average(tmp_path, p.state.average), states[2].average)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\0\0\0", "[]", "{", '{"3": 1}', '{"x": {}}', '{"3": {"score": 1.0, "sizes": 2}}']
+)
+def test_a_broken_index_loses_the_scores_only(problem, tmp_path, content):
+    p, states = saved(problem, tmp_path, (1.0, 2.0, 3.0))
+    (tmp_path / "index.json").write_text(content)
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.index_lost
+        assert equal(checkpoints.restore(p.state), states[2])
+        checkpoints.save(p.run(jax.device_put(states[2]), 1)[0], 0.5)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert not checkpoints.index_lost
+        assert checkpoints.ranked(checkpoints.steps) == [4]
+
+
+def test_a_changed_manifest_is_damage(problem, tmp_path):
+    p, states = saved(problem, tmp_path)
+    path = tmp_path / "3" / "manifest" / "metadata"
+    path.write_text(path.read_text().replace("float32", "float64", 1))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert equal(checkpoints.restore(p.state), states[1])
+        assert "the manifest has changed" in checkpoints.damage
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

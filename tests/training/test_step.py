@@ -116,6 +116,18 @@ def test_gradient_that_is_not_finite_is_noticed_behind_a_finite_loss(problem):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.network), first)
 
 
+@pytest.mark.parametrize("rate", [np.nan, np.inf])
+def test_updates_that_are_not_finite_are_noticed_behind_a_finite_gradient(problem, rate):
+    p = problem(optimizer=optax.sgd(rate))
+    first = jax.device_get(p.state.network)
+    state, metrics = p.run(p.state, 1)
+    assert np.isfinite(metrics["loss"])
+    assert np.isfinite(metrics["gradient_norm"])
+    assert jax.device_get(state).skipped.tolist() == [1, 1]
+    for tree in (state.network, state.average):
+        close(tree, first, rtol=0)
+
+
 def test_several_averages_follow_their_laws(problem):
     laws = {"slow": Constant(decay=0.99), "power": Power(std=0.1), "same": Warmup(decay=0.9)}
     p = problem(averages=laws)

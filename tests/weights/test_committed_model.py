@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
@@ -17,6 +18,12 @@ FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "models" / "mnist"
 def test_it_is_small_and_not_tied_to_a_machine():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
     assert fj.Recipe.load(FOLDER).data == {"name": "npz", "options": {"path": "mnist.npz"}}
+
+
+def test_it_has_its_checksum():
+    with safe_open(FOLDER / "weights.safetensors", framework="numpy") as file:
+        assert len(file.metadata()["flowjax.sha256"]) == 64
+    fj.load(FOLDER)
 
 
 @pytest.mark.slow
