@@ -26,6 +26,7 @@ _LAZY_MODULES = (
     "oracles",
     "recipe",
     "science",
+    "specs",
     "training",
     "video",
     "weights",
@@ -34,6 +35,7 @@ _LAZY_NAMES = {
     "load": "recipe",
     "export": "recipe",
     "Recipe": "recipe",
+    "build": "specs",
     "cite": "catalogue",
     "log_likelihood": "likelihood",
 }

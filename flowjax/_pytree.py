@@ -18,6 +18,11 @@ def static(default: Any = dataclasses.MISSING, **kwargs: Any) -> Any:
     return dataclasses.field(default=default, metadata={"static": True}, **kwargs)
 
 
+def part(kind: str, default: Any = dataclasses.MISSING, *, static: bool = False) -> Any:
+    """A dataclass field that holds a thing with a spec of its own, of this kind (`flowjax.specs`)."""
+    return dataclasses.field(default=default, metadata={"static": static, "kind": kind})
+
+
 def _is_plain_function(value: Any) -> bool:
     """True for a callable that JAX would treat as one opaque leaf."""
     return callable(value) and not isinstance(value, jax.Array) and jax.tree_util.all_leaves([value])

@@ -4,8 +4,9 @@ The conformance tests, `--help`, the tables in the documentation and `cite` read
 """
 
 import dataclasses
-import difflib
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from flowjax import fields as _fields
 from flowjax import guidance as _guidance
 from flowjax import objectives as _objectives
 from flowjax import solvers as _solvers
+from flowjax import specs
 from flowjax.geometry import event_motion as _event_motion
 from flowjax.geometry import point_sampling as _point_sampling
 from flowjax.science import calibration as _calibration
@@ -55,16 +57,23 @@ class Entry:
         couples_batch: whether a sample depends on its batch mates.
         evaluations: evaluations for n steps on a path with finite velocity; None where they depend on the problem.
         example: keyword arguments of a typical instance, for those that cannot be made without any.
+        parts: kinds of the arguments that are specs themselves, for functions and modules; a dataclass says it of its
+            own fields (`flowjax._pytree.part`).
+        more: whatever else takes the options that `make` passes on.
+        fixed: options that this name stands for.
     """
 
     make: Callable[..., Any]
     summary: str
-    reference: Reference
+    reference: Reference | None = None
     order: int | None = None
     stochastic: bool = False
     couples_batch: bool = False
     evaluations: Callable[[int], int] | None = None
     example: Callable[[], dict[str, Any]] = dict
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    more: tuple[Callable[..., Any], ...] = ()
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _arxiv(key: str, authors: str, title: str, year: int, number: str) -> Reference:
@@ -106,6 +115,41 @@ _FLOW_MATCHING = _arxiv(
     "Flow Matching for Generative Modeling",
     2022,
     "2210.02747",
+)
+_SCORE_SDE = _arxiv(
+    "song2020score",
+    "Song, Y. and Sohl-Dickstein, J. and Kingma, D. P. and Kumar, A. and Ermon, S. and Poole, B.",
+    "Score-Based Generative Modeling through Stochastic Differential Equations",
+    2020,
+    "2011.13456",
+)
+_COSINE = _arxiv(
+    "nichol2021improved",
+    "Nichol, A. and Dhariwal, P.",
+    "Improved Denoising Diffusion Probabilistic Models",
+    2021,
+    "2102.09672",
+)
+_DPM_SOLVER = _arxiv(
+    "lu2022dpmsolver",
+    "Lu, C. and Zhou, Y. and Bao, F. and Chen, J. and Li, C. and Zhu, J.",
+    "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps",
+    2022,
+    "2206.00927",
+)
+_SD3 = _arxiv(
+    "esser2024scaling",
+    "Esser, P. and Kulal, S. and Blattmann, A. and Entezari, R. and Mueller, J. and others",
+    "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis",
+    2024,
+    "2403.03206",
+)
+_EDM2 = _arxiv(
+    "karras2023analyzing",
+    "Karras, T. and Aittala, M. and Lehtinen, J. and Hellsten, J. and Aila, T. and Laine, S.",
+    "Analyzing and Improving the Training Dynamics of Diffusion Models",
+    2023,
+    "2312.02696",
 )
 _MOMENTUM = _arxiv(
     "wizadwongsa2023diffusion",
@@ -324,13 +368,7 @@ solvers = {
     "dpm_adaptive": Entry(
         _solvers.DPMAdaptive,
         "DPM-Solver's adaptive embedded pairs",
-        _arxiv(
-            "lu2022dpmsolver",
-            "Lu, C. and Zhou, Y. and Bao, F. and Chen, J. and Li, C. and Zhu, J.",
-            "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps",
-            2022,
-            "2206.00927",
-        ),
+        _DPM_SOLVER,
         couples_batch=True,
     ),
     "adaptive": Entry(
@@ -533,6 +571,20 @@ objectives = {
     "flow_matching": Entry(
         _objectives.FlowMatching, "regression on the conditional prediction of any path", _FLOW_MATCHING
     ),
+    "sit": Entry(
+        _objectives.sit,
+        "flow matching as SiT trains it",
+        _SIT,
+        parts={"path": "path"},
+        more=(_objectives.FlowMatching,),
+    ),
+    "sd3": Entry(
+        _objectives.sd3,
+        "flow matching as SD3 trains it",
+        _SD3,
+        parts={"times": "time_law"},
+        more=(_objectives.FlowMatching,),
+    ),
     "interpolation": Entry(
         _objectives.Interpolation, "regression on a field of a stochastic interpolant", _INTERPOLANTS
     ),
@@ -641,27 +693,204 @@ systems = {
 }
 
 
-def find(table: dict[str, Entry], name: str, what: str) -> Entry:
-    """The entry of a name, whatever its case, hyphens and underscores.
+def _paths() -> dict[str, Entry]:
+    from flowjax import paths
 
-    Raises:
-        ValueError: no such entry; the message holds the closest name and all names.
-    """
-    plain = {_plain(key): key for key in table}
-    if _plain(name) in plain:
-        return table[plain[_plain(name)]]
-    close = difflib.get_close_matches(_plain(name), plain, n=1)
-    hint = f"; did you mean {plain[close[0]]!r}?" if close else "."
-    raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(table)}")
+    interpolants = "x_t = alpha(t) x1 + sigma(t) x0"
+    return {
+        "linear": Entry(paths.Linear, f"straight lines: {interpolants} with alpha = t, sigma = 1 - t", _FLOW_MATCHING),
+        "trig": Entry(paths.Trig, "variance-preserving, trigonometric", _INTERPOLANTS),
+        "vp": Entry(paths.VP, "variance-preserving diffusion, linear betas", _SCORE_SDE),
+        "sub_vp": Entry(paths.SubVP, "sub-VP diffusion", _SCORE_SDE),
+        "sbdm": Entry(paths.SBDM, "SiT's variance-preserving path", _SIT),
+        "cosine": Entry(paths.Cosine, "improved diffusion's cosine schedule", _COSINE),
+        "ve": Entry(paths.VE, "variance-exploding diffusion", _SCORE_SDE),
+        "edm": Entry(paths.EDM, "EDM's sigma", solvers["edm_heun"].reference),
+        "tabulated": Entry(
+            paths.Tabulated,
+            "a table of betas of a discrete-time model",
+            solvers["ddim"].reference,
+            example=lambda: {"alphas_cumprod": [0.9, 0.5, 0.1]},
+        ),
+        "interpolant": Entry(paths.Interpolant, "two-sided stochastic interpolant between two laws", _INTERPOLANTS),
+    }
+
+
+def _networks() -> dict[str, Entry]:
+    from flowjax import models
+    from flowjax.geometry.pointnet import PointNet
+
+    return {
+        "mlp": Entry(models.MLP, "residual perceptron for points", example=lambda: {"dim": 2, "width": 8}),
+        "dit": Entry(
+            models.DiT,
+            "diffusion transformer for images",
+            rules["channels"].reference,
+            example=lambda: {"image_shape": (4, 4, 1), "patch": 2, "width": 8, "depth": 1, "heads": 2},
+        ),
+        "unet": Entry(
+            models.UNet,
+            "convolutional U-Net for images",
+            example=lambda: {
+                "image_shape": (8, 8, 1),
+                "channels": 8,
+                "multipliers": (1,),
+                "groups": 2,
+                "attention_at": (),
+            },
+        ),
+        "pointnet": Entry(
+            PointNet,
+            "classifier of clouds of points",
+            systems["point_sampling"].reference,
+            parts={},
+            example=lambda: {"num_classes": 3, "width": 8, "neighbours": 4},
+        ),
+    }
+
+
+def _times() -> dict[str, Entry]:
+    from flowjax import times
+
+    return {
+        "uniform": Entry(times.uniform, "equal steps"),
+        "quadratic": Entry(times.quadratic, "equal steps in sqrt(1 - t)", _DPM_SOLVER),
+        "log_snr": Entry(times.log_snr, "equal steps in log(alpha/sigma)", _DPM_SOLVER),
+        "karras": Entry(times.karras, "EDM's grid in sigma/alpha", solvers["edm_heun"].reference),
+        "shifted": Entry(
+            times.shifted,
+            "another grid moved towards the noise",
+            _SD3,
+            parts={"times": "times"},
+            example=lambda: {"times": "uniform", "shift": 3.0},
+        ),
+    }
+
+
+def _time_laws() -> dict[str, Entry]:
+    laws = _objectives.times
+    return {
+        "uniform": Entry(laws.Uniform, "uniform training times"),
+        "logit_normal": Entry(laws.LogitNormal, "normal in logit(t)", _SD3),
+        "mode": Entry(laws.Mode, "a mode in the middle or at the ends", _SD3),
+        "cos_map": Entry(laws.CosMap, "the law of a cosine schedule", _SD3),
+        "shifted": Entry(
+            laws.Shifted,
+            "another law moved towards the noise",
+            _SD3,
+            example=lambda: {"times": laws.LogitNormal(), "shift": 3.0},
+        ),
+    }
+
+
+def _weights() -> dict[str, Entry]:
+    return {
+        "sit": Entry(_objectives.SiTWeight, "weights of SiT's losses of noise and score", _SIT),
+    }
+
+
+def _averages() -> dict[str, Entry]:
+    from flowjax.training import ema
+
+    return {
+        "constant": Entry(ema.Constant, "the same decay at every step", example=lambda: {"decay": 0.999}),
+        "warmup": Entry(ema.Warmup, "a decay that rises at first", example=lambda: {"decay": 0.999}),
+        "power": Entry(ema.Power, "a length that grows with training", _EDM2, example=lambda: {"std": 0.05}),
+    }
+
+
+def _data() -> dict[str, Entry]:
+    from flowjax.data.loading import SOURCES
+
+    return {
+        name: Entry(make, (inspect.getdoc(make) or name).splitlines()[0].rstrip(".")) for name, make in SOURCES.items()
+    }
+
+
+def _diffusions() -> dict[str, Entry]:
+    from flowjax.paths import sde
+
+    return {form: Entry(sde.Diffusion, f"SiT's form {form}", _SIT, fixed={"form": form}) for form in sde.FORMS}
+
+
+def _runge_kutta() -> dict[str, Entry]:
+    import diffrax
+
+    names = {"tsit5": diffrax.Tsit5, "dopri5": diffrax.Dopri5, "dopri8": diffrax.Dopri8, "bosh3": diffrax.Bosh3}
+    return {
+        name: Entry(make, f"diffrax's {make.__name__}", solvers["adaptive"].reference) for name, make in names.items()
+    }
+
+
+def _arrays() -> dict[str, Entry]:
+    from flowjax.data.files import stored_array
+    from flowjax.paths import tabulated
+
+    return {
+        "npz": Entry(stored_array, "an array of an npz file", example=lambda: {"path": "file.npz"}),
+        "linear_betas": Entry(tabulated.linear_betas, "DDPM's table"),
+        "scaled_linear_betas": Entry(tabulated.scaled_linear_betas, "the table of latent diffusion"),
+    }
+
+
+def _pieces() -> dict[str, dict[str, Entry]]:
+    """Parts of single solvers."""
+    return {
+        "schedule": {"schedule": Entry(_solvers.Schedule, "a searched schedule", solvers["usf"].reference)},
+        "decision": {"decision": Entry(_solvers.Decision, "one step of a schedule", solvers["usf"].reference)},
+        "statistics": {
+            "statistics": Entry(_solvers.Statistics, "empirical model statistics", solvers["dpm_solver_v3"].reference)
+        },
+    }
+
+
+class _Tables(Mapping[str, Mapping[str, Entry]]):
+    """The entries of every kind of spec, made when they are first asked for."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Mapping[str, Entry]]]):
+        self._makers, self._made = dict(makers), dict[str, Mapping[str, Entry]]()
+
+    def __getitem__(self, kind: str) -> Mapping[str, Entry]:
+        if kind not in self._made:
+            self._made[kind] = self._makers[kind]()
+        return self._made[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+tables: Mapping[str, Mapping[str, Entry]] = _Tables(
+    {
+        "path": _paths,
+        "network": _networks,
+        "times": _times,
+        "time_law": _time_laws,
+        "solver": lambda: solvers,
+        "rule": lambda: rules,
+        "field": lambda: fields,
+        "coupling": lambda: couplings,
+        "objective": lambda: objectives,
+        "weight": _weights,
+        "average": _averages,
+        "data": _data,
+        "array": _arrays,
+        "diffusion": _diffusions,
+        "runge_kutta": _runge_kutta,
+        **{kind: functools.partial(dict, table) for kind, table in _pieces().items()},
+    }
+)
 
 
 def solver(name: str, **options: Any) -> Any:
-    """A solver by its name, for example solver("dpm_solver", order=3).
+    """A solver by its name, for example solver("dpm_solver", order=3); `flowjax.build` makes every kind.
 
     Raises:
         ValueError: unknown name, unknown or missing option.
     """
-    return _make(find(solvers, name, "solver"), name, options)
+    return specs.build("solver", {"name": name, "options": options})
 
 
 def rule(name: str, **options: Any) -> _guidance.Rule:
@@ -670,7 +899,7 @@ def rule(name: str, **options: Any) -> _guidance.Rule:
     Raises:
         ValueError: unknown name, unknown or missing option.
     """
-    return _make(find(rules, name, "guidance rule"), name, options)
+    return specs.build("rule", {"name": name, "options": options})
 
 
 def cite(*parts: Any) -> str:
@@ -685,6 +914,7 @@ def cite(*parts: Any) -> str:
         entry.make: entry.reference
         for table in (solvers, rules, fields, couplings, objectives)
         for entry in table.values()
+        if entry.reference is not None
     }
     found: dict[str, Reference] = {}
 
@@ -698,22 +928,3 @@ def cite(*parts: Any) -> str:
     for part in parts:
         walk(part)
     return "\n\n".join(reference.bibtex() for reference in found.values())
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
-
-
-def _make(entry: Entry, name: str, options: dict[str, Any]) -> Any:
-    allowed = [field.name for field in dataclasses.fields(entry.make)]  # type: ignore[arg-type]
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(allowed) or 'none'}")
-    missing = [
-        field.name
-        for field in dataclasses.fields(entry.make)  # type: ignore[arg-type]
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in options
-    ]
-    if missing:
-        raise ValueError(f"{name} needs its option {', '.join(missing)}")
-    return entry.make(**options)

@@ -40,7 +40,7 @@ SPECIAL = {  # what cannot be made from the example alone
 def test_every_entry_can_be_made_and_cited(name):
     entry = ENTRIES[name]
     made = SPECIAL.get(entry.make, lambda: entry.make(**entry.example()))()
-    assert isinstance(made, entry.make)
+    assert not isinstance(entry.make, type) or isinstance(made, entry.make)
     assert dataclasses.is_dataclass(made)
     jax.tree.flatten(made)
     assert entry.summary
@@ -78,16 +78,16 @@ def test_unknown_names_come_with_the_closest_and_all():
         ValueError, match=r"unknown solver 'huen'; did you mean 'heun'\? Known: euler, heun, .*adaptive"
     ):
         catalogue.solver("huen")
-    with pytest.raises(ValueError, match=r"unknown guidance rule 'cfgg'; did you mean 'cfg'\?"):
+    with pytest.raises(ValueError, match=r"unknown rule 'cfgg'; did you mean 'cfg'\?"):
         catalogue.rule("cfgg")
     with pytest.raises(ValueError, match=r"unknown solver 'zzzzzz'\. Known: euler"):
         catalogue.solver("zzzzzz")
 
 
 def test_unknown_and_missing_options():
-    with pytest.raises(ValueError, match=r"dpm_solver has no option ordr; it has order, "):
+    with pytest.raises(ValueError, match=r"dpm_solver has no option ordr; did you mean order\?; it has order, "):
         catalogue.solver("dpm_solver", ordr=2)
-    with pytest.raises(ValueError, match=r"heun has no option order; it has none"):
+    with pytest.raises(ValueError, match=r"heun has no option order \(it is one of .*\); it has none"):
         catalogue.solver("heun", order=2)
     with pytest.raises(ValueError, match="usf needs its option schedule"):
         catalogue.solver("usf")

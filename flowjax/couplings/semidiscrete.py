@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.keys import noise as standard_normal
 from flowjax.paths.base import GaussianPath
 
@@ -54,16 +54,19 @@ class SemidiscreteMap:
         [-1.0, 1.0]
     """
 
-    targets: Float[Array, "n ..."]
-    heights: Float[Array, " n"]
+    targets: Float[Array, "n ..."] | Float[np.ndarray, "n ..."] = part("array")
+    heights: Float[Array, " n"] | Float[np.ndarray, " n"] = part("array")
     time: float = static()
-    labels: Int[Array, " n"] | None = None
+    labels: Int[Array, " n"] | Int[np.ndarray, " n"] | None = part("array", None)
     source: str = static("normal")
     block: int = static(1000)
 
     def __post_init__(self) -> None:
-        """Checks the settings."""
+        """Checks the settings, and takes tables of the host as arrays of the device."""
         _check_source(self.source)
+        for name in ("targets", "heights", "labels"):
+            if isinstance(getattr(self, name), np.ndarray):
+                object.__setattr__(self, name, jnp.asarray(getattr(self, name)))
         if not 0 <= self.time <= 1:
             raise ValueError(f"time must be in [0, 1], got {self.time}")
 

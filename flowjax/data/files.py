@@ -1,6 +1,7 @@
 """Data sets from a folder of pictures or from one npz file."""
 
 import functools
+import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from flowjax.data.records import Records, scale_of
-from flowjax.data.sources import Source
+from flowjax.data.sources import Source, choose
 
 _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -113,3 +114,29 @@ def npz(path: str, *, images: str = "images", labels: str | None = "labels", num
         raise ValueError(f"{path}: {len(x)} examples need {len(x)} integer labels, got {cond.dtype} {cond.shape}")
     classes = int(cond.max()) + 1 if num_classes is None else num_classes
     return Source(x=x, cond=cond.astype(np.int32), num_classes=classes, **scale_of(x))
+
+
+def stored_array(
+    path: str, name: str | None = None, sha256: str | None = None, folder: str | None = None
+) -> np.ndarray:
+    """An array of an npz file.
+
+    Args:
+        path: The file; a relative one lies in `folder` if that is given.
+        name: Its name in the file; not needed where there is one only.
+        sha256: Digest of the file, in hexadecimal digits, by which another file of the same name is refused.
+        folder: Of a run, for files that were copied into it.
+
+    Raises:
+        ValueError: No such file or array, or another file.
+    """
+    place = Path(path) if folder is None else Path(folder) / path
+    if not place.is_file():
+        raise ValueError(f"file {place} does not exist")
+    if sha256 is not None and hashlib.sha256(place.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{place} is another file than the one that is meant: its sha256 differs")
+    with open(place, "rb") as opened, np.load(opened) as file:
+        names = list(file.files)
+        if name is None and len(names) > 1:
+            raise ValueError(f"{place} holds {', '.join(names)}: say which with name=")
+        return file[choose(f"array of {place}", name or names[0], names)]

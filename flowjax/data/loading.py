@@ -8,7 +8,7 @@ from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
 from flowjax.data.sources import Source, choose, digits, toy2d
 
-_SOURCES: dict[str, Callable[..., Source]] = {
+SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "images": images,
     "npz": npz,
@@ -28,7 +28,7 @@ def load(name: str, **options: object) -> Source:
     Raises:
         ValueError: Unknown name or option, with the closest one and the allowed ones, or a missing option.
     """
-    maker = _SOURCES[choose("data set", name, _SOURCES)]
+    maker = SOURCES[choose("data set", name, SOURCES)]
     parameters = inspect.signature(maker).parameters
     for option in options:
         choose(f"option of {name}", option, parameters)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.flow import Field, check_determined
 from flowjax.paths.base import GaussianPath, expand, namespace
 
@@ -36,8 +36,8 @@ class Converted(Field):
 
     positional = ("field",)
 
-    field: Field
-    path: GaussianPath
+    field: Field = part("field")
+    path: GaussianPath = part("path")
 
     @property
     def stateless(self) -> bool:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax
 from jaxtyping import Array, Key
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.flow import Counts, Field, term
 from flowjax.paths.base import check_time_and_state, expand
 from flowjax.paths.sde import as_diffusion
@@ -30,8 +30,8 @@ class DriftPlusScore(Field):
 
     positional = ("field",)
 
-    field: Field
-    diffusion: Any = static("sigma")
+    field: Field = part("field")
+    diffusion: Any = part("diffusion", "sigma", static=True)
     backward: bool = static(False)
 
     @property
@@ -90,7 +90,7 @@ class InterpolantFlow(Field):
     positional = ("network",)
 
     network: Any
-    path: Any
+    path: Any = part("path")
     prediction: str = static("velocity")
     second: Any = None
     second_prediction: str = static("denoiser")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.flow import Counts, Field, check_determined
 from flowjax.paths.base import GaussianPath, check_time_and_state, expand
 
@@ -37,7 +37,7 @@ class Gradient(Field):
     positional = ("log_density",)
 
     log_density: Callable[..., Float[Array, " batch"]]
-    path: GaussianPath
+    path: GaussianPath = part("path")
     scale: Any = 1.0
 
     def init(self, x: Array, times: Any = None) -> Counts:

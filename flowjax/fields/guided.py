@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.flow import Counts, Field, Flow, check_determined, check_field
 from flowjax.guidance.autoguidance import Autoguidance
 from flowjax.guidance.base import Rule
@@ -24,9 +24,9 @@ class Guided(Field):
 
     positional = ("field", "rule", "against")
 
-    field: Field
-    rule: Rule
-    against: Any
+    field: Field = part("field")
+    rule: Rule = part("rule")
+    against: Any  # type: ignore[misc]
 
     @property
     def path(self) -> GaussianPath:
@@ -137,9 +137,9 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
             )
     if isinstance(rule, Autoguidance) and not isinstance(against, Field):
         raise ValueError("autoguidance compares with a weaker model: pass it as against=, a field")
-    for part in (field, against):
-        if isinstance(part, Field) and not part.stateless:
-            raise ValueError(f"{type(part).__name__} has a memory: put the guidance inside it, not around it")
+    for other in (field, against):
+        if isinstance(other, Field) and not other.stateless:
+            raise ValueError(f"{type(other).__name__} has a memory: put the guidance inside it, not around it")
     return Guided(field, rule, against)
 
 

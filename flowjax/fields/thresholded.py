@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.flow import Field, check_determined
 from flowjax.paths.base import GaussianPath
 
@@ -28,7 +28,7 @@ class Thresholded(Field):
 
     positional = ("field",)
 
-    field: Field
+    field: Field = part("field")
     quantile: float = 0.995
 
     def __post_init__(self) -> None:

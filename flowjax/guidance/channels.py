@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.guidance.base import Rule, Wrapper
 
 
@@ -24,7 +24,7 @@ class Channels(Wrapper):
         ValueError: count below 1; when evaluated, no channel left unguided.
     """
 
-    rule: Rule
+    rule: Rule = part("rule")
     count: int = static(3)
 
     def __post_init__(self) -> None:

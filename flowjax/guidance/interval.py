@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.guidance.base import Rule, Wrapper
 from flowjax.paths.base import expand
 
@@ -20,7 +20,7 @@ class Interval(Wrapper):
         end: end of the interval, in [0, 1]. A noise level k = sigma/alpha of the paper is t = path.time(-log k).
     """
 
-    rule: Rule
+    rule: Rule = part("rule")
     start: Any = 0.0
     end: Any = 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.guidance.base import Rule, Wrapper
 from flowjax.paths.base import divide, expand
 
@@ -23,7 +23,7 @@ class Rescaled(Wrapper):
         phi: how far, in [0, 1]; 0 is the inner rule.
     """
 
-    rule: Rule
+    rule: Rule = part("rule")
     phi: Any = 0.7
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Key
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.couplings import Coupling
 
 
@@ -28,8 +28,8 @@ class Coupled:
 
     positional = ("objective", "coupling")
 
-    objective: Any
-    coupling: Coupling
+    objective: Any = part("objective")
+    coupling: Coupling = part("coupling")
 
     def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> Any:
         """The objective's draws with x0 paired; depends on the whole batch."""

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import PREDICTIONS, GaussianPath
 
@@ -72,10 +72,10 @@ class FlowMatching:
         (4,)
     """
 
-    path: GaussianPath
+    path: GaussianPath = part("path")
     prediction: str = static("velocity")
-    times: TimeLaw = Uniform()
-    weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = None
+    times: TimeLaw = part("time_law", Uniform())
+    weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = part("weight", None)
     label_dropout: float = 0.0
     null: Any = None
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import Interpolant
 from flowjax.paths.base import divide, expand
@@ -79,13 +79,13 @@ class Interpolation:
         (4,)
     """
 
-    interpolant: Interpolant
+    interpolant: Interpolant = part("path")
     prediction: str = static("velocity")
     diffusion: float = 0.0
     form: str = static("regression")
     antithetic: bool | None = static(None)
-    times: TimeLaw = Uniform()
-    weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = None
+    times: TimeLaw = part("time_law", Uniform())
+    weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = part("weight", None)
 
     def __post_init__(self) -> None:
         """Checks the names."""

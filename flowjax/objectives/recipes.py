@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.objectives.flow_matching import FlowMatching
 from flowjax.objectives.times import LogitNormal, TimeLaw, Uniform
 from flowjax.paths import GaussianPath, Linear
@@ -32,7 +32,7 @@ class SiTWeight:
         ValueError: unknown weighting or prediction.
     """
 
-    path: GaussianPath
+    path: GaussianPath = part("path")
     weighting: str = static("none")
     prediction: str = static("noise")
 
@@ -83,12 +83,18 @@ def sit(
     return FlowMatching(path=path, prediction=prediction, times=times, weight=weight, **options)
 
 
-def sd3(times: TimeLaw | None = None, **options: Any) -> FlowMatching:
+def sd3(times: TimeLaw | None = None, *, path: GaussianPath | None = None, **options: Any) -> FlowMatching:
     """SD3's: the velocity on straight lines, at logit-normal times.
 
     Args:
         times: `LogitNormal()` by default; SD3 also tried `Mode()` and `CosMap()`. For large images wrap it in
             `Shifted(times, shift=flowjax.times.resolution_shift(...))`.
+        path: Linear; there is no other in SD3.
         **options: of `FlowMatching`.
+
+    Raises:
+        ValueError: another path.
     """
+    if not isinstance(path, Linear | None):
+        raise ValueError(f"SD3 trains on the linear path, got {path!r}: use FlowMatching for others")
     return FlowMatching(path=Linear(), times=LogitNormal() if times is None else times, **options)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.models.attention import require_jvp
 from flowjax.objectives.interpolation import CUT, InterpolationDraws
 from flowjax.objectives.times import TimeLaw, Uniform
@@ -40,7 +40,7 @@ class SchroedingerBridge:
     """
 
     diffusion: float
-    times: TimeLaw = Uniform()
+    times: TimeLaw = part("time_law", Uniform())
 
     def __post_init__(self) -> None:
         """Checks eps."""

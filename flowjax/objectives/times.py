@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import real
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 
 
 @pytree
@@ -127,8 +127,8 @@ class Shifted:
 
     positional = ("times",)
 
-    times: Uniform | LogitNormal | Mode | CosMap
-    shift: float
+    times: Uniform | LogitNormal | Mode | CosMap = part("time_law")
+    shift: float  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Checks both."""

@@ -25,7 +25,7 @@ Reference: Albergo, Boffi, Vanden-Eijnden, Stochastic Interpolants (2303.08797),
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import (
     INFINITE_SLOPE,
     Array,
@@ -83,7 +83,7 @@ class Interpolant:
     form: str = static("linear")
     gamma: str | None = static(None)
     scale: float = static(1.0)
-    path: GaussianPath | None = None
+    path: GaussianPath | None = part("path", None)
 
     def __post_init__(self) -> None:
         """Checks and completes the options."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree
 from flowjax.paths.base import Time, namespace
 from flowjax.paths.gaussian import _VariancePreserving
 
@@ -45,7 +45,7 @@ class Tabulated(_VariancePreserving):
         999
     """
 
-    alphas_cumprod: Any = static()
+    alphas_cumprod: Any = part("array", static=True)
 
     def __post_init__(self) -> None:
         """Checks the table and keeps it as a tuple, which compiled programs can be looked up by."""

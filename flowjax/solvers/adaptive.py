@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from flowjax._captured import tracing
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.flow import Field, count, term
 from flowjax.paths.base import at_least_single
 from flowjax.times import check_times
@@ -46,7 +46,7 @@ class Adaptive(OwnSteps):
 
     positional = ("solver",)
 
-    solver: Any = None
+    solver: Any = part("runge_kutta", None)
     rtol: float = 1e-5
     atol: float = 1e-5
     max_steps: int = static(4096)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.solvers.rows import Request, keep
 from flowjax.solvers.unipc import UniPC
 
@@ -28,7 +28,7 @@ class DCSolver(UniPC):
             UniPC.
     """
 
-    ratios: Any = None
+    ratios: Any = part("array", None)
 
     depth = property(lambda self: max(self.order, 3))
 

@@ -20,7 +20,7 @@ DPM-Solver++, l = 0, s = -1, b = 0 DPM-Solver, both with "taylor" updates.
 
 from typing import Any
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, keep, pairs, step
 from flowjax.solvers.statistics import Statistics
@@ -44,7 +44,7 @@ class DPMSolverV3(Solver):
         ValueError: a value that is not allowed; at bind, times outside the range of the statistics.
     """
 
-    statistics: Statistics
+    statistics: Statistics = part("statistics")
     order: int = static(3)
     corrector: bool = static(True)
     p_pseudo: bool = static(False)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.paths.sde import as_diffusion, score_weights
 from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, noise, pairs, step
 
@@ -110,7 +110,7 @@ class EulerMaruyama(SDESolver):
         8
     """
 
-    diffusion: Any = static("sigma")
+    diffusion: Any = part("diffusion", "sigma", static=True)
     last: str | None = static(None)
     backward: bool = static(False)
     drift: str = static("path")

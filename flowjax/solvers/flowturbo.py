@@ -15,7 +15,7 @@ move the end.
 import re
 from typing import Any
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, keep, pairs, step
 
@@ -36,7 +36,7 @@ class FlowTurbo(Solver):
     """
 
     blocks: str = static("H2P4R2")
-    refiner: Any = None
+    refiner: Any = part("flow", None)
     second_input: str = static("d")
 
     def __post_init__(self) -> None:

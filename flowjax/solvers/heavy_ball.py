@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import DPMSolver
 from flowjax.solvers.rows import Direction, Evaluate, Solver, Step, Updates, check_choice, keep
@@ -31,7 +31,7 @@ class HeavyBall(Solver):
         ValueError: beta outside (0, 1], or not a solver.
     """
 
-    solver: Solver = DPMSolver()
+    solver: Solver = part("solver", DPMSolver())
     beta: Any = 0.8
     init: str = static("first_direction")
 

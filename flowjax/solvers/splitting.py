@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Generator
 from typing import Any
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.ghvb import GHVB
@@ -41,9 +41,9 @@ class Splitting(Solver):
             for neither velocity nor noise, or two methods that ask for different predictions.
     """
 
-    guidance: Any = None
-    solver: Solver = AdamsBashforth()
-    guidance_solver: Solver = GHVB()
+    guidance: Any = part("field", None)
+    solver: Solver = part("solver", AdamsBashforth())
+    guidance_solver: Solver = part("solver", GHVB())
 
     def __post_init__(self) -> None:
         """Checks the arguments."""

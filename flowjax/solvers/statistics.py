@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.quadrature import derivative_weights
 
@@ -22,10 +22,10 @@ class Statistics:
         b: like l.
     """
 
-    lam: Float[np.ndarray, " n"]
-    l: Any  # noqa: E741 - the paper's letter
-    s: Any
-    b: Any
+    lam: Float[np.ndarray, " n"] = part("array")
+    l: Any = part("array")  # noqa: E741 - the paper's letter
+    s: Any = part("array")
+    b: Any = part("array")
 
     def check_range(self, path: GaussianPath, times: list[float]) -> list[float]:
         """The values of lam at `times`.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.solvers.euler_maruyama import SDESolver
 from flowjax.solvers.rows import Updates, check_choice, direction, evaluate, noise, pairs, step
 
@@ -37,7 +37,7 @@ class StochasticHeun(SDESolver):
     """
 
     variant: str = static("sit")
-    diffusion: Any = static("sigma")
+    diffusion: Any = part("diffusion", "sigma", static=True)
     last: str | None = static(None)
     backward: bool = static(False)
     drift: str = static("path")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.phi import phi
 from flowjax.solvers.quadrature import derivative_weights
@@ -98,7 +98,7 @@ class Schedule:
     """
 
     times: tuple[float, ...]
-    decisions: tuple[Decision, ...]
+    decisions: tuple[Decision, ...] = part("decision")
     first: str = "network"
 
     def __post_init__(self) -> None:
@@ -143,9 +143,9 @@ class USF(Solver):
         ValueError: v3 steps without statistics; at bind, times other than the schedule's.
     """
 
-    schedule: Schedule = static()
-    statistics: Statistics | None = None
-    mean: Any = 0.0
+    schedule: Schedule = part("schedule", static=True)
+    statistics: Statistics | None = part("statistics", None)
+    mean: Any = part("array", 0.0)
 
     def __post_init__(self) -> None:
         """Checks that what the schedule needs is there."""
