@@ -737,6 +737,7 @@ def _networks() -> dict[str, Entry]:
                 "multipliers": (1,),
                 "groups": 2,
                 "attention_at": (),
+                "head": 8,
             },
         ),
         "pointnet": Entry(

