@@ -16,17 +16,25 @@ component of v along a line cannot be seen (aperture problem); two or more lines
 
 All functions treat one problem and are made for `vmap`. They work in the dtype they are given. In float64, noise-free
 problems are solved to about 1e-11 degrees; in float32 to about 1e-4 degrees, 0.1 % of them worse than 0.1 degrees.
-Events that are masked or not finite are ignored. Degenerate input gives finite values and `degenerate = True`.
+Events that are masked or not finite are ignored. Degenerate input gives finite values and `degenerate = True`: what
+rounding cannot tell from a degenerate problem counts as one, and for lines of more than five events, whose residual
+shows the noise, what noise cannot tell. Five noisy events say nothing of their noise: give a `tolerance` there.
 
 References:
     Gao, Su, Gehrig, Cannici, Scaramuzza and Kneip (2023), A 5-Point Minimal Solver for Event Camera Relative Motion
-    Estimation, ICCV, arXiv:2309.17054. Reconstructed, since not given there: the choice of sign, details of RANSAC.
+    Estimation, ICCV, arXiv:2309.17054. Reconstructed, since not given there: the choice of sign, details of RANSAC,
+    the covariances.
+    Desolneux, Moisan and Morel (2000), Meaningful Alignments, International Journal of Computer Vision 40 (when a
+    number of inliers is more than chance), doi:10.1023/A:1026593302236.
 """
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from flowjax._pytree import pytree
@@ -48,8 +56,10 @@ class LineMotion:
         a: e1 x v / rho.
         b: e1 x P0 / rho = e2.
         residual: Root mean square over the events of the sine of the angle to the moving plane.
-        degenerate: True if the events do not determine the result: fewer than five, crowded, or a motion along the
-            line or towards it, for which e1 and e3 are arbitrary.
+        covariance: Of a, to first order, from the residual and from rounding; a constant to derivatives.
+        degenerate: True if the events do not determine the result: fewer than five, crowded, no motion, or one along
+            the line or towards it, for which e1 and e3 are arbitrary; as many of them in front of the camera as
+            behind it; for `ransac`, no more inliers than chance gives.
     """
 
     e1: Float[Array, "*batch 3"]
@@ -60,6 +70,7 @@ class LineMotion:
     a: Float[Array, "*batch 3"]
     b: Float[Array, "*batch 3"]
     residual: Float[Array, "*batch"]
+    covariance: Float[Array, "*batch 3 3"]
     degenerate: Bool[Array, "*batch"]
 
     @property
@@ -80,7 +91,8 @@ class Velocity:
 
     Attributes:
         direction: Unit vector.
-        degenerate: True if the lines do not determine it: fewer than two usable ones, or all parallel.
+        degenerate: True if the lines do not determine it: fewer than two usable ones, or all parallel, as far as the
+            errors of the lines can tell.
     """
 
     direction: Float[Array, "*batch 3"]
@@ -102,21 +114,52 @@ def derotate(
     pixels: Float[Array, "N 2"],
     t: Float[Array, " N"],
     angular_velocity: Float[Array, "3"],
-    focal: float = 320.0,
-    center: tuple[float, float] = (320.0, 240.0),
+    focal: float | None = None,
+    center: tuple[float, float] | None = None,
+    *,
+    intrinsics: Float[Array | np.ndarray, "3 3"] | None = None,
 ) -> Float[Array, "N 3"]:
     """Unit bearings in the frame of t = 0, exp(t [w]x) K^-1 (x, y, 1), of events at pixels (x, y).
 
     Args:
-        pixels: Pixel coordinates (x, y), y down.
+        pixels: Pixel coordinates (x, y), y down, without lens distortion.
         t: Times in seconds, centred on the window.
         angular_velocity: w, radians per second, of the camera-to-world rotation.
-        focal: Focal length in pixels.
-        center: Principal point in pixels.
+        focal: Focal length in pixels, for K without skew and with square pixels; 320 unless given.
+        center: Principal point in pixels; (320, 240) unless given.
+        intrinsics: The whole K = [[f_x, skew, c_x], [0, f_y, c_y], [0, 0, 1]] in pixels, instead of the two above. The
+            angle of one pixel, for `ransac`, is then about 1 / f_x.
+
+    Raises:
+        ValueError: intrinsics besides focal or center, or numbers that are no camera (a transposed K, for example).
+            Under jit such numbers make all bearings NaN, which count as no event.
     """
-    rays = jnp.stack([(pixels[:, 0] - center[0]) / focal, (pixels[:, 1] - center[1]) / focal, jnp.ones_like(t)], -1)
+    camera: Any = intrinsics
+    if intrinsics is None:
+        f, (c_x, c_y) = 320.0 if focal is None else focal, (320.0, 240.0) if center is None else center
+        camera = [[f, 0.0, c_x], [0.0, f, c_y], [0.0, 0.0, 1.0]]
+    elif focal is not None or center is not None:
+        raise ValueError("give either intrinsics or focal and center: intrinsics hold both")
+    elif jnp.shape(intrinsics) != (3, 3):
+        raise ValueError(f"intrinsics have the shape (3, 3), got {jnp.shape(intrinsics)}")
+    known = not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(camera))
+    if known and not _is_camera(np.asarray(camera, np.float64)):
+        raise ValueError(
+            "a camera has K = [[f_x, skew, c_x], [0, f_y, c_y], [0, 0, 1]], finite, with f_x and f_y not 0; got "
+            f"{np.asarray(camera).tolist()}"
+        )
+    k = jnp.asarray(camera, t.dtype)
+    k = k if known else jnp.where(_is_camera(k), k, jnp.nan)
+    y = (pixels[:, 1] - k[1, 2]) / k[1, 1]
+    x = (pixels[:, 0] - k[0, 2] - k[0, 1] * y) / k[0, 0]
+    rays = jnp.stack([x, y, jnp.ones_like(t)], -1)
     rays = rotate(t[:, None] * angular_velocity[None], rays)
     return rays / jnp.linalg.norm(rays, axis=-1, keepdims=True)
+
+
+def _is_camera(k):
+    zeros = (k[1, 0] == 0) & (k[2, 0] == 0) & (k[2, 1] == 0)
+    return (abs(k) < math.inf).all() & zeros & (k[0, 0] != 0) & (k[1, 1] != 0) & (k[2, 2] == 1)
 
 
 def _unit(vector, fallback):
@@ -162,15 +205,16 @@ def solve_line(
             64 times the resolution of the dtype unless given.
 
     Raises:
-        ValueError: N is less than 5.
+        ValueError: N is less than 5, or the tolerance is not in [0, 1).
     """
     if len(t) < MINIMAL:
         raise ValueError(f"a line and the motion across it need at least {MINIMAL} events, got {len(t)}")
+    _check_tolerance(tolerance)
     weight = present(jnp.concatenate([bearings, t[:, None]], -1), mask)
     used = weight > 0
     bearings = jnp.where(used[:, None], bearings, 0)
     t = jnp.where(used, t, 0)
-    z, values = null_vector(jnp.concatenate([t[:, None] * bearings, -bearings], -1))
+    z, values, vectors = null_vector(jnp.concatenate([t[:, None] * bearings, -bearings], -1))
     # Where b = 0 (a degenerate case) any finite direction will do.
     e2, scale = _unit(z[3:], jnp.array([0, 1, 0], z.dtype))
     a = z[:3] / jnp.where(scale > 0, scale, 1)
@@ -183,9 +227,11 @@ def solve_line(
     e1 = jnp.cross(e2, e3)
     depth = -(bearings @ e3) * (1 + t * u_z)
     # Not sign() of the sum: that would be zero for a tie.
-    sign = jnp.where(jnp.sign(depth).sum() >= 0, 1, -1).astype(z.dtype)
+    votes = jnp.sign(depth).sum()
+    sign = jnp.where(votes >= 0, 1, -1).astype(z.dtype)
     e2, e3, a = sign * e2, sign * e3, sign * a
     degenerate = (values[-2] <= limit * values[0]) | (used.sum() < MINIMAL) | (u_y <= limit) | (scale <= limit)
+    degenerate |= votes == 0
     line = LineMotion(
         e1=e1,
         e2=e2,
@@ -195,11 +241,35 @@ def solve_line(
         a=a,
         b=e2,
         residual=jnp.zeros((), z.dtype),
+        covariance=_covariance(z, values, vectors, used.sum()),
         degenerate=degenerate,
     )
     square = (weight * jnp.sin(angles(line, bearings, t)) ** 2).sum() / jnp.maximum(weight.sum(), 1)
     object.__setattr__(line, "residual", jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0))
     return line
+
+
+def _covariance(z, values, vectors, count):
+    """First-order covariance of a = z_a / |z_b|, where A z = 0 is solved with an error of s in each row.
+
+    With the singular values s_k and vectors v_k of A, z moves by s / s_k along each v_k but itself, independently. The
+    residual s_6^2 / (N - 5) estimates s^2; rounding of the events and of the decomposition adds (eps s_1)^2.
+    """
+    z, values, vectors = jax.lax.stop_gradient((z, values, vectors))
+    eps = jnp.finfo(z.dtype).eps
+    freedom = jnp.maximum(count - MINIMAL, 1).astype(z.dtype)
+    variance = values[-1] ** 2 / freedom + (eps * values[0]) ** 2
+    b, scale = _unit(z[3:], jnp.zeros(3, z.dtype))
+    scale = jnp.where(scale > 0, scale, 1)
+    slope = jnp.concatenate([jnp.eye(3, dtype=z.dtype), -jnp.outer(z[:3], b) / scale], 1) / scale  # da / dz
+    # Below rounding singular values are arbitrary; no event at all leaves them zero.
+    moved = slope @ vectors[:-1].T / jnp.maximum(values[:-1], jnp.maximum(eps * values[0], eps))[None]
+    return variance * moved @ moved.T
+
+
+def _check_tolerance(tolerance):
+    if isinstance(tolerance, (int, float)) and not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance={tolerance} must be in [0, 1)")
 
 
 def average(
@@ -214,25 +284,38 @@ def average(
     Rows keep their length |a_l| = |u_l| by default, which gives weight to lines with large apparent motion: on noisy
     events this is two to four times more accurate than unit rows for L >= 3 (for two lines both are the same).
 
+    The a_l of parallel lines are parallel, and v is then arbitrary in a plane. The result is degenerate if the second
+    direction w in which the rows differ is not ten times what their errors put there,
+
+        s_2^2 <= 10^2 sum_l w.C_l w,    C_l the covariance of row l:
+
+    the standard error of the direction is above 0.1 radians. Errors alone reach a ratio of about 1, those of rounding,
+    which are bounds, less.
+
     Args:
         lines: Results of `solve_line`, with a leading axis L. Degenerate ones are ignored.
         mask: Nonzero for the lines to use; all unless given.
         normalize_rows: Whether all lines get the same weight.
-        tolerance: As for `solve_line`, here for the 3 singular values of the rows.
+        tolerance: The result is also degenerate if s_2 is below this times s_1; 64 times the resolution of the dtype
+            unless given. Lines of five noisy events need it: their covariance holds rounding only.
 
     Raises:
-        ValueError: There are fewer than two lines.
+        ValueError: There are fewer than two lines, or the tolerance is not in [0, 1).
     """
     if lines.a.ndim != 2 or len(lines.a) < 2:
         raise ValueError(f"a velocity needs at least two lines, a of shape (L >= 2, 3); got {lines.a.shape}")
+    _check_tolerance(tolerance)
     used = ~lines.degenerate & (present(lines.a, mask) > 0)
     rows = jnp.where(used[:, None], lines.a, 0)
+    covariance = jnp.where(used[:, None, None], lines.covariance, 0)
     if normalize_rows:
-        rows /= jnp.where(used, jnp.linalg.norm(jnp.where(used[:, None], lines.a, 1), axis=-1), 1)[:, None]
-    v, values = null_vector(rows)
+        length = jnp.where(used, jnp.linalg.norm(jnp.where(used[:, None], lines.a, 1), axis=-1), 1)
+        rows, covariance = rows / length[:, None], covariance / length[:, None, None] ** 2
+    v, values, vectors = null_vector(rows)
     along = jnp.where(used[:, None], lines.velocity, 0).sum(0) @ v
     limit = 64 * jnp.finfo(v.dtype).eps if tolerance is None else tolerance
-    degenerate = (used.sum() < 2) | (values[1] <= limit * values[0])
+    error = vectors[1] @ covariance.sum(0) @ vectors[1]
+    degenerate = (used.sum() < 2) | (values[1] <= limit * values[0]) | ~(values[1] ** 2 > 100 * error)
     return Velocity(direction=jnp.where(along < 0, -v, v), degenerate=degenerate)
 
 
@@ -257,13 +340,18 @@ def ransac(
         threshold: Largest angle of an inlier, radians; the default is a pixel at focal length 320.
 
     Returns:
-        The least-squares solution from the inliers of the best draw, and these inliers.
+        The least-squares solution from the inliers of the best draw, and these inliers. It is degenerate if chance
+        gives as many: five of any events fit some line, and events spread at random over their own extent have some
+        more inliers. Expected is less than one solution that passes in a thousand problems without a line. So are
+        seven events or fewer, often ten, and events that all lie within a few thresholds of one plane.
 
     Raises:
-        ValueError: Fewer than 5 events, or no draw.
+        ValueError: Fewer than 5 events, no draw, or a threshold that is not positive.
     """
     if draws < 1 or len(t) < MINIMAL:
         raise ValueError(f"RANSAC needs at least one draw and {MINIMAL} events, got {draws} and {len(t)}")
+    if isinstance(threshold, (int, float)) and not 0 < threshold < math.inf:
+        raise ValueError(f"threshold={threshold} must be a positive angle in radians")
     used = present(jnp.concatenate([bearings, t[:, None]], -1), mask) > 0
 
     def attempt(key):
@@ -275,4 +363,25 @@ def ransac(
 
     counts, inliers = jax.vmap(attempt)(jax.random.split(key, draws))
     best = inliers[jnp.argmax(counts)]
-    return solve_line(bearings, t, best.astype(t.dtype)), best
+    line = solve_line(bearings, t, best.astype(t.dtype))
+    chance = _by_chance(bearings, used, counts.max(), draws, threshold)
+    return dataclasses.replace(line, degenerate=line.degenerate | chance), best
+
+
+def _by_chance(bearings, used, inliers, draws, threshold):
+    """Whether random events would be expected to give that many inliers in a thousandth of all problems or more.
+
+    Each of the n = N - 5 events outside a draw is an inlier with probability p, the share that the strip of width
+    2 threshold takes of the events' extent. With the share q of n that are inliers Chernoff's bound of the binomial
+    tail is exp(-n KL(q || p)); the number of draws multiplies it.
+    """
+    n = jnp.maximum(used.sum() - MINIMAL, 1).astype(bearings.dtype)
+    q = ((inliers - MINIMAL).astype(bearings.dtype) / n).clip(0, 1)
+    # The extent across their best plane, as if uniform: sqrt(12) deviations. A strip through the middle of a round
+    # or diagonal patch holds up to 1.8 times its share; with the factor 2 instead, 4 thresholds.
+    values = null_vector(jnp.where(used[:, None], bearings, 0))[1]
+    extent = jnp.sqrt(12 / jnp.maximum(used.sum(), 1).astype(bearings.dtype)) * values[-1]
+    tiny = jnp.finfo(bearings.dtype).tiny
+    p = (4 * threshold / jnp.maximum(extent, tiny)).clip(tiny, 1)
+    exponent = jax.scipy.special.xlogy(q, q / p) + jax.scipy.special.xlogy(1 - q, (1 - q) / jnp.maximum(1 - p, tiny))
+    return ~((q > p) & (math.log(draws) - n * exponent <= math.log(1e-3)))

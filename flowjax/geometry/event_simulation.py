@@ -75,10 +75,18 @@ def simulate(
         dtype: Of the result; the default float type unless given.
 
     Raises:
-        ValueError: A count is not positive.
+        ValueError: A count, the window or the focal length is not positive, another number negative or not finite, or
+            outliers outside [0, 1].
     """
     if min(lines, events, candidates) < 1:
         raise ValueError(f"lines, events and candidates must be positive, got {lines}, {events}, {candidates}")
+    numbers = {"pixel_noise": pixel_noise, "speed": speed, "spin": spin, "window": window, "focal": focal}
+    for name, value in numbers.items():
+        positive = name in ("window", "focal")
+        if isinstance(value, (int, float)) and not (0 <= value < math.inf and (value > 0 or not positive)):
+            raise ValueError(f"{name}={value} must be {'positive' if positive else 'not negative'} and finite")
+    if isinstance(outliers, (int, float)) and not 0 <= outliers <= 1:
+        raise ValueError(f"outliers={outliers} must be in [0, 1]")
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
     width, height = size
     center = (width / 2, height / 2)
