@@ -200,7 +200,7 @@ def run(
 
     Raises:
         SystemExit: Always, with 0 when all went well. A bad flag or a `UsageError` prints `error: ...`, one
-            line, on stderr and exits with 2. Other exceptions pass through.
+            line, on stderr and exits with 2; Ctrl-C exits with 130. Other exceptions pass through.
     """
     argv = list(sys.argv if argv is None else argv)
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they raise as well
@@ -225,6 +225,9 @@ def run(
             _fail(unknown)
     except (flags.Error, UsageError) as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(0)
 
 

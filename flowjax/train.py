@@ -7,8 +7,9 @@
 
 The config is a Python file with `get_config(argument)`, or the bare name of one that comes with flowjax; any of its
 values can be overridden. Started again with the same config, an interrupted run resumes from its newest checkpoint and
-ends with the same parameters; a finished run says that it is complete. SIGTERM saves after the step under way and exits
-with 0. With --allow_config_change a run goes on with other values, for example more steps.
+ends with the same parameters; a finished run says that it is complete. SIGTERM and Ctrl-C save after the step under way
+and exit with 0; a second Ctrl-C stops at once. With --allow_config_change a run goes on with other values, for example
+more steps.
 
 The workdir receives config.json and recipe.json (what was asked for), metrics.jsonl (one line per report),
 checkpoints/ (the newest and the best), samples/ (pictures on the way, always from the same noise and labels, of the
@@ -248,13 +249,13 @@ def run(values: flags.FlagValues) -> None:
             if last or done % train.report_every == 0:
                 writer.report(done, {name: float(value) for name, value in metrics.items()})
                 row, skips = map(int, jax.device_get(state.skipped))
-                if row >= train.max_skipped:
+                if row >= min(train.max_skipped, train.steps):
                     raise _cli.UsageError(
-                        f"loss or gradient was not finite in the last {row} steps, up to step {done}; "
+                        f"loss, gradient or update was not finite in the last {row} steps, up to step {done}; "
                         "lower config.train.rate, or find the operation with --debug"
                     )
                 if skips > skipped:
-                    writer.note(f"{skips - skipped} step(s) skipped: loss or gradient was not finite")
+                    writer.note(f"{skips - skipped} step(s) skipped: loss, gradient or update was not finite")
                     skipped = skips
             if not (last or stop) and done % train.sample_every == 0:
                 with writer.paused(state):
@@ -269,7 +270,9 @@ def run(values: flags.FlagValues) -> None:
             elif stop:
                 checkpoints.save(state)
             if stop and not last:
-                writer.note(f"stopped by SIGTERM; saved after step {done}, the same command goes on from there")
+                writer.note(
+                    f"stopped by {preemption.cause}; saved after step {done}, the same command goes on from there"
+                )
                 return
 
     # What it can do.

@@ -87,6 +87,15 @@ def test_errors_of_the_program_are_not_usage_errors():
         _cli.run(main, argv=["main"])
 
 
+def test_ctrl_c_is_one_line(capsys):
+    def main(values):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(main, argv=["main"])
+    assert (exit_.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
 def test_help_has_docstring_flags_and_keys(capsys, config):
     code, seen, output = parse(capsys, f"--config={config}", "--help")
     assert code == 0

@@ -234,7 +234,7 @@ def test_skipped_steps_are_reported_and_too_many_end_the_run(capsys, tmp_path, t
     spoiled(monkeypatch, {1, 3})
     code, out, err = run(capsys, *tiny, "--config.train.max_skipped=2")
     assert (code, err) == (0, "")
-    assert out.count("1 step(s) skipped: loss or gradient was not finite") == 2
+    assert out.count("1 step(s) skipped: loss, gradient or update was not finite") == 2
     assert json.loads((tmp_path / "run" / "report.json").read_text())["skipped"] == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load(tmp_path / "run")))
 
@@ -242,7 +242,7 @@ def test_skipped_steps_are_reported_and_too_many_end_the_run(capsys, tmp_path, t
     code, _, err = run(capsys, tiny[0], f"--workdir={tmp_path / 'other'}", "--config.train.max_skipped=3")
     assert code == 2
     assert err.startswith(
-        "error: loss or gradient was not finite in the last 3 steps, up to step 3; lower config.train"
+        "error: loss, gradient or update was not finite in the last 3 steps, up to step 3; lower config.train"
     )
     assert err.count("\n") == 1
 
@@ -295,7 +295,9 @@ def test_debug_stops_at_the_nan(capsys, tiny, monkeypatch):
             jax.config.update(name, value)
 
 
-def test_sigterm_saves_and_exits_with_zero(tmp_path):
+@pytest.mark.parametrize("cause", ["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_exits_with_zero(tmp_path, cause):
+    number = signal.SIGTERM if cause == "SIGTERM" else signal.SIGINT
     command = [sys.executable, "-m", "flowjax.train", "--config=toy2d:smoke", f"--workdir={tmp_path / 'run'}"]
     command += ["--config.train.steps=100000", "--config.train.report_every=20", "--config.train.sample_every=100000"]
     command += ["--config.train.checkpoint_every=100000"]
@@ -303,11 +305,12 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 20/"):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             break
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    stopped = int(re.search(r"stopped by SIGTERM; saved after step (\d+)", out)[1])
+    assert err.count("\n") == (number == signal.SIGINT)
+    stopped = int(re.search(rf"stopped by {cause}; saved after step (\d+)", out)[1])
     assert 20 <= stopped < 100000
     step, found = final(tmp_path / "run")
     assert step == stopped == found["state"]["step"]

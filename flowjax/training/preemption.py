@@ -1,6 +1,8 @@
 """Notices that this run is about to be stopped, so that it can save before."""
 
+import os
 import signal
+import sys
 import types
 from typing import Any
 
@@ -9,26 +11,44 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Asks once per step whether SIGTERM has arrived, in this process or, among several, in any of them.
+    """Asks once per step whether SIGTERM or Ctrl-C has arrived, in this process or, among several, in any of them.
 
-    A context manager; the handler that was there before is back when it ends. Several processes (a
-    `jax.distributed` run) agree on one step through JAX's preemption service, which catches the signal itself.
+    A context manager; the handlers that were there before are back when it ends. Several processes (a
+    `jax.distributed` run) agree on one step through JAX's preemption service, which catches SIGTERM itself. A second
+    Ctrl-C ends the process at once, with exit code 130. Where Ctrl-C is ignored, as in background jobs of scripts, it
+    stays ignored.
+
+    Attributes:
+        cause: "SIGTERM" or "Ctrl-C".
     """
 
     def __init__(self):
+        self.cause = "SIGTERM"
         self._told = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        if not jax.distributed.is_initialized():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            caught = number == signal.SIGTERM and jax.distributed.is_initialized()
+            if not caught and signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if not jax.distributed.is_initialized():
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._told:
+                # Whatever is on the disk is whole at any moment; the way through the exits would wait for writes.
+                show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+                os.write(2, f"{show_cursor}stopped at once\n".encode())
+                os._exit(130)
+            os.write(2, b"Ctrl-C: saving after this step; a second one stops at once\n")
+            self.cause = "Ctrl-C"
+            if jax.distributed.is_initialized():
+                os.kill(os.getpid(), signal.SIGTERM)
         self._told = True
 
     def reached(self, step: int) -> bool:
