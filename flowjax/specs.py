@@ -39,17 +39,38 @@ def parse(text: str) -> dict[str, Any]:
         >>> parse("heavy_ball(solver=ghvb(order=2), beta=0.8)")["options"]["beta"]
         0.8
     """
+    text = text.strip()
+    return _named(_tree(text), text)
+
+
+def parse_many(text: str) -> list[Any]:
+    """The specs of a list, separated by commas; plain numbers stay numbers.
+
+    Raises:
+        ValueError: something else among them.
+
+    Example:
+        >>> parse_many("1.5, cfg(scale=2)")
+        [1.5, {'name': 'cfg', 'options': {'scale': 2}}]
+    """
+    text = text.strip()
+    if not text:
+        return []
+    tree = _tree(text)
+    nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+    numbers = ast.Constant | ast.UnaryOp
+    return [_literal(node, text) if isinstance(node, numbers) else _named(node, text) for node in nodes]
+
+
+def _tree(text: str) -> ast.expr:
     if len(text) > LONGEST:
         raise ValueError(f"a spec has at most {LONGEST} characters, got {len(text)}")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text, mode="eval").body
     except SyntaxError as error:
         raise _unreadable(text, (error.offset or 1) - 1, error.msg) from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise _unreadable(text, 0, str(error) or "too deep") from None
-    if not isinstance(tree, ast.Name | ast.Call):
-        raise _unreadable(text, 0, "a name is expected first")
-    return _named(tree, text.strip())
 
 
 def _unreadable(text: str, place: int, reason: str) -> ValueError:
@@ -60,7 +81,9 @@ def _unreadable(text: str, place: int, reason: str) -> ValueError:
     )
 
 
-def _named(node: ast.Name | ast.Call, text: str) -> dict[str, Any]:
+def _named(node: ast.expr, text: str) -> dict[str, Any]:
+    if not isinstance(node, ast.Name | ast.Call):
+        raise _unreadable(text, node.col_offset, "a name is expected first")
     if isinstance(node, ast.Name):
         return {"name": node.id, "options": {}}
     if not isinstance(node.func, ast.Name):
@@ -173,12 +196,12 @@ def find(kind: str, name: str) -> Any:
         ValueError: no such kind or entry; the message holds the closest name and all names.
     """
     table = table_of(kind)
-    plain = {_plain(key): key for key in table}
-    if _plain(name) not in plain:
-        close = difflib.get_close_matches(_plain(name), plain, n=1)
-        hint = f"; did you mean {plain[close[0]]!r}?" if close else "."
+    names = {plain(key): key for key in table}
+    if plain(name) not in names:
+        close = difflib.get_close_matches(plain(name), names, n=1)
+        hint = f"; did you mean {names[close[0]]!r}?" if close else "."
         raise ValueError(f"unknown {kind.replace('_', ' ')} {name!r}{hint} Known: {', '.join(table)}")
-    return table[plain[_plain(name)]]
+    return table[names[plain(name)]]
 
 
 def table_of(kind: str) -> Mapping[str, Any]:
@@ -330,5 +353,6 @@ def _printed(where: str, kind: str | None, value: Any, given: dict[str, Any]) ->
     return spec_of(kind, value, **given)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A name without case, hyphens and underscores."""
     return name.lower().replace("-", "").replace("_", "")
