@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from asyncio.log import logger as asyncio_logger
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -204,6 +205,7 @@ def run(
     """
     argv = list(sys.argv if argv is None else argv)
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they raise as well
+    warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
     flags.FLAGS(argv[:1])
     values = flags.FlagValues()
     wants_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:])

@@ -6,7 +6,8 @@ from flowjax.data.files import images, npz
 from flowjax.data.loading import load
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
-from flowjax.data.sources import Source, digits, toy2d
+from flowjax.data.sources import Source, check_classes, digits, toy2d
+from flowjax.data.tables import parquet
 
 __all__ = [
     "Augment",
@@ -14,10 +15,12 @@ __all__ = [
     "Records",
     "Source",
     "cache_latents",
+    "check_classes",
     "digits",
     "images",
     "load",
     "npz",
+    "parquet",
     "shapes",
     "store",
     "tfds",

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 import sys
 
 import grain
 import numpy as np
 from jaxtyping import Float, Num
 
+from flowjax.data.records import check_memory
 from flowjax.data.sources import Source
 
 
@@ -66,7 +68,8 @@ class Batches:
         augment: Changes of images, drawn anew at each step; they do not depend on the number of processes.
 
     Raises:
-        ValueError: A number outside its range, or an augmentation of data that are not images.
+        ValueError: A number outside its range, a batch that takes more than half of this machine's memory, or an
+            augmentation of data that are not images.
     """
 
     source: Source
@@ -85,8 +88,14 @@ class Batches:
             raise ValueError(f"process_index must be 0..{self.process_count - 1}, got {self.process_index}")
         if self.batch_size % self.process_count:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {self.process_count} processes")
-        if self._changes and len(self.source.x.shape) != 4:
-            raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {self.source.x.shape}")
+        shape = self.source.x.shape
+        check_memory(
+            f"batch_size={self.batch_size}", self.batch_size / self.process_count * (8 + 4 * math.prod(shape[1:]))
+        )
+        if self._changes and len(shape) != 4:
+            raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {shape}")
+        if self.augment is not None and self._changes and self.augment.crop >= min(shape[1:3]):
+            raise ValueError(f"crop={self.augment.crop} must be smaller than the images, {shape[1]}x{shape[2]}")
 
     @property
     def _changes(self) -> bool:

@@ -2,54 +2,148 @@
 
 import functools
 import hashlib
+import lzma
+import math
+import mimetypes
+import os
+import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
-from flowjax.data.records import Records, scale_of
-from flowjax.data.sources import Source, choose
+from flowjax.data.pictures import MAX_PIXELS, Reader, endings, some
+from flowjax.data.records import MEMORY, Records, scale_of
+from flowjax.data.sources import Source, labels_of
 
-_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-def fit(image: Image.Image, size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """Grey or colour; the largest square in the middle scaled to `size` pixels, or the size it has."""
-    if size is not None and image.size != (size, size):
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.convert("RGB").crop((left, top, left + side, top + side))
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _read(row: int, *, files: Sequence[Path], size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
-    """The picture in file `row`."""
-    try:
-        with Image.open(files[row]) as image:
-            return fit(image, size, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read image {files[row]}: {error}") from error
+# Pictures that the system's table of file types may not know.
+_MORE_PICTURES = {
+    ".arw",
+    ".avif",
+    ".cr2",
+    ".dng",
+    ".exr",
+    ".hdr",
+    ".heic",
+    ".heif",
+    ".jp2",
+    ".jxl",
+    ".nef",
+    ".psd",
+    ".tga",
+}
+# What reading a damaged npz file may raise.
+_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_TRAIN = {"train", "training"}
+_HELD_OUT = {"dev", "eval", "evaluation", "test", "testing", "val", "valid", "validation"}
 
 
-def _read_equal(row: int, *, shape: tuple[int, ...], files: Sequence[Path], **options: Any) -> np.ndarray:
+def _read(row: int, *, shape: tuple[int, ...], files: Sequence[Path], reader: Reader) -> np.ndarray:
     """The picture in file `row`, which must have this shape."""
-    x = _read(row, files=files, **options)
+    x = reader.read(files[row], str(files[row]))
     if x.shape != shape:
         raise ValueError(f"image {files[row]} is {x.shape[1]}x{x.shape[0]}, not {shape[1]}x{shape[0]}; give a size")
     return x
 
 
-def images(folder: str, *, size: int | None = None, channels: int = 3, in_memory: bool | None = None) -> Source:
+def _is_hidden(name: str) -> bool:
+    """What file managers and archives leave behind."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _search(root: Path) -> tuple[list[Path], dict[str, list[str]]]:
+    """All pictures under a folder in the order of their names, and by kind the names of what is left out.
+
+    Links are followed; a folder that is reached twice is read once.
+    """
+
+    def fail(error: OSError) -> None:
+        raise ValueError(f"cannot read folder {error.filename}: {error.strerror}")
+
+    files: list[Path] = []
+    skipped: dict[str, list[str]] = {name: [] for name in ("hidden", "unreadable", "broken", "again", "others")}
+    seen: set[str] = set()
+    for place, folders, names in os.walk(root, followlinks=True, onerror=fail):
+        folders.sort()
+        here = Path(place)
+        if (real := os.path.realpath(place)) in seen:
+            skipped["again"].append(str(here.relative_to(root)))
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden = [name for name in folders if _is_hidden(name)]
+        skipped["hidden"] += [f"{(here / name).relative_to(root)}/" for name in hidden]
+        folders[:] = [name for name in folders if name not in hidden]
+        for name in names:
+            path = here / name
+            if (ending := path.suffix.lower()) in endings():
+                kind = "hidden" if _is_hidden(name) else "" if path.is_file() else "broken"
+            else:
+                guess = mimetypes.guess_type(name)[0] or ""
+                kind = "unreadable" if ending in _MORE_PICTURES or guess.startswith("image/") else "others"
+            if kind:
+                skipped[kind].append(str(path.relative_to(root)))
+            else:
+                files.append(path)
+    return sorted(files), {kind: sorted(names) for kind, names in skipped.items()}
+
+
+def _class_names(
+    root: Path, groups: Sequence[str | None], asked: Sequence[str] | None, again: Sequence[str]
+) -> tuple[str, ...]:
+    """The names of the classes of pictures whose folders directly under `root` are `groups`.
+
+    Raises:
+        ValueError: Folders that are no classes, or whose pictures cannot be read.
+    """
+    found = {group for group in groups if group is not None}
+    if asked is not None:
+        missing = [name for name in asked if name not in found]
+        if missing or len(set(asked)) < len(asked):
+            raise ValueError(
+                f"classes={tuple(asked)}: {root} has pictures in {', '.join(sorted(found)) or 'no folder'}; "
+                "name each folder once"
+            )
+        return tuple(asked)
+    if not found:
+        return ()
+    below = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not _is_hidden(path.name)}
+    names = tuple(below)
+    lower = {name.lower() for name in names}
+    if lower <= _TRAIN | _HELD_OUT or (lower & _TRAIN and lower & _HELD_OUT):
+        raise ValueError(
+            f"the folders in {root} are named like parts of a data set ({', '.join(names)}); give the folder of one "
+            f"part, such as {below[min(found)]}, or classes=(...) if these are the names of classes"
+        )
+    if empty := [below[name] for name in names if name not in found]:
+        held = some("file(s)", sorted(path.name for path in empty[0].iterdir()))
+        reason = "it is the same folder as another" if empty[0].name in again else f"it has {held}"
+        raise ValueError(
+            f"class folder {empty[0]} has no picture that can be read ({reason}), "
+            "and without it the labels behind it would move; remove it, convert its pictures, or name the folders that "
+            "are classes with classes=(...)"
+        )
+    return names
+
+
+def images(
+    folder: str,
+    *,
+    size: int | None = None,
+    channels: int = 3,
+    in_memory: bool | None = None,
+    classes: Sequence[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Source:
     """Pictures under a folder, in the order of their names.
 
-    If they lie in subfolders, those directly under `folder` are the classes, in alphabetical order.
+    If they lie in subfolders, those directly under `folder` are the classes, in alphabetical order. Links are followed,
+    hidden files and folders are not read. Pictures stand upright as their EXIF orientation says, and on white where
+    they are transparent; 16-bit grey and floats in 0..1 are scaled to 8 bits; of an animation the first frame is read.
+    What was skipped is said in warnings and in `notes` of the source.
 
     Args:
         folder: Where they lie.
@@ -57,33 +151,139 @@ def images(folder: str, *, size: int | None = None, channels: int = 3, in_memory
             must have the same size.
         channels: 1 for grey, 3 for colour.
         in_memory: Read everything now, or each picture when it is asked for; by default now if all fit in 1 GiB.
+        classes: Names of the folders that are classes, in the order of their labels; other folders are skipped.
+        max_pixels: Pictures with more pixels are refused.
 
     Raises:
-        ValueError: A missing or empty folder, pictures beside the folders of classes, a file that is no picture
-            (when it is read), pictures of different sizes, or a number outside its range.
+        ValueError: A missing or empty folder, pictures beside the folders of classes, a class folder without a picture
+            that can be read, folders named like parts of a data set (train, test), a file that is no picture or too
+            large (when it is read), pictures of different sizes, or a number outside its range.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"folder {root} does not exist")
-    if channels not in (1, 3) or (size is not None and size < 1):
-        raise ValueError(f"channels must be 1 or 3 and size at least 1, got {channels} and {size}")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+        raise ValueError(f"folder {root} {'is a file' if root.exists() else 'does not exist'}")
+    reader = Reader(size, channels, max_pixels)
+    files, skipped = _search(root)
     if not files:
-        raise ValueError(f"folder {root} has no images ({', '.join(sorted(_ENDINGS))})")
+        others = "".join(
+            f"; it has {some('picture(s) of other kinds', names)}" for names in [skipped["unreadable"]] if names
+        )
+        raise ValueError(
+            f"folder {root} has no images ({', '.join(sorted(endings(), key=lambda name: (len(name), name)))}){others}"
+        )
     groups = [path.relative_to(root).parts[0] if path.parent != root else None for path in files]
-    names = tuple(sorted({group for group in groups if group is not None}))
+    names = _class_names(root, groups, classes, skipped["again"])
     if names and None in groups:
         raise ValueError(f"{files[groups.index(None)]} lies beside the folders of classes {', '.join(names)}")
-    shape = _read(0, files=files, size=size, channels=channels).shape
-    read = functools.partial(_read_equal, shape=shape, files=files, size=size, channels=channels)
-    x = Records((len(files), *shape), np.dtype(np.uint8), read).settle(in_memory)
-    cond = np.array([names.index(group) for group in groups if group is not None], np.int32)
+    if classes is not None:
+        skipped["unasked"] = sorted({f"{group}/" for group in groups if group not in names})
+        files = [path for path, group in zip(files, groups) if group in names]
+        groups = [group for group in groups if group in names]
+    with reader.collecting():
+        shape = reader.read(files[0], str(files[0])).shape
+        read = functools.partial(_read, shape=shape, files=files, reader=reader)
+        x = Records((len(files), *shape), np.dtype(np.uint8), read).settle(in_memory)
+    numbers = {name: number for number, name in enumerate(names)}
+    cond = np.array([numbers[group] for group in groups if group is not None], np.int32)
     labels: dict[str, Any] = {"cond": cond, "num_classes": len(names), "names": names} if names else {}
-    return Source(x=x, **scale_of(x), **labels)
+    texts = {
+        "hidden": "hidden file(s) or folder(s)",
+        "unreadable": "picture(s) of a kind that cannot be read here",
+        "broken": "broken link(s)",
+        "again": "folder(s) read under another name",
+        "unasked": "folder(s) not among the classes",
+    }
+    shown = {kind: f"skipped: {some(text, skipped[kind])}" for kind, text in texts.items() if skipped.get(kind)}
+    if any(name.lower().endswith((".heic", ".heif", ".avif")) for name in skipped["unreadable"]):
+        shown["unreadable"] += "; HEIC needs pillow-heif, AVIF needs Pillow 11.3"
+    notes = [*shown.values(), *reader.notes()]
+    for note in notes:
+        warnings.warn(f"{root}: {note}", stacklevel=2)
+    if skipped["others"]:
+        notes.append(f"skipped: {some('file(s) that are no pictures', skipped['others'])}")
+    return Source(x=x, **scale_of(x), **labels, notes=tuple(notes))
 
 
-def npz(path: str, *, images: str = "images", labels: str | None = "labels", num_classes: int | None = None) -> Source:
-    """Arrays in one npz file, kept in memory.
+def _header(file: Any, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array whose file is open, from its first bytes."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except ValueError as error:
+        # What numpy says here advises to trust the file.
+        raise ValueError(f"{key!r} is no array of numbers") from error
+    if dtype.hasobject or dtype.names or dtype.kind not in "biuf":
+        kind = "Python objects" if dtype.hasobject else f"values of type {dtype}"
+        raise ValueError(f"{key!r} holds {kind}, which are not read; save it as numbers of one shape (numpy.stack)")
+    return shape, dtype
+
+
+def _arrays(path: Path, keys: Sequence[str] | None, max_bytes: int | None) -> list[np.ndarray]:
+    """Arrays of an npz file, or the only one; what the file claims is checked before they are read."""
+    with open(path, "rb") as opened:
+        if opened.read(6) == b"\x93NUMPY":
+            raise ValueError("it is one .npy array; put it into an npz: numpy.savez(path, images=..., labels=...)")
+        if not zipfile.is_zipfile(opened):
+            raise ValueError(
+                "it is not an npz file or not a whole one; numpy.savez(path, images=..., labels=...) writes one"
+            )
+        with zipfile.ZipFile(opened) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            shown = ", ".join(list(members)[:10]) + (", ..." if len(members) > 10 else "")
+            if keys is None and len(members) != 1:
+                raise ValueError(f"it has {shown or 'no array'}: say which with name=")
+            keys = list(members) if keys is None else keys
+            for key in keys:
+                if key not in members:
+                    raise ValueError(f"no array {key!r} in it (it has {shown})")
+            claimed = sum(members[key].file_size for key in keys)
+            limit = max(2 * MEMORY, 10 * path.stat().st_size) if max_bytes is None else max_bytes
+            if claimed > limit:
+                raise ValueError(
+                    f"its {path.stat().st_size} bytes unpack to {claimed}, more than max_bytes={limit}; "
+                    "raise that option if it is meant to be so large"
+                )
+            found = []
+            for key in keys:
+                with archive.open(members[key]) as file:
+                    shape, dtype = _header(file, key)
+                    size = math.prod(shape) * dtype.itemsize
+                    if size != members[key].file_size - file.tell():
+                        held = members[key].file_size - file.tell()
+                        raise ValueError(f"{key!r} of shape {shape} and type {dtype} needs {size} bytes, it has {held}")
+                with archive.open(members[key]) as file:
+                    found.append(np.lib.format.read_array(file, allow_pickle=False))
+    return found
+
+
+def _channels_last(x: np.ndarray, key: str, channels_first: bool | None) -> np.ndarray:
+    """Pictures and videos with their channels behind."""
+    if channels_first:
+        if x.ndim not in (4, 5):
+            raise ValueError(f"channels_first is for arrays (N, C, H, W) or (N, C, T, H, W), but {key!r} has {x.shape}")
+        return np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    # Up to four channels before larger sides: no picture has four rows and many channels.
+    for axis in (1, 2) if x.ndim == 5 else (1,) if x.ndim == 4 else ():
+        if channels_first is None and x.shape[axis] <= 4 < x.shape[-1] and x.shape[axis] < min(x.shape[axis + 1 :]):
+            raise ValueError(
+                f"{key!r} of shape {x.shape} seems to have its channels at axis {axis}, and they belong behind: save "
+                f"numpy.moveaxis(x, {axis}, -1), or give channels_first="
+                + ("True (False takes it as it is)" if axis == 1 else "False to take it as it is")
+            )
+    return x
+
+
+def npz(
+    path: str,
+    *,
+    images: str = "images",
+    labels: str | None = "labels",
+    num_classes: int | None = None,
+    channels_first: bool | None = None,
+    max_bytes: int | None = None,
+) -> Source:
+    """Arrays in one npz file, kept in memory. Only numbers are read, never pickled objects.
 
     Args:
         path: The file.
@@ -91,29 +291,35 @@ def npz(path: str, *, images: str = "images", labels: str | None = "labels", num
             from 0..255 to [-1, 1], floating point by mean and standard deviation.
         labels: Key of the integer labels (N,), or None.
         num_classes: Number of classes; by default one more than the largest label.
+        channels_first: Arrays are (N, C, H, W) or (N, C, T, H, W), and their channels are moved behind. By default
+            arrays that look so are refused; False takes them as they are.
+        max_bytes: Largest size of the unpacked arrays; by default 2 GiB, or ten times the size of the file if that
+            is more.
 
     Raises:
-        ValueError: A missing or broken file, a key that it does not have, or arrays that do not fit.
+        ValueError: A missing or broken file, one that claims more than it holds or than `max_bytes`, a key that it does
+            not have, values that are not finite, labels that leave out most numbers up to the largest, or arrays that
+            do not fit.
     """
     if not Path(path).is_file():
         raise ValueError(f"file {path} does not exist")
+    keys = [images] if labels is None else [images, labels]
     try:
-        # A file that numpy opens itself stays open when it is broken.
-        with open(path, "rb") as opened, np.load(opened) as file:
-            for key in (images, *([] if labels is None else [labels])):
-                if key not in file.files:
-                    raise ValueError(f"no array {key!r} in it (it has {', '.join(file.files)})")
-            x, cond = file[images], None if labels is None else file[labels]
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        x, *rest = _arrays(Path(path), keys, max_bytes)
+    except _BROKEN as error:
         raise ValueError(f"cannot read {path}: {error}") from error
-    if x.dtype == np.uint8 and x.ndim == 3:
-        x = x[..., None]
-    if cond is None:
-        return Source(x=x, **scale_of(x))
-    if not np.issubdtype(cond.dtype, np.integer) or cond.shape != (len(x),):
-        raise ValueError(f"{path}: {len(x)} examples need {len(x)} integer labels, got {cond.dtype} {cond.shape}")
-    classes = int(cond.max()) + 1 if num_classes is None else num_classes
-    return Source(x=x, cond=cond.astype(np.int32), num_classes=classes, **scale_of(x))
+    try:
+        if x.ndim == 0:
+            raise ValueError(f"{images!r} is one number, not an array of examples")
+        if x.dtype == np.uint8 and x.ndim == 3:
+            x = x[..., None]
+        x = _channels_last(x, images, channels_first)
+        found = labels_of(rest[0], len(x), num_classes) if rest else {}
+        for note in found.get("notes", ()):
+            warnings.warn(f"{path}: {note}", stacklevel=2)
+        return Source(x=x, **found, **scale_of(x))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def stored_array(
@@ -135,8 +341,7 @@ def stored_array(
         raise ValueError(f"file {place} does not exist")
     if sha256 is not None and hashlib.sha256(place.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"{place} is another file than the one that is meant: its sha256 differs")
-    with open(place, "rb") as opened, np.load(opened) as file:
-        names = list(file.files)
-        if name is None and len(names) > 1:
-            raise ValueError(f"{place} holds {', '.join(names)}: say which with name=")
-        return file[choose(f"array of {place}", name or names[0], names)]
+    try:
+        return _arrays(place, None if name is None else [name], None)[0]
+    except _BROKEN as error:
+        raise ValueError(f"cannot read {place}: {error}") from error

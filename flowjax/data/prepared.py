@@ -3,30 +3,114 @@
 import errno
 import functools
 import io
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num
-from PIL import Image
 
-from flowjax.data.files import fit
-from flowjax.data.records import Records, scale_of
-from flowjax.data.sources import Source
+from flowjax.data.pictures import MAX_PIXELS, Reader
+from flowjax.data.records import Records, check_finite, scale_of
+from flowjax.data.sources import MAX_CLASSES, Source, labels_of
 
 _SHARD = 50_000
+# Features that tensorflow_datasets builds from numbers and names alone.
+_FEATURES = (
+    "BBoxFeature",
+    "ClassLabel",
+    "FeaturesDict",
+    "Image",
+    "LabeledImage",
+    "Scalar",
+    "Sequence",
+    "Tensor",
+    "Text",
+)
 
 
-def _read(row: int, *, source: Any, key: str, size: int | None, channels: int | None) -> np.ndarray:
-    """Example `row`; bytes are an encoded picture."""
-    value = source[row][key]
-    if not isinstance(value, bytes):
-        return value
-    with Image.open(io.BytesIO(value)) as image:
-        return fit(image, size, channels or 3)
+def _check_classes(node: Any, known: set[str], file: Path) -> None:
+    """Refuses a description of features that names other classes: tensorflow_datasets would import their modules."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        name = str(key).replace("_", "").lower()
+        # Older files have the class as "type", and descriptions inside of strings.
+        if (
+            name in ("pythonclassname", "type") and isinstance(value, str) and value not in known
+        ) or name == "jsonfeature":
+            raise ValueError(
+                f"{file} names the class {value!r}, which is not built; "
+                f"known are {', '.join(_FEATURES)} of tensorflow_datasets"
+            )
+        _check_classes(value, known, file)
+
+
+def _builder(folder: Path) -> Any:
+    """The prepared data set in a folder, after a look at whose code it would run."""
+    import tensorflow_datasets as library
+
+    classes = [getattr(library.features, name) for name in _FEATURES]
+    known = {f"{kind.__module__}.{kind.__name__}" for kind in classes}
+    known |= {alias for kind in classes for alias in kind.__dict__.get("ALIASES", [])}
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        _check_classes(info.get("features"), known, folder / "dataset_info.json")
+        _check_classes(json.loads((folder / "features.json").read_text()), known, folder / "features.json")
+        for split in info.get("splits", []):
+            if "/" in split.get("filepathTemplate", "") or "/" in split.get("name", ""):
+                raise ValueError(f"{folder / 'dataset_info.json'} names files outside of its folder")
+        return library.builder_from_directory(folder)
+    except Exception as error:  # whatever a broken description makes of it
+        if str(folder) in str(error) and isinstance(error, ValueError):
+            raise
+        raise ValueError(f"cannot read the prepared data set {folder}: {type(error).__name__}: {error}") from error
+
+
+def _check_files(instructions: Iterable[Any], folder: Path) -> None:
+    """Refuses a data set of which files are missing, cut off, or shorter than it claims."""
+    from array_record.python import array_record_module
+
+    for part in instructions:
+        try:
+            reader = array_record_module.ArrayRecordReader(os.fspath(part.filename))
+            count = reader.num_records()
+            reader.close()
+        except Exception as error:
+            raise ValueError(f"{folder} is not complete: cannot read {part.filename}: {error}") from error
+        if count != part.examples_in_shard:
+            raise ValueError(
+                f"{folder} is not complete: {part.filename} has {count} examples, not {part.examples_in_shard}"
+            )
+
+
+def _decode(row: int, *, source: Any, features: Any, key: str, skip: Any, folder: Path) -> Any:
+    """One feature of example `row`."""
+    try:
+        return features.deserialize_example_np(source[row], decoders=skip)[key]
+    except Exception as error:  # whatever broken records make of it
+        raise ValueError(f"cannot read {key!r} of example {row} of {folder}: {error}") from error
+
+
+def _read_picture(row: int, *, reader: Reader, folder: Path, **options: Any) -> np.ndarray:
+    """The encoded picture of example `row`."""
+    return reader.read(io.BytesIO(_decode(row, folder=folder, **options)), f"{row} of {folder}")
+
+
+def _scale(metadata: Mapping[str, Any], folder: Path) -> dict[str, float] | None:
+    """The normalisation that was stored with a data set, if there is one."""
+    options = {key: metadata[key] for key in ("shift", "scale", "low", "high") if key in metadata}
+    for key, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{folder / 'metadata.json'}: {key} must be a number, got {value!r}")
+    return options if "scale" in options else None
 
 
 def tfds(
@@ -37,8 +121,12 @@ def tfds(
     label: str | None = "label",
     size: int | None = None,
     in_memory: bool | None = None,
+    num_classes: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Source:
     """A prepared data set of TensorFlow Datasets whose files are array_record.
+
+    Nothing that the folder names is imported: of its features only the known kinds are built.
 
     Args:
         folder: Folder with `dataset_info.json`, or one above it that has a single data set.
@@ -48,10 +136,13 @@ def tfds(
         size: Pictures are cropped to their middle square and scaled to this many pixels; needed where their
             sizes differ.
         in_memory: Read everything now, or each example when it is asked for; by default now if all fit in 1 GiB.
+        num_classes: Number of classes; by default what the feature says, or one more than the largest label.
+        max_pixels: Pictures with more pixels are refused.
 
     Raises:
-        ValueError: No or several data sets in the folder, files in another format, an unknown split or feature, or
-            pictures of different sizes without `size`.
+        ValueError: No or several data sets in the folder, files in another format, missing or shorter than they should
+            be, features of a class that is not known, an unknown split or feature, pictures of different sizes without
+            `size`, or examples and labels that are not what the features say.
     """
     import tensorflow_datasets as library
 
@@ -59,17 +150,14 @@ def tfds(
     found = sorted(path.parent for path in root.rglob("dataset_info.json")) if root.is_dir() else []
     if len(found) != 1:
         raise ValueError(f"{root} must have one prepared data set, found {len(found)}: {', '.join(map(str, found))}")
-    builder = library.builder_from_directory(found[0])
+    builder = _builder(found[0])
     features = builder.info.features
     for key in (image, *([] if label is None else [label])):
         if key not in features:
             raise ValueError(f"{found[0]} has no feature {key!r} (it has {', '.join(sorted(features))})")
-    # Pictures are decoded here, so that they need neither OpenCV nor a fixed size.
-    picture = isinstance(features[image], library.features.Image)
-    skip = {image: library.decode.SkipDecoding()}
     try:
-        records = builder.as_data_source(split, decoders=skip if picture else None)
-        labels = builder.as_data_source(split, decoders=skip) if label is not None else None
+        raw = builder.as_data_source(split, deserialize_method=library.decode.DeserializeMethod.RAW_BYTES)
+        instructions = builder.info.splits[split].file_instructions
     except NotImplementedError as error:
         written = builder.info.file_format.value
         raise ValueError(
@@ -78,30 +166,61 @@ def tfds(
     except (KeyError, ValueError) as error:
         splits = ", ".join(builder.info.splits)
         raise ValueError(f"cannot read split {split!r} of {found[0]} (it has {splits}): {error}") from error
+    _check_files(instructions, found[0])
 
-    shape = tuple(features[image].shape)
+    # Only these two features are decoded, and pictures here, so that they need neither OpenCV nor a fixed size.
+    kind = features[image]
+    picture = isinstance(kind, library.features.Image)
+    if not picture and not isinstance(kind, library.features.Tensor):
+        raise ValueError(f"feature {image!r} of {found[0]} must be an Image or a Tensor, not {type(kind).__name__}")
+    shape, dtype = tuple(kind.shape), np.dtype(kind.np_dtype)
+    channels = 1 if picture and shape[-1] == 1 else 3
     if picture:
-        shape = shape if size is None else (size, size, shape[-1])
-        if None in shape:
-            raise ValueError(f"pictures of {found[0]} have different sizes; give a size")
-    read = functools.partial(_read, source=records, key=image, size=size, channels=shape[-1] if picture else None)
-    x = Records((len(records), *shape), np.dtype(features[image].np_dtype), read).settle(in_memory)
-    metadata = builder.info.metadata or {}
-    options = {key: metadata[key] for key in ("shift", "scale", "low", "high") if key in metadata}
-    if "scale" not in options:
-        options = scale_of(x)
-    if labels is None:
-        return Source(x=x, **options)
-    cond = np.fromiter((labels[i][label] for i in range(len(labels))), np.int32, len(labels))
-    names = tuple(features[label].names or ()) if isinstance(features[label], library.features.ClassLabel) else ()
-    return Source(x=x, cond=cond, num_classes=len(names) or int(cond.max()) + 1, names=names, **options)
+        if dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pictures {image!r} of {found[0]} hold {dtype}; only uint8 and uint16 are read")
+        shape, dtype = (*(shape[:2] if size is None else (size, size)), channels), np.dtype(np.uint8)
+    if None in shape:
+        raise ValueError(f"pictures of {found[0]} have different sizes; give a size")
+    reader = Reader(size if picture else None, channels, max_pixels)
+
+    def reading(key: str, decode: Callable[..., Any], skip: Any = None, **options: Any) -> Callable[[int], Any]:
+        only = library.features.FeaturesDict({key: features[key]})
+        return functools.partial(decode, source=raw, features=only, key=key, skip=skip, folder=found[0], **options)
+
+    if picture:
+        read = reading(image, _read_picture, {image: library.decode.SkipDecoding()}, reader=reader)
+    else:
+        read = reading(image, _decode)
+    records = Records((len(raw), *shape), dtype, read)
+    with reader.collecting():
+        records[:1]  # before anything as large as the features claim is made
+        x = records.settle(in_memory)
+    labels: dict[str, Any] = {}
+    if label is not None:
+        names: tuple[str, ...] = ()
+        if num_classes is None and isinstance(features[label], library.features.ClassLabel):
+            if (features[label].num_classes or 0) > MAX_CLASSES:
+                raise ValueError(
+                    f"{found[0]} claims {features[label].num_classes} classes, more than {MAX_CLASSES}; "
+                    "give num_classes if that is so"
+                )
+            names = tuple(features[label].names) if features[label].num_classes else ()
+        cond = np.array([*map(reading(label, _decode), range(len(raw)))])
+        labels = labels_of(cond, len(raw), num_classes, names)
+    notes = (*labels.pop("notes", ()), *reader.notes())
+    for note in notes:
+        warnings.warn(f"{found[0]}: {note}", stacklevel=2)
+    scale = _scale(builder.info.metadata or {}, found[0]) or scale_of(x)
+    return Source(x=x, **labels, **scale, notes=notes)
 
 
 def _blocks(source: Source, block: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The rows of a source, `block` at a time, in order."""
     for start in range(0, len(source.x), block):
         rows = slice(start, start + block)
-        yield source.x[rows], None if source.cond is None else source.cond[rows]
+        x = source.x[rows]
+        check_finite(x, f"examples {start}..{start + len(x) - 1}")
+        yield x, None if source.cond is None else source.cond[rows]
 
 
 def _write(
@@ -112,17 +231,17 @@ def _write(
 
     if folder.exists():
         raise ValueError(f"{folder} exists; choose another folder")
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     writer: Any = None
+    # A name of its own, so that two programs that write the same set do not delete each other's files.
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     try:
         part.mkdir(parents=True)
         for x, cond in blocks:
             if writer is None:
                 features = {"image": library.features.Tensor(shape=x.shape[1:], dtype=x.dtype)}
                 if cond is not None:
-                    names = source.names or tuple(map(str, range(source.num_classes or 0)))
-                    features["label"] = library.features.ClassLabel(names=list(names))
+                    named = {"names": list(source.names)} if source.names else {"num_classes": source.num_classes}
+                    features["label"] = library.features.ClassLabel(**named)
                 kept = library.core.MetadataDict()
                 identity = library.core.DatasetIdentity(
                     name=name, version=library.core.Version("1.0.0"), data_dir=str(part), module_name=""
@@ -197,9 +316,12 @@ def cache_latents(
         name: Name of the data set.
 
     Raises:
-        ValueError: The folder exists, or latents that are not finite or all equal.
+        ValueError: The folder exists, `block` is below 1, or latents that are not one for each example, not finite or
+            all equal.
         OSError: It cannot be written, for example because the disk is full.
     """
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
     metadata: dict[str, float] = {}
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -207,7 +329,11 @@ def cache_latents(
         for x, cond in _blocks(source, block):
             # The last block is filled up, so that nothing compiles twice.
             whole = np.resize(source.normalize(x.astype(np.float32)).astype(np.float32), (block, *x.shape[1:]))
-            latents = np.asarray(encode(whole), np.float32)[: len(x)]
+            latents = np.asarray(encode(whole), np.float32)
+            if latents.shape[:1] != (block,):
+                raise ValueError(f"encode must give {block} latents for {block} examples, got shape {latents.shape}")
+            latents = latents[: len(x)]
+            check_finite(latents, "latents")
             wide = latents.astype(np.float64)
             count, total, squares = count + wide.size, total + wide.sum(), squares + np.sum(wide**2)
             yield latents, cond

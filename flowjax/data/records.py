@@ -1,6 +1,8 @@
 """Examples that stay on disk until they are asked for."""
 
 import dataclasses
+import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,9 +14,35 @@ MEMORY = 2**30
 """Decoded data sets up to this many bytes are kept in memory unless told otherwise."""
 
 
+def check_memory(what: str, size: float) -> None:
+    """Refuses before the machine runs out of memory.
+
+    Raises:
+        ValueError: `size` bytes are more than half of the memory that this machine has.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory / 2:
+        raise ValueError(
+            f"{what} would take {size / 2**30:.3g} GiB, "
+            f"more than half of the memory of this machine ({memory / 2**30:.3g} GiB)"
+        )
+
+
+def check_finite(x: np.ndarray, what: str) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        ValueError: A value of `x` is not finite.
+    """
+    if np.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
+        raise ValueError(f"{what} must be finite, but a value is NaN or infinite")
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """Looks like an array of shape (N, ...) whose rows are read when they are indexed.
+
+    Rows of another shape and floats that are not finite are refused when they are read.
 
     Attributes:
         shape: (N, ...).
@@ -34,15 +62,24 @@ class Records:
         numbers = np.arange(len(self))[rows]
         found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         for i, row in enumerate(numbers):
-            found[i] = self.read(int(row))
+            found[i] = self._row(int(row))
         return found
+
+    def _row(self, row: int) -> np.ndarray:
+        """One example, checked."""
+        x = np.asarray(self.read(row))
+        if x.shape != self.shape[1:]:
+            raise ValueError(f"example {row} has shape {x.shape}, not {self.shape[1:]}")
+        check_finite(x, f"example {row}")
+        return x
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """All examples, read by several threads."""
+        check_memory(f"all {len(self)} examples at once", math.prod(self.shape) * self.dtype.itemsize)
         found = np.empty(self.shape, self.dtype)
 
         def fill(row: int) -> None:
-            found[row] = self.read(row)
+            found[row] = self._row(row)
 
         with ThreadPoolExecutor(8) as pool:
             for _ in pool.map(fill, range(len(self))):
@@ -51,12 +88,14 @@ class Records:
 
     def settle(self, in_memory: bool | None) -> "np.ndarray | Records":
         """An array if `in_memory`, or if it is None and the array has at most `MEMORY` bytes; else the records."""
-        size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        size = math.prod(self.shape) * self.dtype.itemsize
         return np.asarray(self) if in_memory or (in_memory is None and size <= MEMORY) else self
 
 
 def scale_of(x: np.ndarray | Records) -> dict[str, Any]:
-    """What `Source` needs to normalise `x`: bytes go to [-1, 1], floats in memory to mean 0 and deviation 1.
+    """What `Source` needs to normalise `x`: bytes go to [-1, 1], floats to mean 0 and deviation 1.
+
+    Of floats that stay on disk, 65,536 rows over the whole length are measured.
 
     Raises:
         ValueError: Another type of number, or floats that are not finite or all equal.
@@ -65,8 +104,17 @@ def scale_of(x: np.ndarray | Records) -> dict[str, Any]:
         return {"shift": 127.5, "scale": 127.5, "low": 0.0, "high": 255.0}
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"examples must be uint8 or floating point, got {x.dtype}")
-    rows = np.asarray(x[: 2**16], np.float64)
-    shift, scale = float(rows.mean()), float(rows.std())
-    if not (np.isfinite(scale) and scale > 0):
+    if isinstance(x, Records):
+        x = x[np.unique(np.linspace(0, len(x) - 1, 2**16).astype(int))]
+    # In blocks, so that double precision takes no second copy, and about the first value, so that nothing cancels.
+    block, centre = max(1, 2**20 * len(x) // max(x.size, 1)), float(x.flat[0]) if x.size else math.nan
+    count, total, squares = 0, 0.0, 0.0
+    for start in range(0, len(x), block):
+        part = np.asarray(x[start : start + block], np.float64)
+        check_finite(part, "examples")
+        part -= centre
+        count, total, squares = count + part.size, total + float(part.sum()), squares + float(np.vdot(part, part))
+    variance = squares / count - (total / count) ** 2 if count else 0.0
+    if not variance > 0:
         raise ValueError("examples must be finite and not all equal")
-    return {"shift": shift, "scale": scale}
+    return {"shift": centre + float(total / count), "scale": float(np.sqrt(variance))}

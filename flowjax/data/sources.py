@@ -2,13 +2,18 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits
 
-from flowjax.data.records import Records
+from flowjax.data.records import Records, check_memory
+
+MAX_CLASSES = 2**20
+"""More classes than this are not believed on the word of a file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,10 +29,11 @@ class Source:
         low: Smallest value that the data can take (black in pictures), or None where there is no bound.
         high: Largest value, or None.
         names: One name for each class; may be empty.
+        notes: What was skipped when it was read, one line each.
 
     Raises:
-        ValueError: No examples, a scale that is not positive, labels without `num_classes` or outside their
-            range, or a number of labels or names that does not fit.
+        ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
+            or outside their range, or a number of labels or names that does not fit.
     """
 
     x: Num[np.ndarray, "N ..."] | Records
@@ -38,12 +44,16 @@ class Source:
     low: float | None = None
     high: float | None = None
     names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self):
         if len(self.x) == 0:
             raise ValueError("a source needs at least one example")
-        if not self.scale > 0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        if not (math.isfinite(self.shift) and 0 < self.scale < math.inf):
+            raise ValueError(f"shift must be finite and scale positive and finite, got {self.shift} and {self.scale}")
+        bounds = [value for value in (self.low, self.high) if value is not None]
+        if not all(map(math.isfinite, bounds)) or (len(bounds) == 2 and not bounds[0] < bounds[1]):
+            raise ValueError(f"low must be less than high, and both finite, got {self.low} and {self.high}")
         if (self.cond is None) != (self.num_classes is None):
             raise ValueError("cond and num_classes must be given together")
         if self.cond is not None and self.num_classes is not None:
@@ -69,6 +79,58 @@ class Source:
         rows = np.sort(np.random.default_rng(seed).choice(len(self.x), num, replace=False))
         cond = None if self.cond is None else self.cond[rows]
         return dataclasses.replace(self, x=self.x[rows], cond=cond)
+
+
+def labels_of(
+    cond: np.ndarray, count: int, num_classes: int | None = None, names: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What `Source` needs of labels from a file, which are checked before anything as long as their largest is made.
+
+    Args:
+        cond: Labels as they were read.
+        count: Number of examples.
+        num_classes: Number of classes; by default that of the names, or else one more than the largest label.
+        names: One name for each class; may be empty.
+
+    Raises:
+        ValueError: Labels of another shape, no integers, outside 0..num_classes - 1; or, without `num_classes` and
+            names, labels that leave out more than half of the numbers up to the largest.
+    """
+    if not np.issubdtype(cond.dtype, np.integer) or cond.shape != (count,):
+        raise ValueError(f"{count} examples need {count} integer labels, got {cond.dtype} {cond.shape}")
+    if num_classes is not None and not 1 <= num_classes <= 2**31:
+        raise ValueError(f"num_classes must be in 1..{2**31}, got {num_classes}")
+    if count == 0:
+        raise ValueError("a source needs at least one example")
+    used, notes = np.unique(cond), []
+    if (classes := num_classes or len(names)) == 0:
+        classes = int(used[-1]) + 1
+        if used[0] >= 0 and len(used) < classes:
+            given = f"labels up to {used[-1]} make {classes} classes, of which {len(used)} have an example"
+            if 2 * len(used) < classes:
+                raise ValueError(f"{given}; number them 0..{len(used) - 1}, or give num_classes={classes}")
+            notes = [given]
+    if used[0] < 0 or used[-1] >= classes:
+        raise ValueError(f"labels must be 0..{classes - 1}, got {used[0]}..{used[-1]}")
+    return {"cond": cond.astype(np.int32), "num_classes": classes, "names": names, "notes": tuple(notes)}
+
+
+def check_classes(source: Source, options: Mapping[str, Any]) -> None:
+    """Refuses a network that does not know all labels of the data: it would read beyond its table.
+
+    Args:
+        source: The data.
+        options: Arguments of a network of `flowjax.models`.
+
+    Raises:
+        ValueError: `num_classes` is missing among them or smaller than that of the data.
+    """
+    known, needed = options.get("num_classes"), source.num_classes
+    if needed is not None and (known or 0) < needed:
+        raise ValueError(
+            f"the data have {needed} classes, but the network is built with num_classes={known}; "
+            f"set num_classes={needed} in its options, or read the data without labels"
+        )
 
 
 def digits() -> Source:
@@ -142,6 +204,7 @@ def toy2d(law: str, *, size: int = 50_000, seed: int = 0) -> Source:
     sampler, scale = _LAWS[choose("law", law, _LAWS)]
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
+    check_memory(f"size={size}", 64.0 * size)
     x = sampler(np.random.default_rng(seed), size)
     return Source(x=x.astype(np.float32), scale=scale)
 
