@@ -102,7 +102,7 @@ def _class_names(
     found = {group for group in groups if group is not None}
     if asked is not None:
         missing = [name for name in asked if name not in found]
-        if missing or len(set(asked)) < len(asked):
+        if missing or not 0 < len(asked) == len(set(asked)):
             raise ValueError(
                 f"classes={tuple(asked)}: {root} has pictures in {', '.join(sorted(found)) or 'no folder'}; "
                 "name each folder once"

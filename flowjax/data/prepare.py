@@ -5,8 +5,8 @@
     python -m flowjax.data.prepare --source='data/train-*.parquet' --size=64 --out=prepared/train
 
 A folder has pictures, in one subfolder for each class if there are classes; an npz file has arrays; parquet files have
-columns of pictures and labels. The result is read by the data set `tfds`: --config.data.name=tfds with the option folder.
-What is skipped is said.
+columns of pictures and labels. What is skipped is said. The result is read by the data set `tfds`:
+--config.data.name=tfds with the option folder.
 """
 
 import inspect

@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,21 @@ def _read_picture(row: int, *, reader: Reader, folder: Path, **options: Any) -> 
     return reader.read(io.BytesIO(_decode(row, folder=folder, **options)), f"{row} of {folder}")
 
 
-def _scale(metadata: Mapping[str, Any], folder: Path) -> dict[str, float] | None:
+def _scale(folder: Path) -> dict[str, float] | None:
     """The normalisation that was stored with a data set, if there is one."""
+    file = folder / "metadata.json"
+    try:
+        metadata = json.loads(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{file} must hold an object, not {str(metadata)[:60]}")
     options = {key: metadata[key] for key in ("shift", "scale", "low", "high") if key in metadata}
     for key, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{folder / 'metadata.json'}: {key} must be a number, got {value!r}")
+            raise ValueError(f"{file}: {key} must be a number, got {value!r}")
+    if ("scale" in options) != ("shift" in options):
+        raise ValueError(f"{file} must hold shift and scale, or neither")
     return options if "scale" in options else None
 
 
@@ -210,7 +219,7 @@ def tfds(
     notes = (*labels.pop("notes", ()), *reader.notes())
     for note in notes:
         warnings.warn(f"{found[0]}: {note}", stacklevel=2)
-    scale = _scale(builder.info.metadata or {}, found[0]) or scale_of(x)
+    scale = _scale(found[0]) or scale_of(x)
     return Source(x=x, **labels, **scale, notes=notes)
 
 

@@ -74,12 +74,12 @@ def _names(schema: Any, label: str) -> tuple[str, ...]:
 
 def _columns(
     files: Sequence[Path], image: str, label: str | None, max_bytes: int | None
-) -> tuple[list[bytes], list[int], tuple[str, ...]]:
+) -> tuple[list[bytes], list[Any], tuple[str, ...]]:
     """The encoded pictures, their labels and the names of the classes."""
     library = _library()
     limit = max(2 * MEMORY, 10 * sum(file.stat().st_size for file in files)) if max_bytes is None else max_bytes
     encoded: list[bytes] = []
-    labels: list[int] = []
+    labels: list[Any] = []
     names: tuple[str, ...] = ()
     used = 0
     for file in files:

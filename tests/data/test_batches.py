@@ -126,3 +126,16 @@ def test_grain_shards_partition_every_epoch():
     for stream in streams:
         stream.close()
     assert next(iter(data.Batches(numbers, 4).dataset()[3:5]))["x1"].shape == (4, 1)
+
+
+def test_batches_beyond_the_memory_are_refused():
+    source = data.digits()
+    with pytest.raises(ValueError, match=r"batch_size=99999999999999 would take .* GiB, more than half of the memory"):
+        data.Batches(source, 99_999_999_999_999)
+    data.Batches(source, 2**20)
+
+
+def test_moves_are_smaller_than_the_images():
+    with pytest.raises(ValueError, match="crop=8 must be smaller than the images, 8x8"):
+        data.Batches(data.digits(), 4, augment=data.Augment(crop=8))
+    data.Batches(data.digits(), 4, augment=data.Augment(crop=7)).batch(0)

@@ -1,8 +1,14 @@
+import os
+import pickle
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from flowjax import data
+from flowjax.data import files
+from flowjax.data.records import scale_of
 
 
 @pytest.fixture
@@ -117,3 +123,298 @@ def test_npz_errors(tmp_path):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"cannot read .*a\.npz: "):
             data.npz(path)
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((2, 2), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Three classes of one grey picture each, whose values are 10 times their labels."""
+    for i, name in enumerate(("cats", "dogs", "eels")):
+        picture(tmp_path / "zoo" / name / f"{name}.png", 10 * i)
+    return tmp_path / "zoo"
+
+
+def labels_fit(source):
+    np.testing.assert_array_equal(source.x[:, 0, 0, 0], 10 * source.cond)
+    assert (source.names, source.num_classes) == (("cats", "dogs", "eels"), 3)
+
+
+def test_linked_classes_are_read(zoo, tmp_path):
+    (zoo / "dogs").rename(tmp_path / "elsewhere")
+    (zoo / "dogs").symlink_to(tmp_path / "elsewhere")
+    labels_fit(data.images(str(zoo), channels=1))
+    (tmp_path / "elsewhere" / "round").symlink_to(zoo)  # a loop
+    with pytest.warns(UserWarning, match=r"1 folder\(s\) read under another name: dogs/round"):
+        labels_fit(data.images(str(zoo), channels=1))
+
+
+@pytest.mark.parametrize("content", ["a.svg", "a.jxl", "a.txt", None, "link", "same"])
+def test_class_folders_without_a_picture_are_refused(zoo, content):
+    """Left out, they would move the labels of those behind them."""
+    (zoo / "dogs" / "dogs.png").unlink()
+    if content == "link":
+        (zoo / "dogs" / "a.png").symlink_to(zoo / "gone.png")
+    elif content == "same":
+        (zoo / "dogs").rmdir()
+        (zoo / "dogs").symlink_to(zoo / "cats")
+    elif content is not None:
+        (zoo / "dogs" / content).write_text("x")
+    reason = {"link": "a.png", "same": "same folder as another", None: r"0 file\(s\)"}.get(content, content)
+    with pytest.raises(ValueError, match=rf"class folder .*dogs has no picture that can be read \(.*{reason}"):
+        data.images(str(zoo), channels=1)
+
+
+def test_classes_can_be_named(zoo):
+    (zoo / "annotations").mkdir()
+    picture(zoo / "birds" / "a.png")
+    with pytest.raises(ValueError, match=r"class folder .*annotations .* name the folders that are classes"):
+        data.images(str(zoo), channels=1)
+    with pytest.warns(UserWarning, match=r"skipped: 1 folder\(s\) not among the classes: birds/"):
+        labels_fit(data.load("images", folder=str(zoo), channels=1, classes=["cats", "dogs", "eels"]))
+    with pytest.warns(UserWarning, match="birds"):
+        turned = data.images(str(zoo), channels=1, classes=("eels", "cats", "dogs"))
+    np.testing.assert_array_equal(turned.cond, [1, 2, 0])
+    for wrong in (("cats", "cows"), ("cats", "cats"), ()):
+        with pytest.raises(ValueError, match=r"has pictures in birds, cats, dogs, eels; name each folder once"):
+            data.images(str(zoo), classes=wrong)
+
+
+def test_hidden_files_and_folders_are_no_classes(zoo):
+    for name in (".thumbnails/a.png", "__MACOSX/a.png", "cats/._cats.png", "dogs/.old/b.png"):
+        picture(zoo / name, 99)
+    (zoo / ".DS_Store").write_text("x")
+    (zoo / "cats" / "list.csv").write_text("x")
+    with pytest.warns(UserWarning, match=r"4 hidden .*: \.thumbnails/, __MACOSX/, cats/\._cats\.png, \.\.\.") as caught:
+        source = data.images(str(zoo), channels=1)
+    labels_fit(source)
+    assert len(caught) == 1
+    assert source.notes[1] == "skipped: 2 file(s) that are no pictures: .DS_Store, cats/list.csv"
+
+
+def test_what_cannot_be_read_is_said(zoo):
+    (zoo / "cats" / "a.psd").write_text("x")
+    (zoo / "cats" / "b.png").symlink_to(zoo / "gone.png")
+    with pytest.warns(UserWarning, match="skipped") as caught:
+        source = data.images(str(zoo), channels=1)
+    labels_fit(source)
+    assert [str(warning.message).removeprefix(f"{zoo}: ") for warning in caught] == list(source.notes)
+    assert source.notes == (
+        "skipped: 1 picture(s) of a kind that cannot be read here: cats/a.psd",
+        "skipped: 1 broken link(s): cats/b.png",
+    )
+
+
+def test_heic_needs_another_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "endings", lambda: frozenset([".png"]))
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"has no images \(.png\); it has 1 picture\(s\) of other kinds: a.heic"):
+        data.images(str(tmp_path))
+    picture(tmp_path / "b.png")
+    with pytest.warns(UserWarning, match="HEIC needs pillow-heif, AVIF needs Pillow 11.3"):
+        data.images(str(tmp_path))
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("train",), ("Train", "Val"), ("a", "train", "validation")])
+def test_parts_of_a_data_set_are_no_classes(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "cats" / "a.png")
+    with pytest.raises(ValueError, match=r"are named like parts of a data set .*classes=\(\.\.\.\) if"):
+        data.images(str(tmp_path))
+    assert data.images(str(tmp_path / names[-1])).names == ("cats",)
+    assert data.images(str(tmp_path), classes=names).names == names
+
+
+def test_a_train_is_a_class_among_others(zoo):
+    picture(zoo / "train" / "a.png")
+    assert data.images(str(zoo)).num_classes == 4
+
+
+def test_a_folder_that_cannot_be_listed_is_said(zoo, monkeypatch):
+    walk = os.walk
+
+    def blocked(root, onerror, **options):
+        yield from walk(root, onerror=onerror, **options)
+        onerror(PermissionError(13, "Permission denied", str(zoo / "dogs")))
+
+    monkeypatch.setattr(os, "walk", blocked)
+    with pytest.raises(ValueError, match=r"cannot read folder .*dogs: Permission denied"):
+        data.images(str(zoo))
+    with pytest.raises(ValueError, match=r"cats\.png is a file"):
+        data.images(str(zoo / "cats" / "cats.png"))
+
+
+def save(tmp_path, **arrays):
+    np.savez(tmp_path / "a.npz", **arrays)
+    return str(tmp_path / "a.npz")
+
+
+def test_npz_scale_is_that_of_all_rows(tmp_path):
+    x = np.zeros((70_000, 2), np.float32)
+    x[2**16 :] = 7
+    x[:, 1] += 1e4
+    source = data.npz(save(tmp_path, images=x), labels=None)
+    np.testing.assert_allclose([source.shift, source.scale], [x.mean(dtype=float), x.std(dtype=float)], rtol=1e-12)
+    for value in (np.nan, np.inf):
+        x[-1, 0] = value
+        with pytest.raises(ValueError, match=r"a\.npz: examples must be finite"):
+            data.npz(save(tmp_path, images=x), labels=None)
+
+
+def test_scale_of_floats_on_disk_looks_at_the_whole_length(monkeypatch):
+    rows = np.linspace(-1, 3, 200_000)
+    records = data.Records((len(rows), 1), np.dtype(np.float64), lambda i: rows[i : i + 1])
+    found = scale_of(records)
+    np.testing.assert_allclose([found["shift"], found["scale"]], [1, 4 / 12**0.5], rtol=1e-4)
+    rows[3] = np.nan
+    with pytest.raises(ValueError, match="example 3 must be finite"):
+        records[np.array([2, 3])]
+
+
+def test_records_of_another_shape_are_refused():
+    records = data.Records((4, 3), np.dtype(np.float64), lambda i: np.zeros(1 if i == 2 else 3))
+    for read in (lambda: records[:], lambda: np.asarray(records)):
+        with pytest.raises(ValueError, match=r"example 2 has shape \(1,\), not \(3,\)"):
+            read()
+
+
+def test_more_than_the_memory_is_refused():
+    huge = data.Records((10**9, 10**6), np.dtype(np.float32), lambda i: np.zeros(10**6, np.float32))
+    assert huge.settle(None) is huge
+    with pytest.raises(ValueError, match=r"all 1000000000 examples at once would take 3\.73e\+06 GiB"):
+        huge.settle(True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            [0, 1, 2_000_000_000],
+            r"up to 2000000000 make 2000000001 classes, of which 3 have an example; number them 0\.\.",
+        ),
+        ([0, 2**40, 1], "number them"),
+        ([0, 1, -1], r"labels must be 0\.\.1, got -1\.\.1"),
+        ([5, 6, 7], r"make 8 classes, of which 3 .* number them 0\.\.2, or give num_classes=8"),
+    ],
+)
+def test_implausible_labels_are_refused(tmp_path, labels, message):
+    path = save(tmp_path, images=np.zeros((3, 2, 2), np.uint8), labels=np.array(labels))
+    with pytest.raises(ValueError, match=message):
+        data.npz(path)
+    if 0 < max(labels) < 2**31 and min(labels) >= 0:
+        assert data.npz(path, num_classes=max(labels) + 1).num_classes == max(labels) + 1
+    with pytest.raises(ValueError, match="num_classes must be in"):
+        data.npz(path, num_classes=0)
+
+
+def test_classes_without_an_example_are_said(tmp_path):
+    path = save(tmp_path, images=np.zeros((3, 2, 2), np.uint8), labels=np.array([0, 1, 3]))
+    with pytest.warns(UserWarning, match="labels up to 3 make 4 classes, of which 3 have an example"):
+        source = data.npz(path)
+    assert (source.num_classes, len(source.notes)) == (4, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 8, 9), (2, 4, 32, 32), (2, 3, 5, 16, 16), (2, 5, 3, 16, 16)])
+def test_channels_in_front_are_never_taken_for_rows(tmp_path, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    path = save(tmp_path, images=x)
+    with pytest.raises(
+        ValueError, match=r"seems to have its channels at axis \d.*numpy\.moveaxis\(x, \d, -1\).*channels_f"
+    ):
+        data.npz(path, labels=None)
+    np.testing.assert_array_equal(data.npz(path, labels=None, channels_first=True).x, np.moveaxis(x, 1, -1))
+    np.testing.assert_array_equal(data.npz(path, labels=None, channels_first=False).x, x)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 28, 28, 1), (2, 4, 4, 16), (2, 3, 3, 3), (2, 32, 32, 4), (2, 4, 8, 8, 3), (2, 5)]
+)
+def test_channels_behind_are_taken_as_they_are(tmp_path, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    path = save(tmp_path, images=x)
+    np.testing.assert_array_equal(data.npz(path, labels=None).x, x)
+    if len(shape) == 2:
+        with pytest.raises(ValueError, match="channels_first is for arrays"):
+            data.npz(path, labels=None, channels_first=True)
+
+
+class Bomb:
+    """Unpickled, it would fail the test."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code ran",)
+
+
+def test_pickles_are_not_opened_and_not_advised(tmp_path):
+    held = np.array([Bomb()], object)
+    np.savez(tmp_path / "a.npz", images=held, labels=np.zeros(1, int))
+    (tmp_path / "b.npz").write_bytes(pickle.dumps(Bomb()))
+    np.save(tmp_path / "c.npz.npy", held, allow_pickle=True)
+    (tmp_path / "c.npz.npy").rename(tmp_path / "c.npz")
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("images.npy", pickle.dumps(Bomb()))
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:  # a header that numpy finds too long
+        header = ("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2)" + " " * 20_000 + "}\n").encode()
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(16))
+    np.savez(tmp_path / "f.npz", images=np.array(["a", "b"]))
+    np.savez(tmp_path / "g.npz", images=np.zeros(2, [("a", float), ("b", int)]))
+    for name, message in (
+        ("a", r"'images' holds Python objects, which are not read; save it as numbers of one shape \(numpy.stack\)"),
+        ("b", "it is not an npz file"),
+        ("c", r"it is one \.npy array; put it into an npz: numpy\.savez"),
+        ("d", "'images' is no array of numbers"),
+        ("e", "'images' is no array of numbers"),
+        ("f", "'images' holds values of type <U1"),
+        ("g", "'images' holds values of type"),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}\.npz: {message}") as error:
+            data.npz(str(tmp_path / f"{name}.npz"), labels=None)
+        assert "allow_pickle" not in str(error.value)
+
+
+def claim(path, shape, held=16, fill=0):
+    """An npz whose array claims a shape and holds other bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for _ in range(fill):
+            file.write(bytes(2**20))
+        file.write(bytes(held))
+
+
+def test_npz_that_claims_more_than_it_holds(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    for shape in ((10**13,), (10**9, 10**9, 10**9), (3,)):
+        claim(path, shape)
+        with pytest.raises(ValueError, match=r"'images' of shape .* needs \d+ bytes, it has 16"):
+            data.npz(str(path), labels=None)
+    claim(path, (2**26 // 64, 8, 8), held=0, fill=64)  # 64 MiB of zeros in 64 KiB
+    monkeypatch.setattr(files, "MEMORY", 2**24)
+    with pytest.raises(
+        ValueError, match=r"its \d{5} bytes unpack to 67108992, more than max_bytes=33554432; raise that"
+    ):
+        data.npz(str(path), labels=None)
+    assert data.npz(str(path), labels=None, max_bytes=10**8).x.shape == (2**20, 8, 8, 1)
+    monkeypatch.setattr(files, "MEMORY", 2**30)
+    assert data.npz(str(path), labels=None).x.shape == (2**20, 8, 8, 1)
+
+
+def test_damaged_npz_is_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, images=np.random.default_rng(0).integers(256, size=(50, 8, 8), dtype=np.uint8))
+    whole = bytearray(path.read_bytes())
+    for place in range(60, len(whole) - 200, 400):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"cannot read .*a\.npz: "):
+            data.npz(str(path), labels=None)
+    np.savez(path, images=np.float32(3))
+    with pytest.raises(ValueError, match="is one number"):
+        data.npz(str(path), labels=None)
+    np.savez(path, images=np.zeros((0, 3), np.float32), labels=np.zeros(0, int))
+    for labels in (None, "labels"):
+        with pytest.raises(ValueError, match=r"at least one|finite and not all equal"):
+            data.npz(str(path), labels=labels)

@@ -95,3 +95,45 @@ def test_source_refuses(change, message):
         good |= dict(cond=None, num_classes=None)
     with pytest.raises(ValueError, match=message):
         data.Source(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(shift=float("nan")), "shift must be finite"),
+        (dict(scale=float("inf")), "finite"),
+        (dict(scale=float("nan")), "positive"),
+        (dict(low=1.0, high=1.0), "low must be less than high"),
+        (dict(low=float("-inf")), "both finite"),
+    ],
+)
+def test_source_refuses_scales_that_are_not_finite(change, message):
+    with pytest.raises(ValueError, match=message):
+        data.Source(x=np.zeros((3, 2)), **change)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("images", dict(folder="a", size="64"), r"option size of data set 'images' must be int or NoneType, got '64'"),
+        ("images", dict(folder=None), "option folder of data set 'images' must be str, got None"),
+        ("images", dict(folder="a", classes=3), "must be Sequence or NoneType, got 3"),
+        ("toy2d", dict(law="spiral", size=99999999999999), r"size=99999999999999 would take .* GiB, more than half"),
+        ("shapes", dict(size=99999999999999), "would take .* more than half of the memory"),
+    ],
+)
+def test_load_refuses_options_of_another_type_or_size(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name, **options)
+
+
+def test_networks_must_know_all_classes():
+    source = data.Source(x=np.zeros((3, 2)), cond=np.arange(3, dtype=np.int32), num_classes=3)
+    data.check_classes(source, {"num_classes": 3})
+    data.check_classes(source, {"num_classes": 4})
+    data.check_classes(data.Source(x=np.zeros((3, 2))), {})
+    for options, known in (({"num_classes": 2}, 2), ({"num_classes": None}, None), ({}, None)):
+        with pytest.raises(
+            ValueError, match=rf"data have 3 classes, but the network is built with num_classes={known}"
+        ):
+            data.check_classes(source, options)
