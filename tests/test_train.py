@@ -62,6 +62,8 @@ def test_smoke_run_leaves_everything_and_is_then_complete(capsys, tmp_path, name
         (["--config.train.steps=0"], "config.train.steps must be at least 1, got 0"),
         (["--config.sample.steps=0"], "config.sample.steps must be at least 1, got 0"),
         (["--config.train.batch=12"], "a batch of 12 cannot be split over 8 devices"),
+        (["--config.train.batch=99999999999992"], "more than half of the memory of this machine"),
+        (["--config.network.options.num_classes=5"], "the data have 10 classes, but the network is built with num_cl"),
         (["--config.mesh.fsdp=3"], "fsdp=3"),
         (["--config.sample.solver.name=huen"], "unknown solver 'huen'; did you mean 'heun'?"),
         (["--config.network.name=Dit"], "unknown network 'Dit'; did you mean 'DiT'? (allowed: DiT, MLP"),

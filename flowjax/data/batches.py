@@ -88,10 +88,9 @@ class Batches:
             raise ValueError(f"process_index must be 0..{self.process_count - 1}, got {self.process_index}")
         if self.batch_size % self.process_count:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {self.process_count} processes")
-        shape = self.source.x.shape
-        check_memory(
-            f"batch_size={self.batch_size}", self.batch_size / self.process_count * (8 + 4 * math.prod(shape[1:]))
-        )
+        # The row numbers, and the examples four times while they are normalised in float32.
+        shape, rows = self.source.x.shape, self.batch_size // self.process_count
+        check_memory(f"batch_size={self.batch_size}", rows * (8 + 16 * math.prod(shape[1:])))
         if self._changes and len(shape) != 4:
             raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {shape}")
         if self.augment is not None and self._changes and self.augment.crop >= min(shape[1:3]):
