@@ -137,7 +137,7 @@ def make_task(config: ConfigDict, source: data.Source, mesh: Mesh, key: Key[Arra
         return CloudClassification(source=source, network=network, mesh=mesh, **config.objective, **test)
     recipe = make_recipe(config, source)
     recipe.build_solver()
-    data.check_classes(source, config.network.options)
+    data.check_classes(source, recipe.network["options"])
     return Generation(
         recipe=recipe,
         objective=make_objective(config, recipe),

@@ -107,14 +107,15 @@ def scale_of(x: np.ndarray | Records) -> dict[str, Any]:
     if isinstance(x, Records):
         x = x[np.unique(np.linspace(0, len(x) - 1, 2**16).astype(int))]
     # In blocks, so that double precision takes no second copy, and about the first value, so that nothing cancels.
-    block, centre = max(1, 2**20 * len(x) // max(x.size, 1)), float(x.flat[0]) if x.size else math.nan
+    block, centre = max(1, 2**18 * len(x) // max(x.size, 1)), float(x.flat[0]) if x.size else 0.0
     count, total, squares = 0, 0.0, 0.0
-    for start in range(0, len(x), block):
-        part = np.asarray(x[start : start + block], np.float64)
-        check_finite(part, "examples")
-        part -= centre
-        count, total, squares = count + part.size, total + float(part.sum()), squares + float(np.vdot(part, part))
+    for start in range(0, len(x) if math.isfinite(centre) else 0, block):
+        part = np.subtract(x[start : start + block], centre, dtype=np.float64)
+        count, squares = count + part.size, squares + float(np.vdot(part, part))
+        if not math.isfinite(squares):  # NaN and infinity stay in a sum of squares
+            break
+        total += float(part.sum())
     variance = squares / count - (total / count) ** 2 if count else 0.0
-    if not variance > 0:
+    if not 0 < variance < math.inf:
         raise ValueError("examples must be finite and not all equal")
     return {"shift": centre + float(total / count), "scale": float(np.sqrt(variance))}
