@@ -195,7 +195,7 @@ def images(
     }
     shown = {kind: f"skipped: {some(text, skipped[kind])}" for kind, text in texts.items() if skipped.get(kind)}
     if any(name.lower().endswith((".heic", ".heif", ".avif")) for name in skipped["unreadable"]):
-        shown["unreadable"] += "; HEIC needs pillow-heif, AVIF needs Pillow 11.3"
+        shown["unreadable"] += "; HEIC needs pillow-heif (extra `heif`), AVIF needs Pillow 11.3"
     notes = [*shown.values(), *reader.notes()]
     for note in notes:
         warnings.warn(f"{root}: {note}", stacklevel=2)

@@ -26,7 +26,9 @@ def _library() -> Any:
         installed = "0"
     if Version(installed) < Version("14.0.1"):
         found = "not installed" if installed == "0" else installed
-        raise ValueError(f"parquet files need pyarrow 14.0.1 or newer (it is {found}): pip install -U pyarrow")
+        raise ValueError(
+            f"parquet files need pyarrow 14.0.1 or newer (it is {found}): pip install -U pyarrow (extra `parquet`)"
+        )
     import pyarrow.parquet
 
     return pyarrow.parquet

@@ -214,7 +214,7 @@ def test_heic_needs_another_package(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"has no images \(.png\); it has 1 picture\(s\) of other kinds: a.heic"):
         data.images(str(tmp_path))
     picture(tmp_path / "b.png")
-    with pytest.warns(UserWarning, match="HEIC needs pillow-heif, AVIF needs Pillow 11.3"):
+    with pytest.warns(UserWarning, match=r"HEIC needs pillow-heif .*AVIF needs Pillow 11.3"):
         data.images(str(tmp_path))
 
 
@@ -418,3 +418,18 @@ def test_damaged_npz_is_one_line(tmp_path):
     for labels in (None, "labels"):
         with pytest.raises(ValueError, match=r"at least one|finite and not all equal"):
             data.npz(str(path), labels=labels)
+
+
+def test_stored_arrays_are_checked_like_data(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.arange(3.0), b=np.zeros(2))
+    np.testing.assert_array_equal(files.stored_array("a.npz", "a", folder=str(tmp_path)), np.arange(3.0))
+    for name, message in ((None, "it has a, b: say which with name="), ("c", r"no array 'c' in it \(it has a, b\)")):
+        with pytest.raises(ValueError, match=message):
+            files.stored_array(str(path), name)
+    claim(path, (10**13,))
+    with pytest.raises(ValueError, match="needs 10000000000000 bytes, it has 16"):
+        files.stored_array(str(path))
+    np.savez(path, a=np.array([Bomb()], object))
+    with pytest.raises(ValueError, match="holds Python objects"):
+        files.stored_array(str(path))
