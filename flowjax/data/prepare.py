@@ -66,7 +66,7 @@ def read(values: flags.FlagValues) -> Source:
     if "labels" in options:
         options["labels"] = options["labels"] or None
     path = Path(values.source)
-    if path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
+    if path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet"))):
         maker = parquet
         options = {{"images": "image", "labels": "label"}.get(name, name): value for name, value in options.items()}
     else:

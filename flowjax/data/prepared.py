@@ -43,10 +43,8 @@ def _check_classes(node: Any, known: set[str], file: Path) -> None:
         return
     for key, value in node.items():
         name = str(key).replace("_", "").lower()
-        # Older files have the class as "type", and descriptions inside of strings.
-        if (
-            name in ("pythonclassname", "type") and isinstance(value, str) and value not in known
-        ) or name == "jsonfeature":
+        # Older files call the class "type" or hold descriptions inside of strings; none of them is array_record.
+        if isinstance(value, str) and (name in ("type", "json") or (name == "pythonclassname" and value not in known)):
             raise ValueError(
                 f"{file} names the class {value!r}, which is not built; "
                 f"known are {', '.join(_FEATURES)} of tensorflow_datasets"
@@ -199,7 +197,7 @@ def tfds(
         read = reading(image, _decode)
     records = Records((len(raw), *shape), dtype, read)
     with reader.collecting():
-        records[:1]  # before anything as large as the features claim is made
+        records.one(0)  # before anything as large as the features claim is made
         x = records.settle(in_memory)
     labels: dict[str, Any] = {}
     if label is not None:

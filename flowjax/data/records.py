@@ -62,10 +62,10 @@ class Records:
         numbers = np.arange(len(self))[rows]
         found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         for i, row in enumerate(numbers):
-            found[i] = self._row(int(row))
+            found[i] = self.one(int(row))
         return found
 
-    def _row(self, row: int) -> np.ndarray:
+    def one(self, row: int) -> np.ndarray:
         """One example, checked."""
         x = np.asarray(self.read(row))
         if x.shape != self.shape[1:]:
@@ -79,7 +79,7 @@ class Records:
         found = np.empty(self.shape, self.dtype)
 
         def fill(row: int) -> None:
-            found[row] = self._row(row)
+            found[row] = self.one(row)
 
         with ThreadPoolExecutor(8) as pool:
             for _ in pool.map(fill, range(len(self))):

@@ -45,14 +45,17 @@ def _parts(path: Path) -> list[Path]:
     files = sorted(path.rglob("*.parquet") if path.is_dir() else path.parent.glob(path.name))
     if not files:
         raise ValueError(f"{path} is no parquet file, folder with parquet files or pattern that matches some")
-    named = [re.fullmatch(r"(.*?)-?(\d+)-of-(\d+)(.*)", file.name) for file in files]
-    splits = sorted({str(file.with_name(match[1] if match else file.stem)) for file, match in zip(files, named)})
-    if len(splits) > 1:
-        raise ValueError(
-            f"{path} has several splits; choose one with path='{splits[0]}*.parquet' ({', '.join(splits[:9])})"
-        )
-    if any(match and int(match[3]) != len(files) for match in named):
-        raise ValueError(f"{path} is not complete: {len(files)} file(s), of which the last is {files[-1].name}")
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        named = re.fullmatch(r"(.*?)-?\d+-of-\d+.*", file.name)
+        splits.setdefault(str(file.with_name(named[1] if named else file.stem)), []).append(file)
+    if path.is_dir() and len(splits) > 1:
+        names = ", ".join(sorted(splits)[:9])
+        raise ValueError(f"{path} has several splits ({names}); choose with a pattern, path='{min(splits)}*.parquet'")
+    for parts in splits.values():
+        whole = re.fullmatch(r".*-of-(\d+).*", parts[0].name)
+        if whole and int(whole[1]) != len(parts):
+            raise ValueError(f"{path} is not complete: {len(parts)} of {int(whole[1])} files, such as {parts[0].name}")
     return files
 
 

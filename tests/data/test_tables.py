@@ -50,12 +50,17 @@ def test_parts_of_a_split(tmp_path):
         write(tmp_path / f"train-{i:05d}-of-00003.parquet", PIXELS[2 * i :][:2], LABELS[2 * i :][:2])
     np.testing.assert_array_equal(data.parquet(str(tmp_path)).x, PIXELS)
     write(tmp_path / "test-00000-of-00001.parquet")
-    with pytest.raises(ValueError, match=r"has several splits; choose one with path='.*/test\*\.parquet'"):
+    with pytest.raises(
+        ValueError, match=r"several splits \(.*test, .*train\); choose with a .* path='.*/test\*\.parquet'"
+    ):
         data.parquet(str(tmp_path))
     np.testing.assert_array_equal(data.parquet(str(tmp_path / "train-*.parquet")).cond, LABELS)
     (tmp_path / "train-00001-of-00003.parquet").unlink()
-    with pytest.raises(ValueError, match=r"is not complete: 2 file\(s\)"):
+    with pytest.raises(ValueError, match=r"is not complete: 2 of 3 files, such as train-00000"):
         data.parquet(str(tmp_path / "train-*.parquet"))
+    for name in ("part-0.parquet", "part-1.parquet"):
+        write(tmp_path / name)
+    assert len(data.parquet(str(tmp_path / "part-*.parquet")).x) == 12
     with pytest.raises(ValueError, match="is no parquet file, folder with"):
         data.parquet(str(tmp_path / "gone"))
 
