@@ -2,6 +2,10 @@
 
     python -m flowjax.doctor
     python -m flowjax.doctor --json
+    python -m flowjax.doctor --list=solvers
+    python -m flowjax.doctor --list
+
+--list=KIND prints what specs of that kind there are, one line each, with their options; --list alone the kinds.
 
 Exit code 0: everything essential works. 1: something does not; the table says what to do.
 """
@@ -25,7 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flowjax import _cli
+from flowjax import _cli, catalogue, specs
 
 DISTRIBUTION = "flowjax-generative"
 
@@ -215,10 +219,31 @@ def examine(checks: tuple[Callable[[], list[Finding]], ...] = CHECKS) -> list[Fi
 def define(values: flags.FlagValues, argv: list[str]) -> None:
     """The flags of this main."""
     flags.DEFINE_bool("json", False, "Print JSON instead of a table.", flag_values=values)
+    argv[:] = ["--list=kinds" if argument == "--list" else argument for argument in argv]
+    flags.DEFINE_string("list", None, "Kind of spec whose names are printed.", flag_values=values)
+
+
+def listing(kind: str) -> list[str]:
+    """One line for each spec of a kind, or for each kind."""
+    if kind == "kinds":
+        return [f"{name:<12} {', '.join(table)}" for name, table in catalogue.tables.items()]
+    kind = kind if kind in catalogue.tables else kind.removesuffix("s")
+    lines = []
+    for name, entry in specs.table_of(kind).items():
+        options = ", ".join(
+            key if option.required else f"{key}={specs.written(option.default)}"
+            for key, option in specs.options_of(entry).items()
+        )
+        lines.append(f"{name}({options})  {entry.summary}")
+    return lines
 
 
 def main(values: flags.FlagValues) -> None:
     """Prints the findings; exits with 1 if there is a problem."""
+    if values.list is not None:
+        with _cli.usage_errors():
+            print("\n".join(listing(values.list)))
+        return
     findings = examine()
     healthy = all(finding.status != "problem" for finding in findings)
     if values.json:

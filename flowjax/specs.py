@@ -128,20 +128,25 @@ def text(spec: Spec) -> str:
     if isinstance(spec, str):
         return text(parse(spec))
     name, options = _name_and_options(spec)
-    return f"{name}({', '.join(f'{key}={_written(value)}' for key, value in options.items())})" if options else name
+    return f"{name}({', '.join(f'{key}={written(value)}' for key, value in options.items())})" if options else name
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """An option's value as a spec has it; things without a literal by their class or name."""
     if is_spec(value):
         return text(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_written(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        inner = ", ".join(map(_written, value))
+        inner = ", ".join(map(written, value))
         return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
     if isinstance(value, str) and value.isidentifier() and value not in _WORDS:
         return value
-    return repr(value)
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return repr(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value).__name__
+    return getattr(value, "__name__", type(value).__name__)
 
 
 # -------------------------------------------------------------------------------------------------------------- build

@@ -109,3 +109,19 @@ def test_bad_flag_and_help(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert "--json" in out
+
+
+def test_lists_of_what_there_is(capsys):
+    for arguments, expected in (
+        (["--list=solvers"], "dpm_solver(order=2, scheme=multistep"),
+        (["--list=rule"], "apg(scale=1.0, eta=0.0, beta=-0.5, r=15.0)  adaptive projected guidance"),
+        (["--list"], "time_law     uniform, logit_normal"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            _cli.run(doctor.main, doctor.define, ["doctor", *arguments])
+        assert exit_.value.code == 0
+        assert expected in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(doctor.main, doctor.define, ["doctor", "--list=solvrs"])
+    assert exit_.value.code == 2
+    assert "did you mean 'solver'" in capsys.readouterr().err
