@@ -116,13 +116,27 @@ def usage_errors() -> Iterator[None]:
 def check_frozen(config: ConfigDict, workdir: Path, allow: bool = False) -> bool:
     """Refuses a config that differs from the one a run began with; whether it differs, where that is allowed.
 
+    Where checkpoints lie, but `config.json` is gone or broken, the config counts as another one.
+
     Raises:
-        UsageError: It differs and `allow` is False; names the first difference and both values.
+        UsageError: It differs and `allow` is False; names the first difference and both values. Or `config.json` is
+            not that of a run.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    content = path.read_bytes().strip(b"\0 \n") if path.exists() else b""
+    try:
+        frozen = json.loads(content)
+        if not isinstance(frozen, dict):
+            raise ValueError("not a config")
+    except ValueError:
+        if any(child.name.isdigit() for child in workdir.glob("checkpoints/*")):
+            if jax.process_index() == 0:
+                print(f"{path} cannot be read: the run goes on with the config that is given now")
+            return True
+        if content:
+            raise UsageError(f"{path} is not the config of a training run; use another --workdir") from None
         return False
-    frozen = _flatten(json.loads(path.read_text()), "config")
+    frozen = _flatten(frozen, "config")
     # Through JSON as well, which knows no tuples.
     asked = _flatten(json.loads(json.dumps(config.to_dict())), "config")
     for key in sorted(frozen.keys() | asked.keys()):

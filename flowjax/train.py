@@ -9,7 +9,8 @@ The config is a Python file with `get_config(argument)`, or the bare name of one
 values can be overridden. Started again with the same config, an interrupted run resumes from its newest checkpoint and
 ends with the same parameters; a finished run says that it is complete. SIGTERM and Ctrl-C save after the step under way
 and exit with 0; a second Ctrl-C stops at once. With --allow_config_change a run goes on with other values, for example
-more steps.
+more steps. A workdir in which another process trains is refused, and so is one where files of something else than a run
+would be replaced.
 
 The workdir receives config.json and recipe.json (what was asked for), metrics.jsonl (one line per report),
 checkpoints/ (the newest and the best), samples/ (pictures on the way, always from the same noise and labels, of the
@@ -52,6 +53,7 @@ from flowjax.training import (
 )
 from flowjax.training.report import METRICS, score
 from flowjax.training.tasks import Generation, Task
+from flowjax.training.workdir import Lock, check_ours, read_report
 from flowjax.training.writers import Writer, write_json
 
 
@@ -164,8 +166,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def run(values: flags.FlagValues) -> None:
-    """Trains, then reports."""
+def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
+    """Trains, then reports; what is put on `held` ends with the run."""
     config, began = values.config, time.perf_counter()
     workdir, train = Path(values.workdir), config.train
     if values.distributed:
@@ -193,13 +195,14 @@ def run(values: flags.FlagValues) -> None:
         batch = put_batch(batches.batch(0), mesh, part)
         jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
         profile = Profile(values.profile, workdir / "profile")
-    changed = _cli.check_frozen(config, workdir, values.allow_config_change)
-    if (workdir / "report.json").exists() and not changed:
+        check_ours(workdir)
+        held.enter_context(Lock(workdir))
+        changed = _cli.check_frozen(config, workdir, values.allow_config_change)
+        complete = read_report(workdir) is not None and not changed
+    if complete:
         print(f"training is complete: {workdir / 'report.json'}")
         return
     first = jax.process_index() == 0
-    if first:
-        workdir.mkdir(parents=True, exist_ok=True)
 
     # State, born sharded, and the program of one step.
     state = create_state(lambda: task.build_network(nnx.Rngs(init_key)), optimizer, mesh, averages=averages)
@@ -235,7 +238,9 @@ def run(values: flags.FlagValues) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.network))
         writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
         if checkpoints.damaged:
-            writer.note(f"damaged checkpoints were removed: {checkpoints.damaged}")
+            writer.note(f"damaged checkpoints were removed: {checkpoints.damaged}; {checkpoints.damage}")
+        if checkpoints.index_lost:
+            writer.note("checkpoints/index.json cannot be read: the scores of earlier checkpoints are lost")
         if start:
             writer.note(f"resumed after step {start}")
         preemption = stack.enter_context(Preemption())
@@ -279,7 +284,8 @@ def run(values: flags.FlagValues) -> None:
     # What it can do.
     task.show(state.average, workdir / "samples.png")
     task.finish(state.average, workdir)
-    report = {"loss": writer.last["loss"], **task.assess(state.average), "steps": train.steps, "skipped": skipped}
+    loss = {"loss": writer.last["loss"]} if writer.last else {}  # none where metrics.jsonl was lost after the last step
+    report = {**loss, **task.assess(state.average), "steps": train.steps, "skipped": skipped}
     report |= {"compile_seconds": compile_seconds, "train_images_per_second": writer.speed}
     report["wall_seconds"] = time.perf_counter() - began
     if first:
@@ -289,10 +295,10 @@ def run(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Trains, then reports; a full disk is one line."""
-    if values.workdir is None:
+    if not values.workdir:
         raise _cli.UsageError("--workdir=FOLDER is required")
-    with _cli.disk_errors(Path(values.workdir)):
-        run(values)
+    with _cli.disk_errors(Path(values.workdir)), contextlib.ExitStack() as held:
+        run(values, held)
 
 
 def cli() -> None:

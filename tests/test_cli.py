@@ -115,6 +115,21 @@ def test_frozen_config(tmp_path):
     assert _cli.check_frozen(config, tmp_path, allow=True)
 
 
+@pytest.mark.parametrize("content", [None, "", "\0\0", '{"a": {"b"', "[]"])
+def test_a_broken_config_does_not_end_a_run(tmp_path, capsys, content):
+    config, path = ConfigDict({"a": 1}), tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    if content in (None, "", "\0\0"):
+        assert not _cli.check_frozen(config, tmp_path)
+    else:
+        with pytest.raises(_cli.UsageError, match=r"config\.json is not the config of a training run"):
+            _cli.check_frozen(config, tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    assert _cli.check_frozen(config, tmp_path)
+    assert "cannot be read: the run goes on with the config that is given now" in capsys.readouterr().out
+
+
 def test_disk_errors_are_found_behind_those_of_libraries(tmp_path):
     for error in (OSError(errno.ENOSPC, "x"), ValueError("RESOURCE_EXHAUSTED: write [No space left on device]")):
         wrapped = RuntimeError("background thread")

@@ -16,6 +16,7 @@ import pytest
 import flowjax as fj
 from flowjax import _cli, data
 from flowjax import train as train_main
+from flowjax.training.workdir import Lock
 
 pytestmark = pytest.mark.standard_promotion
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,8 +125,11 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path):
     deadline = time.monotonic() + 200
     while not any(path.name.isdigit() for path in checkpoints.glob("*")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"killed is in use by process {killed.pid} on"), Lock(tmp_path / "killed"):
+        pass
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    assert (tmp_path / "killed" / "train.lock").exists()
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "report.json").exists()
 
@@ -170,6 +174,52 @@ def tiny(tmp_path):
 
 def load(workdir, **options):
     return jax.device_get(fj.load(workdir, **options)[0].network)
+
+
+def test_a_run_survives_the_loss_of_its_small_files(capsys, tmp_path, tiny):
+    """As after a power cut; what is gone, and what is done about it, is said."""
+    workdir = tmp_path / "run"
+    tiny += ["--config.train.steps=2"]
+    assert run(capsys, *tiny)[::2] == (0, "")
+    before = final(workdir)
+    for path, content in {
+        "config.json": '{"data": {"na',
+        "report.json": "",
+        "recipe.json": "\0\0\0",
+        "metrics.jsonl": '\0\0\0\0\n{"step": 2, "los\n',
+        "checkpoints/index.json": "[",
+    }.items():
+        (workdir / path).write_text(content)
+    code, out, err = run(capsys, *tiny)
+    assert (code, err) == (0, "")
+    for note in (
+        "config.json cannot be read: the run goes on with the config that is given now",
+        "checkpoints/index.json cannot be read: the scores of earlier checkpoints are lost",
+        "metrics.jsonl: 2 line(s) that cannot be read were left out",
+        "resumed after step 2",
+    ):
+        assert note in out
+    jax.tree.map(np.testing.assert_array_equal, final(workdir), before)
+    assert "loss" not in json.loads((workdir / "report.json").read_text())
+    code, out, err = run(capsys, *tiny)
+    assert (code, err) == (0, "")
+    assert "training is complete" in out
+
+
+def test_workdirs_of_others_are_refused(capsys, tmp_path, tiny):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "samples.png").write_text("precious")
+    code, _, err = run(capsys, *tiny)
+    assert code == 2
+    assert err.startswith(f"error: {workdir}/samples.png would be replaced")
+    assert os.listdir(workdir) == ["samples.png"]
+    (workdir / "samples.png").unlink()
+    with Lock(workdir):
+        code, _, err = run(capsys, *tiny)
+    assert code == 2
+    assert err.startswith(f"error: {workdir} is in use by process {os.getpid()}")
+    assert run(capsys, tiny[0], "--workdir=")[::2] == (2, "error: --workdir=FOLDER is required\n")
 
 
 @pytest.mark.slow
@@ -297,7 +347,7 @@ def test_debug_stops_at_the_nan(capsys, tiny, monkeypatch):
             jax.config.update(name, value)
 
 
-@pytest.mark.parametrize("cause", ["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("cause", ["SIGTERM", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_with_zero(tmp_path, cause):
     number = signal.SIGTERM if cause == "SIGTERM" else signal.SIGINT
     command = [sys.executable, "-m", "flowjax.train", "--config=toy2d:smoke", f"--workdir={tmp_path / 'run'}"]

@@ -105,7 +105,7 @@ def _sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _everywhere(good: bool) -> bool:
+def everywhere(good: bool) -> bool:
     """Whether `good` holds in all processes."""
     return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(good)).all())
 
@@ -231,7 +231,7 @@ class Store:
                 raise ValueError("the manifest has changed")
         except Exception as error:
             problem = str(error)
-        if not _everywhere(problem is None):
+        if not everywhere(problem is None):
             raise Damaged(f"{root} is damaged: {problem or 'another process cannot read it'}")
         wanted = {item: flatten(tree) for item, tree in like.items()}
         for item, flat in wanted.items():
@@ -249,7 +249,7 @@ class Store:
             found = dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
         except Exception as error:
             problem = str(error)
-        if not _everywhere(problem is None):
+        if not everywhere(problem is None):
             raise Damaged(f"{root} is damaged: {problem or 'another process cannot read it'}")
         expected = {item: manifest[item] for item in wanted}
         ordered = not any(isinstance(entry[2], int) for flat in expected.values() for entry in flat.values())

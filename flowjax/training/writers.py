@@ -25,6 +25,26 @@ def write_json(path: str | Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_reports(path: str | Path) -> tuple[list[dict[str, Any]], int]:
+    """The reports in a `metrics.jsonl`, none if there is no such file, and the number of lines that are none.
+
+    The line that a run was writing when it was stopped does not count.
+    """
+    try:
+        *lines, _ = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], 0
+    reports = []
+    for line in lines:
+        try:
+            report = json.loads(line)
+            if isinstance(report["step"], int) and isinstance(report["loss"], int | float):
+                reports.append(report)
+        except (ValueError, TypeError, KeyError):
+            pass
+    return reports, len(lines) - len(reports)
+
+
 class Writer:
     """The progress bar and `metrics.jsonl` of one run; silent in all processes but the first.
 
@@ -52,12 +72,13 @@ class Writer:
         self.losses: list[float] = []
         self._done, self._began = start, time.perf_counter()
         self._file = self._board = None
+        bad = 0
         if active:
             path = Path(workdir) / "metrics.jsonl"
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            reports = [json.loads(line) for line in lines if line.endswith("\n")]
+            reports, bad = read_reports(path)
             reports = [report for report in reports if report["step"] <= start]
-            path.write_text("".join(json.dumps(report) + "\n" for report in reports))
+            with replacing(path) as part:
+                part.write_text("".join(json.dumps(report) + "\n" for report in reports))
             self.last = reports[-1] if reports else {}
             self._file = path.open("a")
             if SummaryWriter is not None:
@@ -72,6 +93,8 @@ class Writer:
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task("train", total=steps, completed=start, loss=float("nan"), speed=0.0)
         self._bar.start()
+        if bad:
+            self.note(f"metrics.jsonl: {bad} line(s) that cannot be read were left out")
         if SummaryWriter is None:
             self.note("no TensorBoard files: tensorboardX is not installed (extra `tb`)")
 

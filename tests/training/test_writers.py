@@ -26,6 +26,16 @@ def test_interrupted_reports_are_removed_on_resume(tmp_path, capsys):
     assert "step 3/6  loss 7.0000" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("bad", ["\0\0\0\0", "{", "\udcff", "[]", "7", '{"step": 2}', '{"step": "two", "loss": 1}'])
+def test_lines_that_cannot_be_read_are_left_out(tmp_path, capsys, bad):
+    good = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2)]
+    lines_ = [good[0], bad, good[1], ""]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join(lines_).encode(errors="surrogateescape"))
+    Writer(tmp_path, steps=6, batch=4, start=2).close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert "metrics.jsonl: 1 line(s) that cannot be read were left out" in capsys.readouterr().out
+
+
 def test_pauses_do_not_count(tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
