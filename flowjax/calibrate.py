@@ -116,7 +116,7 @@ def main(values: flags.FlagValues) -> None:
             bar.update(task, completed=done, total=total)
 
         if values.what != "compensation":
-            source = data.load(recipe.data["name"], **recipe.data["options"])
+            source = data.as_trained(data.load(recipe.data["name"], **recipe.data["options"]), recipe)
         if values.what in ("ems", "transport"):
             batches = data.Batches(source, num, values.seed)
 

@@ -233,7 +233,7 @@ def main(values: flags.FlagValues) -> None:
     except FileNotFoundError as error:
         raise _cli.UsageError(str(error)) from None
     with _cli.usage_errors():
-        source = data.load(recipe.data["name"], **recipe.data["options"])
+        source = data.as_trained(data.load(recipe.data["name"], **recipe.data["options"]), recipe)
         extractor = make_extractor(values, source)
         real = np.asarray(source.take(values.num, values.seed).x)
         if len(real) < 20:

@@ -133,6 +133,25 @@ def check_classes(source: Source, options: Mapping[str, Any]) -> None:
         )
 
 
+def as_trained(source: Source, recipe: Any) -> Source:
+    """The data of a run, in the scale that the run was trained in.
+
+    Args:
+        source: The data as they are now.
+        recipe: What the run was trained with, a `flowjax.recipe.Recipe`.
+
+    Raises:
+        ValueError: Examples of another shape, or another number of classes: files were added, removed or replaced.
+    """
+    for what, now, then in (
+        ("shape of the examples", source.x.shape[1:], tuple(recipe.shape)),
+        ("number of classes", source.num_classes, recipe.num_classes),
+    ):
+        if now != then:
+            raise ValueError(f"the data changed since training: the {what} is {now}, not {then}")
+    return dataclasses.replace(source, shift=recipe.shift, scale=recipe.scale)
+
+
 def digits() -> Source:
     """The 1,797 handwritten digits that come with scikit-learn: (8, 8, 1), values 0..16, ten classes.
 

@@ -1,3 +1,5 @@
+import types
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -125,6 +127,19 @@ def test_source_refuses_scales_that_are_not_finite(change, message):
 def test_load_refuses_options_of_another_type_or_size(name, options, message):
     with pytest.raises(ValueError, match=message):
         data.load(name, **options)
+
+
+def test_data_of_a_run_may_not_have_changed():
+    run = dict(shape=(2,), num_classes=None, shift=3.0, scale=2.0)
+    source = data.Source(x=np.ones((3, 2)))
+    found = data.as_trained(source, types.SimpleNamespace(**run))
+    np.testing.assert_array_equal(found.normalize(found.x), -np.ones((3, 2)))
+    for change, message in (
+        (dict(shape=(4,)), r"shape of the examples is \(2,\), not \(4,\)"),
+        (dict(num_classes=3), "number of classes is None, not 3"),
+    ):
+        with pytest.raises(ValueError, match=f"the data changed since training: the {message}"):
+            data.as_trained(source, types.SimpleNamespace(**(run | change)))
 
 
 def test_networks_must_know_all_classes():
