@@ -49,7 +49,9 @@ class Fit:
     Attributes:
         matrix: The map p -> q.
         motion: (theta, log s, dx, dy) of the similarity, radians and pixels; of an affine map its nearest similarity.
-        degenerate: True where fewer than 3 pixels (or only collinear ones) have weight; the map is then the identity.
+        degenerate: True where fewer than 3 pixels (or only collinear ones) have weight, and where what the map makes of
+            the frame is no larger than what the map misses: flow that collapses, mirrors or is of no such kind. The
+            map is then the identity.
     """
 
     matrix: Float[Array, "*batch 3 3"]
@@ -71,9 +73,13 @@ def fit_motion(
     With weights w, centred p and q: A = sum w p.q, B = sum w p x q, D = sum w |p|^2, s = sqrt(A^2 + B^2) / D,
     theta = atan2(B, A). Reweighting by min(1, huber / |residual|) is that of Huber's loss.
 
+    The fit is degenerate if the smaller singular value of the affine map, with a minus for a mirror image, times the
+    spread of p is not above what the fit misses, both as (weighted) root mean square. Rounding of p and q misses
+    eps |p|; a hundred times that counts as missed, too.
+
     Args:
         flow: Displacements in pixels.
-        confidence: Weights in [0, 1]; 1 unless given. Pixels with non-finite flow get 0.
+        confidence: Weights in [0, 1]; 1 unless given. Pixels with non-finite flow (or points) get 0.
         points: Where the flow starts; the pixels of the frame unless given.
         model: "similarity" or "affine".
         iterations: Of reweighting; 0 is plain least squares.
@@ -82,11 +88,12 @@ def fit_motion(
     Raises:
         ValueError: unknown model, negative iterations or huber not positive.
     """
-    if model not in ("similarity", "affine") or iterations < 0 or huber <= 0:
+    if model not in ("similarity", "affine") or iterations < 0 or not huber > 0:
         raise ValueError(f"model={model!r} (similarity or affine), {iterations=} (>= 0), {huber=} (> 0)")
     height, width, _ = flow.shape
     p = (grid(height, width, flow.dtype) if points is None else points).reshape(-1, 2)
-    finite = jnp.isfinite(flow).all(-1)
+    finite = jnp.isfinite(flow).all(-1) & jnp.isfinite(p).all(-1).reshape(height, width)
+    p = jnp.where(finite.reshape(-1, 1), p, 0)
     weight = finite.astype(flow.dtype)
     if confidence is not None:
         weight *= jnp.where(jnp.isfinite(confidence), confidence, 0).clip(0, 1)
@@ -104,26 +111,50 @@ def fit_motion(
             good = d > jnp.finfo(flow.dtype).eps * (weight * (p**2).sum(-1)).sum()
             linear = jnp.stack([a, -b, b, a]).reshape(2, 2) / jnp.where(good, d, 1)
         else:
-            moments = (pc * weight[:, None]).T @ pc
-            det = moments[0, 0] * moments[1, 1] - moments[0, 1] * moments[1, 0]
-            good = det > 1e2 * jnp.finfo(flow.dtype).eps * (moments[0, 0] + moments[1, 1]) ** 2 / 4
-            adjugate = jnp.stack([moments[1, 1], -moments[0, 1], -moments[1, 0], moments[0, 0]]).reshape(2, 2)
-            linear = (qc * weight[:, None]).T @ pc @ adjugate / jnp.where(good, det, 1)
+            linear, good = _affine(weight, pc, qc)
         good &= (base > 0).sum() >= 3
         linear = jnp.where(good, linear, jnp.eye(2, dtype=flow.dtype))
         return linear, jnp.where(good, q_mean - linear @ p_mean, 0), good
 
-    def reweight(_, state):
-        linear, shift, _ = state
+    def robust(linear, shift):
         square = ((q - p @ linear.T - shift[None]) ** 2).sum(-1)
         far = square > huber**2
-        return solve(base * jnp.where(far, huber / jnp.sqrt(jnp.where(far, square, 1)), 1))
+        return base * jnp.where(far, huber / jnp.sqrt(jnp.where(far, square, 1)), 1), square
 
-    linear, shift, good = jax.lax.fori_loop(0, iterations, reweight, solve(base))
+    state = jax.lax.fori_loop(0, iterations, lambda _, state: solve(robust(*state[:2])[0]), solve(base))
+    good = state[2] & _explains(*jax.lax.stop_gradient((state[0], *robust(*state[:2]), p, q)))
+    linear = jnp.where(good, state[0], jnp.eye(2, dtype=flow.dtype))
+    shift = jnp.where(good, state[1], 0)
     a, b = (linear[0, 0] + linear[1, 1]) / 2, (linear[1, 0] - linear[0, 1]) / 2
     motion = jnp.stack([jnp.arctan2(b, a), jnp.log(a**2 + b**2) / 2, shift[0], shift[1]])
     whole = jnp.concatenate([jnp.concatenate([linear, shift[:, None]], 1), jnp.eye(3, dtype=flow.dtype)[2:]])
     return Fit(matrix=whole, motion=motion, degenerate=~good)
+
+
+def _affine(weight, p, q):
+    """Linear part of the affine map between centred points, and whether the points p are not on one line."""
+    moments = (p * weight[:, None]).T @ p
+    det = moments[0, 0] * moments[1, 1] - moments[0, 1] * moments[1, 0]
+    good = det > 1e2 * jnp.finfo(p.dtype).eps * (moments[0, 0] + moments[1, 1]) ** 2 / 4
+    adjugate = jnp.stack([moments[1, 1], -moments[0, 1], -moments[1, 0], moments[0, 0]]).reshape(2, 2)
+    return (q * weight[:, None]).T @ p @ adjugate / jnp.where(good, det, 1), good
+
+
+def _explains(linear, weight, square, p, q):
+    """Whether a fit makes more of the frame than it misses; see `fit_motion`."""
+    share = weight / jnp.where(weight.sum() > 0, weight.sum(), 1)
+    pc, qc = p - (share @ p)[None], q - (share @ q)[None]
+    # Half of a flow that mirrors or flattens the frame looks like a turn: only an affine map shows what it does.
+    affine, good = _affine(share, pc, qc)
+    affine = jnp.where(good, affine, linear)
+    # The conformal and the anticonformal part; their difference is the smaller singular value, with its sign.
+    turn = jnp.hypot(affine[0, 0] + affine[1, 1], affine[1, 0] - affine[0, 1]) / 2
+    mirror = jnp.hypot(affine[0, 0] - affine[1, 1], affine[1, 0] + affine[0, 1]) / 2
+    smallest, spread = jnp.maximum(turn - mirror, 0), (share * (pc**2).sum(-1)).sum()
+    rounding = (
+        1e2 * jnp.finfo(p.dtype).eps * jnp.maximum(jnp.abs(p).max(), jnp.where(share[:, None] > 0, jnp.abs(q), 0).max())
+    )
+    return smallest**2 * spread > (share * square).sum() + rounding**2
 
 
 def sample(

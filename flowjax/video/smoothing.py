@@ -14,7 +14,7 @@ def gaussian_window(frames: int, sigma: float = 5.0, radius: int = 15) -> np.nda
     Raises:
         ValueError: sigma is not positive, or radius negative.
     """
-    if sigma <= 0 or radius < 0:
+    if not sigma > 0 or radius < 0:
         raise ValueError(f"sigma={sigma} must be positive and radius={radius} not negative")
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2)
@@ -45,12 +45,13 @@ def smooth_fixed_point(
         iterations: Steps from x = c; None solves for the limit.
 
     Raises:
-        ValueError: anchor is outside its range.
+        ValueError: anchor is outside its range. Where that shows only under jit, the path is NaN.
     """
     if isinstance(anchor, (int, float)) and not (0 <= anchor < 1 or (anchor == 1 and iterations is not None)):
         raise ValueError(f"anchor={anchor} must be in [0, 1); 1 needs a number of iterations")
     g = jnp.asarray(gaussian_window(len(path), sigma, radius), path.dtype)
     a = jnp.asarray(anchor, path.dtype)
+    a = jnp.where((a >= 0) & ((a < 1) if iterations is None else (a <= 1)), a, jnp.nan)
     if iterations is None:
         # An inverse, since a product stays on its device when a batch of paths is spread and a solve does not.
         return jnp.linalg.inv(jnp.eye(len(path), dtype=path.dtype) - a * g) @ ((1 - a) * path)
@@ -65,10 +66,10 @@ def smooth_quadratic(path: Float[Array, "T d"], strength: float | Float[Array, "
         strength: Weight of the third differences, >= 0.
 
     Raises:
-        ValueError: strength is negative.
+        ValueError: strength is negative or not finite. Where that shows only under jit, the path is NaN.
     """
-    if isinstance(strength, (int, float)) and strength < 0:
-        raise ValueError(f"strength={strength} must not be negative")
+    if isinstance(strength, (int, float)) and not 0 <= strength < np.inf:
+        raise ValueError(f"strength={strength} must not be negative, and finite")
     frames = len(path)
     if frames < 4:
         return path
@@ -76,13 +77,21 @@ def smooth_quadratic(path: Float[Array, "T d"], strength: float | Float[Array, "
     # Only the difference to a straight line is solved for: it keeps float32 exact for long drifts.
     ramp = jnp.linspace(0, 1, frames, dtype=path.dtype)[:, None]
     line = path[:1] + ramp * (path[-1:] - path[:1])
-    system = jnp.eye(frames, dtype=path.dtype) + jnp.asarray(strength, path.dtype) * (d3.T @ d3)
+    strength = jnp.asarray(strength, path.dtype)
+    strength = jnp.where((strength >= 0) & (strength < jnp.inf), strength, jnp.nan)
+    system = jnp.eye(frames, dtype=path.dtype) + strength * (d3.T @ d3)
     # As above: an inverse keeps a spread batch of paths on its devices. Its condition is 1 + 64 strength at most.
     return line + jnp.linalg.inv(system) @ (path - line)
 
 
 def jerk(path: Float[Array, "T d"]) -> Float[Array, ""]:
-    """Mean absolute third difference of a path."""
+    """Mean absolute third difference of a path.
+
+    Raises:
+        ValueError: Fewer than 4 frames.
+    """
+    if len(path) < 4:
+        raise ValueError(f"a third difference needs at least 4 frames, got {len(path)}")
     return jnp.abs(jnp.diff(path, n=3, axis=0)).mean()
 
 
@@ -104,7 +113,7 @@ def local_fields(
     if min(height, width) < cells or cells < 1:
         raise ValueError(f"a grid of {cells} x {cells} boxes in frames of {height} x {width}")
     finite = jnp.isfinite(residuals).all(-1)
-    weight = jnp.where(finite & jnp.isfinite(confidences), confidences, 0)
+    weight = jnp.where(finite & jnp.isfinite(confidences), confidences, 0).clip(0, 1)
     value = jnp.where(finite[..., None], residuals, 0) * weight[..., None]
     rows, columns = (
         jnp.asarray(np.eye(cells)[np.arange(size) * cells // size], residuals.dtype) for size in (height, width)

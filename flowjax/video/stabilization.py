@@ -106,7 +106,7 @@ def fuse(
     Raises:
         ValueError: radius or margin is negative, or feather not positive.
     """
-    if radius < 0 or margin < 0 or feather <= 0:
+    if radius < 0 or margin < 0 or not feather > 0:
         raise ValueError(f"{radius=} and {margin=} must not be negative, {feather=} must be positive")
     count, height, width, channels = frames.shape
     canvas = grid(height, width, frames.dtype, margin)
@@ -139,12 +139,13 @@ def fuse(
 
 @pytree
 class Metrics:
-    """How good a stabilisation is; all in [0, 1], larger is better.
+    """How good a stabilisation is; all in [0, 1], larger is better; all NaN where a map is zero or not finite.
 
     Attributes:
         cropping: Mean over the frames of the share of the frame's width that is left, at most 1.
         distortion: Smallest ratio of the eigenvalues (modulus) of the linear parts; 1 for similarities.
-        stability: Share of low frequencies (bins 1 to 5, without the mean) in translation and rotation.
+        stability: Share of low frequencies (bins 1 to 5, without the mean) in translation and rotation. Below a
+            thousandth of a pixel or degree (root mean square) there is no motion: 1.
     """
 
     cropping: Float[Array, ""]
@@ -179,7 +180,10 @@ def metrics(warps: Float[Array, "T 3 3"], motions: Float[Array, "T1 3 3"]) -> Me
     path /= path[:, 2:, 2:]
     signals = jnp.sqrt(path[:, 0, 2] ** 2 + path[:, 1, 2] ** 2), jnp.degrees(jnp.arctan2(path[:, 1, 0], path[:, 0, 0]))
     scores = [_low_frequencies(signal) for signal in signals]
-    return Metrics(cropping=jnp.minimum(crop.mean(), 1), distortion=distortion.min(), stability=sum(scores) / 2)
+    # The minima and comparisons above would hide them.
+    sound = jnp.isfinite(warps).all() & jnp.isfinite(path).all() & jnp.isfinite(crop).all()
+    found = Metrics(cropping=jnp.minimum(crop.mean(), 1), distortion=distortion.min(), stability=sum(scores) / 2)
+    return jax.tree.map(lambda value: jnp.where(sound, value, jnp.nan), found)
 
 
 def _low_frequencies(signal):
@@ -188,8 +192,10 @@ def _low_frequencies(signal):
     phase = 2 * np.pi * np.outer(np.arange(1, max((size - 1) // 2, 1) + 1), np.arange(size)) / size
     power = sum((jnp.asarray(wave(phase), signal.dtype) @ signal) ** 2 for wave in (np.cos, np.sin))
     total = power.sum()
-    # A path without motion is perfectly stable.
-    return jnp.where(total > 0, power[:5].sum() / jnp.where(total > 0, total, 1), 1)
+    # A path without motion is perfectly stable. A root mean square r about the mean has the power (size r)^2 / 2; what
+    # rounding makes of a still path lies below r = 1e-3, flow is not known to a hundredth of a pixel.
+    still = total <= (size * 1e-3) ** 2 / 2
+    return jnp.where(still, 1, power[:5].sum() / jnp.where(still, 1, total))
 
 
 @pytree
@@ -203,7 +209,7 @@ class Stabilized:
         smooth: The path of the result.
         warps: From input to output pixels, per frame, without the local fields.
         jerk: Of the path before and after each round.
-        metrics: Cropping, distortion, stability.
+        metrics: Cropping, distortion, stability; NaN if no motion at all could be fitted.
         degenerate: True for frames whose motion could not be fitted and was taken as none.
     """
 
@@ -266,6 +272,7 @@ def stabilize(
     fused, seen = fuse(frames, path, smooth, fields, margin=margin, radius=radius)
     warps = matrix(smooth) @ jax.vmap(inverse)(path)
     motions = matrix(smooth[1:]) @ jax.vmap(inverse)(smooth[:-1])
+    measured = ~fits.degenerate.all()
     return Stabilized(
         frames=fused,
         seen=seen,
@@ -273,6 +280,6 @@ def stabilize(
         smooth=smooth,
         warps=warps,
         jerk=jnp.stack(roughness),
-        metrics=metrics(warps, motions),
+        metrics=jax.tree.map(lambda value: jnp.where(measured, value, jnp.nan), metrics(warps, motions)),
         degenerate=fits.degenerate,
     )

@@ -69,6 +69,43 @@ def test_bad_flow_is_left_out_or_flagged(x64):
     assert st.fit_motion(jnp.full_like(flow, jnp.nan)).degenerate
 
 
+def motion_of(kind, scene, dtype):
+    """A flow of 24 x 32 pixels whose linear part is of a kind, with random turn, size and shift."""
+    rng = np.random.default_rng(scene)
+    turn, size = rng.uniform(-0.3, 0.3), np.exp(rng.uniform(-0.3, 0.3))
+    linear = size * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    change = {"to a line": [[1, 0.5], [2, 1]], "mirror": [[-1, 0], [0, 1]], "stretch": [[1.2, 0.2], [0, 0.8]]}
+    linear = linear @ np.array(change.get(kind, np.eye(2) * {"to a point": 0.0, "far": 0.05}.get(kind, 1.0)))
+    p = np.asarray(st.grid(24, 32)).astype(np.float64)
+    flow = p @ linear.T + rng.uniform(-10, 10, 2) - p
+    if kind == "noise":
+        flow += 2 * rng.normal(size=flow.shape)
+    if kind == "foreground":
+        flow[:10, :16] += rng.uniform(3, 15, 2)
+    if kind == "no motion":
+        flow = rng.uniform(-40, 40, flow.shape)
+    return flow.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("model", ["similarity", "affine"])
+def test_flow_that_no_camera_makes_is_flagged_and_other_flow_is_not(model, dtype, x64):
+    fit = jax.jit(jax.vmap(lambda flow: st.fit_motion(flow, model=model)))
+    for kind in ("to a point", "to a line", "mirror", "no motion", "plain", "noise", "foreground", "stretch", "far"):
+        found = fit(np.stack([motion_of(kind, scene, dtype) for scene in range(100)]))
+        bad = kind in ("to a point", "to a line", "mirror", "no motion")
+        assert found.degenerate.all() if bad else not found.degenerate.any(), kind
+        assert np.isfinite(found.motion).all()
+        if bad:
+            np.testing.assert_array_equal(found.matrix, np.broadcast_to(np.eye(3), (100, 3, 3)))
+
+
+def test_points_that_are_not_finite_have_no_weight(x64):
+    points, true = st.grid(60, 80, jnp.float64), jnp.asarray(TRUE)
+    fit = st.fit_motion(flow_of(st.matrix(true)), points=points.at[3, 5].set(jnp.nan))
+    np.testing.assert_allclose(fit.motion, TRUE, atol=1e-12)
+
+
 def test_gradient_of_the_fit(x64):
     flow, _ = corrupted(jnp.float64)
     flow = flow[::6, ::8]
@@ -208,6 +245,29 @@ def test_metrics():
         np.testing.assert_allclose(st.metrics(eye, jnp.asarray(motions)).stability, (1 + expected) / 2, atol=1e-4)
 
 
+def test_metrics_of_what_has_none():
+    eye = jnp.broadcast_to(jnp.eye(3), (30, 3, 3))
+    for warps, motions in ((eye.at[4].set(jnp.nan), eye), (eye.at[4, :2].set(0), eye), (eye, eye.at[9].set(jnp.nan))):
+        assert np.isnan(jax.tree.leaves(st.metrics(warps, motions))).all()
+    # Rotations by rounding are no rotations: 1 for them, as for none at all.
+    rng = np.random.default_rng(0)
+    path = jnp.asarray(np.stack([1e-7 * rng.normal(size=30), np.zeros(30), *rng.normal(size=(2, 30))], 1), jnp.float32)
+    still = path.at[:, 0].set(0)
+    noisy, exact = (st.metrics(eye, st.matrix(p)).stability for p in (path, still))
+    np.testing.assert_allclose(noisy, exact, atol=1e-4)
+    np.testing.assert_allclose(st.metrics(eye, st.matrix(path * jnp.array([[1.0, 1, 1e-6, 1e-6]]))).stability, 1)
+
+
+@pytest.mark.parametrize("number", [-1.0, np.nan, np.inf])
+def test_smoothers_under_jit_answer_bad_numbers_with_nan(number):
+    path = jnp.asarray(shaky_path(), jnp.float32)[:20]
+    for smoother, name in ((st.smooth_fixed_point, "anchor"), (st.smooth_quadratic, "strength")):
+        with pytest.raises(ValueError, match=f"{name}={number}"):
+            smoother(path, number)
+        assert np.isnan(jax.jit(smoother)(path, number)).all()
+        assert np.isfinite(jax.jit(smoother)(path, 0.5)).all()
+
+
 def psnr(a, b, where):
     return -10 * np.log10(((np.asarray(a) - np.asarray(b)) ** 2).mean(-1)[np.asarray(where)].mean())
 
@@ -279,8 +339,14 @@ def test_broken_frames_are_flagged_and_filled():
     assert np.isfinite(result.frames).all()
     assert np.isfinite(result.smooth).all()
     empty = STABILIZE(frames, flows, jnp.zeros_like(clip.confidences), radius=2)
-    assert empty.degenerate.all()
-    assert not empty.path.any()
+    points = st.grid(24, 32)
+    collapsed = STABILIZE(clip.frames, jnp.broadcast_to(-points, flows.shape), clip.confidences, radius=2)
+    for nothing in (empty, collapsed):
+        assert nothing.degenerate.all()
+        assert not nothing.path.any()
+        assert np.isnan(jax.tree.leaves(nothing.metrics)).all()
+        assert np.isfinite(nothing.frames).all()
+    assert np.isfinite(jax.tree.leaves(result.metrics)).all()
 
 
 def test_errors():
@@ -299,6 +365,10 @@ def test_errors():
         st.smooth_quadratic(jnp.zeros((9, 4)), -1.0)
     with pytest.raises(ValueError, match="10 x 10 boxes in frames of 8 x 8"):
         st.local_fields(flows, ones)
+    with pytest.raises(ValueError, match="at least 4 frames, got 3"):
+        st.jerk(frames[:3, 0, 0])
+    with pytest.raises(ValueError, match="huber=nan"):
+        st.fit_motion(flows[0], huber=math.nan)
     with pytest.raises(ValueError, match="at least 3 motions"):
         st.metrics(jnp.zeros((2, 3, 3)), jnp.zeros((2, 3, 3)))
     with pytest.raises(ValueError, match="feather=0"):
