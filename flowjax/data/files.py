@@ -20,21 +20,7 @@ from flowjax.data.records import MEMORY, Records, scale_of
 from flowjax.data.sources import Source, labels_of
 
 # Pictures that the system's table of file types may not know.
-_MORE_PICTURES = {
-    ".arw",
-    ".avif",
-    ".cr2",
-    ".dng",
-    ".exr",
-    ".hdr",
-    ".heic",
-    ".heif",
-    ".jp2",
-    ".jxl",
-    ".nef",
-    ".psd",
-    ".tga",
-}
+_MORE_PICTURES = set(".arw .avif .cr2 .dng .exr .hdr .heic .heif .jp2 .jxl .nef .psd .tga".split())
 # What reading a damaged npz file may raise.
 _BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _TRAIN = {"train", "training"}
@@ -81,6 +67,8 @@ def _search(root: Path) -> tuple[list[Path], dict[str, list[str]]]:
             path = here / name
             if (ending := path.suffix.lower()) in endings():
                 kind = "hidden" if _is_hidden(name) else "" if path.is_file() else "broken"
+            elif not path.exists():
+                kind = "broken"
             else:
                 guess = mimetypes.guess_type(name)[0] or ""
                 kind = "unreadable" if ending in _MORE_PICTURES or guess.startswith("image/") else "others"
@@ -110,7 +98,12 @@ def _class_names(
         return tuple(asked)
     if not found:
         return ()
-    below = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not _is_hidden(path.name)}
+    # A broken link without the ending of a picture was a folder.
+    below = {
+        path.name: path
+        for path in sorted(root.iterdir())
+        if not _is_hidden(path.name) and (path.is_dir() or (not path.exists() and path.suffix.lower() not in endings()))
+    }
     names = tuple(below)
     lower = {name.lower() for name in names}
     if lower <= _TRAIN | _HELD_OUT or (lower & _TRAIN and lower & _HELD_OUT):
@@ -119,8 +112,9 @@ def _class_names(
             f"part, such as {below[min(found)]}, or classes=(...) if these are the names of classes"
         )
     if empty := [below[name] for name in names if name not in found]:
-        held = some("file(s)", sorted(path.name for path in empty[0].iterdir()))
-        reason = "it is the same folder as another" if empty[0].name in again else f"it has {held}"
+        reason = "it is the same folder as another" if empty[0].name in again else "it is a broken link"
+        if empty[0].exists() and empty[0].name not in again:
+            reason = "it has " + some("file(s)", sorted(path.name for path in empty[0].iterdir()))
         raise ValueError(
             f"class folder {empty[0]} has no picture that can be read ({reason}), "
             "and without it the labels behind it would move; remove it, convert its pictures, or name the folders that "

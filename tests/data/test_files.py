@@ -152,7 +152,7 @@ def test_linked_classes_are_read(zoo, tmp_path):
         labels_fit(data.images(str(zoo), channels=1))
 
 
-@pytest.mark.parametrize("content", ["a.svg", "a.jxl", "a.txt", None, "link", "same"])
+@pytest.mark.parametrize("content", ["a.svg", "a.jxl", "a.txt", None, "link", "same", "gone"])
 def test_class_folders_without_a_picture_are_refused(zoo, content):
     """Left out, they would move the labels of those behind them."""
     (zoo / "dogs" / "dogs.png").unlink()
@@ -161,9 +161,14 @@ def test_class_folders_without_a_picture_are_refused(zoo, content):
     elif content == "same":
         (zoo / "dogs").rmdir()
         (zoo / "dogs").symlink_to(zoo / "cats")
+    elif content == "gone":
+        (zoo / "dogs").rmdir()
+        (zoo / "dogs").symlink_to(zoo / "nowhere")
     elif content is not None:
         (zoo / "dogs" / content).write_text("x")
-    reason = {"link": "a.png", "same": "same folder as another", None: r"0 file\(s\)"}.get(content, content)
+    reason = {"link": "a.png", "same": "same folder as another", "gone": "broken link", None: r"0 file\(s\)"}.get(
+        content, content
+    )
     with pytest.raises(ValueError, match=rf"class folder .*dogs has no picture that can be read \(.*{reason}"):
         data.images(str(zoo), channels=1)
 
