@@ -3,9 +3,14 @@
 Constructors use them, so that a config, a recipe, a command line and Python meet the same limits.
 """
 
+import contextlib
 import difflib
+import inspect
 import numbers
-from collections.abc import Iterable
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,7 +46,7 @@ def whole(interval: str, **values: Any) -> None:
     """
     for name, value in values.items():
         if isinstance(value, bool | np.bool) or not isinstance(value, numbers.Integral):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
+            raise ValueError(f"{name} must be a whole number, got {reprlib.repr(value)}")
         _check_range(name, value, interval)
 
 
@@ -59,11 +64,11 @@ def real(interval: str, **values: Any) -> None:
         if isinstance(value, jax.Array | np.ndarray):
             continue
         if isinstance(value, bool | np.bool) or not isinstance(value, numbers.Real):
-            raise ValueError(f"{name} must be a number, got {value!r}")
+            raise ValueError(f"{name} must be a number, got {reprlib.repr(value)}")
         size: Any = abs(value)
         # Also what float32, in which networks and optimisers compute, cannot hold.
         if not size <= float(np.finfo(np.float32).max):
-            raise ValueError(f"{name} must be finite, got {value}")
+            raise ValueError(f"{name} must be finite, got {reprlib.repr(value)}")
         _check_range(name, value, interval)
 
 
@@ -76,9 +81,91 @@ def sizes(count: int | None = None, **values: Any) -> None:
     for name, value in values.items():
         fits = isinstance(value, tuple | list) and (len(value) == count if count else len(value) > 0)
         if not fits:
-            raise ValueError(f"{name} must hold {count or 'one or more'} whole numbers, got {value!r}")
+            raise ValueError(f"{name} must hold {count or 'one or more'} whole numbers, got {reprlib.repr(value)}")
         for item in value:
             whole(COUNT, **{name: item})
+
+
+_KINDS: dict[Any, Any] = {
+    bool: bool,
+    int: numbers.Integral,
+    float: numbers.Real,
+    str: str,
+    type(None): type(None),
+    tuple: (tuple, list),
+    Sequence: (tuple, list),
+    Mapping: Mapping,
+}
+
+
+def call(name: str, function: Callable[..., Any], options: Any, **given: Any) -> Any:
+    """`function(**options, **given)` for options that people wrote.
+
+    Args:
+        name: of the function, for messages.
+        function: a function or a class.
+        options: mapping from names to values.
+        **given: further arguments, which are no options.
+
+    Raises:
+        ValueError: One line: unknown, missing or wrong option.
+    """
+    if not hasattr(options, "keys"):
+        raise ValueError(f"{name} needs a group of options, got {reprlib.repr(options)}")
+    parameters = {key: p for key, p in _parameters(function).items() if key not in given}
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(parameters) or 'none'}")
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in options]
+    if missing:
+        raise ValueError(f"{name} needs its option {', '.join(missing)}")
+    check_kinds(name, function, options)
+    with value_errors(name):
+        return function(**options, **given)
+
+
+@contextlib.contextmanager
+def value_errors(name: str) -> Iterator[None]:
+    """Turns what constructors raise for values of a kind that annotations do not tell into ValueErrors."""
+    try:
+        yield
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_kinds(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuses options of another kind than plain annotations of the function say.
+
+    Raises:
+        ValueError: One line with the option, its value and the annotation.
+    """
+    parameters = _parameters(function)
+    for key, value in options.items():
+        kind = parameters[key].annotation if key in parameters else Any
+        if not _fits(value, kind):
+            raise ValueError(f"{name}: {key} must be {getattr(kind, '__name__', kind)}, got {reprlib.repr(value)}")
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The named parameters of a function, or of the constructor of a class."""
+    own: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    found = inspect.signature(own).parameters
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: p for name, p in found.items() if p.kind in named and name != "self"}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is what annotations of plain kinds say; True for all other annotations.
+
+    Arrays fit everywhere, as hyper-parameters may be traced; an integer is a float, a list a tuple.
+    """
+    parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = {typing.get_origin(part) or part for part in parts}
+    if isinstance(value, jax.Array | np.ndarray) or not kinds <= _KINDS.keys():
+        return True
+    if isinstance(value, bool):
+        return bool in kinds
+    return any(isinstance(value, _KINDS[kind]) for kind in kinds)
 
 
 def _check_range(name: str, value: Any, interval: str) -> None:
@@ -93,4 +180,4 @@ def _check_range(name: str, value: Any, interval: str) -> None:
         words = f"{'at least' if interval[0] == '[' else 'above'} {low:g}"
     else:
         words = f"at most {high:.0f}"
-    raise ValueError(f"{name} must be {words}, got {value}")
+    raise ValueError(f"{name} must be {words}, got {reprlib.repr(value)}")

@@ -1,23 +1,23 @@
 """What the mains share: configs by name, one-line errors with exit code 2, `--help`."""
 
 import contextlib
-import difflib
 import errno
 import importlib.util
-import inspect
 import json
 import os
 import sys
+import traceback
 import warnings
 from asyncio.log import logger as asyncio_logger
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from flowjax import _checks
 
 _BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
 
@@ -32,21 +32,8 @@ def choose(what: str, name: Any, allowed: Iterable[Any]) -> Any:
     Raises:
         UsageError: It is not; the message has the closest name and all allowed ones.
     """
-    allowed = list(allowed)
-    if name in allowed:
-        return name
-    close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"unknown {what} {str(name)!r}{hint} (allowed: {', '.join(map(str, allowed))})")
-
-
-def class_names(module: ModuleType) -> list[str]:
-    """Names of the classes that `module` offers for building: those it defines that are not abstract."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__.startswith(module.__name__) and not inspect.isabstract(value)
-    ]
+    with usage_errors():
+        return _checks.choose(what, name, allowed)
 
 
 def config_folder() -> Path:
@@ -60,8 +47,11 @@ def config_folder() -> Path:
 def load_config(name: str) -> ConfigDict:
     """The config `name`: a Python file, or the bare name of one that comes with flowjax; then `:argument`.
 
+    A config is a program, and runs here.
+
     Raises:
-        UsageError: No such file, or the file does not know the argument.
+        UsageError: No such file, the file does not know the argument, or it is not a config; the message names the
+            line where it stopped.
     """
     name, _, argument = name.partition(":")
     path = Path(name)
@@ -74,11 +64,20 @@ def load_config(name: str) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise UsageError(f"config file {name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        return module.get_config(argument).lock()
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise ValueError("it has no function get_config(argument)")
+        config = module.get_config(argument)
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f"get_config must return an ml_collections.ConfigDict, got {type(config).__name__}")
+        return config.lock()
     except ValueError as error:
         raise UsageError(f"config {name}: {error}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UsageError(f"config {name}{where}: {type(error).__name__}: {error}") from error
 
 
 def define_config(values: flags.FlagValues, argv: list[str]) -> None:
@@ -104,13 +103,49 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
 
 
+def check_keys(config: ConfigDict, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
+    """The values of a config by dotted name, if it has exactly these keys; what is below them may be anything.
+
+    Raises:
+        UsageError: A key is missing or unknown; the message has the closest one.
+    """
+    keys, optional = list(keys), list(optional)
+    found: dict[str, Any] = {}
+
+    def walk(node: ConfigDict, prefix: str) -> None:
+        below = [key[len(prefix) :].split(".")[0] for key in (*keys, *optional) if key.startswith(prefix)]
+        for name in sorted(node):
+            choose(f"key of {f'config.{prefix}'[:-1]}", name, dict.fromkeys(below))
+            value, key = node[name], prefix + name
+            known = key in (*keys, *optional)
+            if not isinstance(value, ConfigDict) and (name == "options" or not known):
+                raise UsageError(f"config.{key} must be a group of keys, got {value!r}")
+            if known:
+                found[key] = value
+            else:
+                walk(value, f"{key}.")
+
+    walk(config, "")
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise UsageError(f"the config lacks {', '.join(f'config.{key}' for key in missing)}")
+    return found
+
+
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turns the ValueErrors of constructors, which say what is allowed, into UsageErrors."""
+    """Turns the ValueErrors of constructors, which say what is allowed, and what a disk says into UsageErrors."""
     try:
         yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise UsageError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """The text of an error; of one of the operating system with the file that it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return str(error) or type(error).__name__
 
 
 def check_frozen(config: ConfigDict, workdir: Path, allow: bool = False) -> bool:
@@ -214,8 +249,9 @@ def run(
         argv: Arguments with the program name first; `sys.argv` by default.
 
     Raises:
-        SystemExit: Always, with 0 when all went well. A bad flag or a `UsageError` prints `error: ...`, one
-            line, on stderr and exits with 2; Ctrl-C exits with 130. Other exceptions pass through.
+        SystemExit: Always, with 0 when all went well. A bad flag, a `UsageError`, a file that cannot be read or
+            written and too little memory print `error: ...`, one line, on stderr and exit with 2; Ctrl-C exits with
+            130. Other exceptions pass through.
     """
     argv = list(sys.argv if argv is None else argv)
     logging.set_verbosity(logging.FATAL)  # what libraries log as errors they raise as well
@@ -239,11 +275,15 @@ def run(
             choose("flag", f"--{error.flagname}", [f"--{name}" for name in values if name not in _BUILT_IN])
         except UsageError as unknown:
             _fail(unknown)
-    except (flags.Error, UsageError) as error:
+    except (flags.Error, UsageError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        _fail(UsageError(f"out of memory: {describe(error)}; use a smaller batch, number or network"))
     sys.exit(0)
 
 
@@ -272,5 +312,5 @@ def _help(text: str, values: flags.FlagValues) -> str:
 
 def _fail(error: Exception) -> None:
     """One line on stderr, exit code 2."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print("error: " + " ".join(describe(error).split()), file=sys.stderr)
     sys.exit(2)

@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 import flowjax.guidance
-import flowjax.models
-import flowjax.paths
-from flowjax import catalogue, times
+from flowjax import _checks, specs, times
 from flowjax.fields import guide
 from flowjax.flow import Flow
 from flowjax.keys import noise
+from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.solving import solve
 from flowjax.training.checkpoint import reconstruct, restore_average
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch, shardings
@@ -58,9 +57,11 @@ class Samples:
 class Recipe:
     """How to rebuild a trained flow and how it is sampled by default.
 
+    Names are those of the catalogue only, so that a recipe from elsewhere runs no code of its own.
+
     Attributes:
-        network: {"name": a class of `flowjax.models`, "options": its arguments}.
-        path: {"name": a class of `flowjax.paths`, "options": its arguments}.
+        network: {"name": a network of the catalogue, "options": its arguments}.
+        path: {"name": a one-sided path of the catalogue, "options": its arguments}.
         prediction: What the network predicts ("velocity", "noise", "data", "score", "v").
         data: {"name": a data set of `flowjax.data`, "options": its arguments}.
         shape: Shape of one sample.
@@ -72,6 +73,10 @@ class Recipe:
         solver: {"name": an entry of `catalogue.solvers`, "options": its arguments}.
         steps: Default number of solver steps, at least 1.
         guidance: Default scale of classifier-free guidance; 1 asks the conditional network alone.
+
+    Raises:
+        ValueError: An unknown name, unknown, missing or wrong options, a number outside its range, or a network with
+            fewer classes than the data.
     """
 
     network: Mapping[str, Any]
@@ -88,6 +93,34 @@ class Recipe:
     steps: int
     guidance: float = 1.0
 
+    def __post_init__(self):
+        _checks.sizes(shape=self.shape)
+        _checks.whole(_checks.COUNT, steps=self.steps)
+        _checks.real("(-inf, inf)", shift=self.shift)
+        _checks.real("(0, inf)", scale=self.scale)
+        _checks.real("[0, inf)", guidance=self.guidance)
+        _checks.choose("prediction", self.prediction, PREDICTIONS)
+        for name in ("network", "path", "data", "solver"):
+            spec = getattr(self, name)
+            if not (isinstance(spec.get("name"), str) and isinstance(spec.get("options"), Mapping)):
+                raise ValueError(f'{name} must be {{"name": NAME, "options": {{...}}}}, got {spec}')
+        specs.find("network", self.network["name"])
+        if not isinstance(path := self.build_path(), GaussianPath):
+            raise ValueError(f"path must be one-sided, got {path}")
+        self.build_solver()
+        _checks.real("(-inf, inf)", low=0.0 if self.low is None else self.low)
+        _checks.real("(-inf, inf)", high=0.0 if self.high is None else self.high)
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+        if self.num_classes is not None:
+            _checks.whole(_checks.COUNT, num_classes=self.num_classes)
+            known = self.network["options"].get("num_classes")
+            if known is None or known < self.num_classes:
+                raise ValueError(
+                    f"the data have {self.num_classes} classes, but the network is built with num_classes={known}; "
+                    f"set num_classes={self.num_classes} in its options, or read the data without labels"
+                )
+
     @property
     def null(self) -> int | None:
         """The condition that stands for "no class": the number behind the last class."""
@@ -95,17 +128,33 @@ class Recipe:
 
     def build_network(self, rngs: nnx.Rngs) -> nnx.Module:
         """A new network."""
-        return getattr(flowjax.models, self.network["name"])(**self.network["options"], rngs=rngs)
+        return specs.build("network", self.network, rngs=rngs)
 
     def build_path(self) -> Any:
         """The path."""
-        return getattr(flowjax.paths, self.path["name"])(**self.path["options"])
+        return specs.build("path", self.path)
 
     def build_solver(self, name: str | None = None) -> Any:
         """The default solver, or the one called `name` with its own defaults."""
-        if name is None or name == self.solver["name"]:
-            return catalogue.solver(self.solver["name"], **self.solver["options"])
-        return catalogue.solver(name)
+        return specs.build("solver", self.solver if name in (None, self.solver["name"]) else name)
+
+    def check_network(self, network: Any) -> None:
+        """Traces a call of the network and refuses what it takes or answers if that is not of this recipe's shape.
+
+        Args:
+            network: Arrays or shapes, as `jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0)))` gives them.
+
+        Raises:
+            ValueError: It cannot be called with samples and conditions of this recipe, or its answer is no sample.
+        """
+        x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.shape), (1,)))
+        cond = None if self.num_classes is None else jax.ShapeDtypeStruct((1,), jnp.int32)
+        try:
+            shape = jax.eval_shape(lambda network, *inputs: network(*inputs), network, x, t, cond).shape
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"the network does not take samples of shape {self.shape}: {error}") from error
+        if shape != x.shape:
+            raise ValueError(f"the network answers {shape[1:]} where samples have the shape {self.shape}")
 
     def flow(self, network: Any) -> Flow:
         """The flow of a network of this recipe."""
@@ -185,8 +234,19 @@ class Recipe:
 
         Raises:
             FileNotFoundError: The workdir has none.
+            ValueError: It is not a recipe; the message says which entry is wrong.
         """
-        return cls(**_tuples(json.loads((Path(workdir) / "recipe.json").read_text())))
+        path = Path(workdir) / "recipe.json"
+        try:
+            values = _tuples(json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"{workdir} is not the workdir of a training run (no recipe.json)") from None
+        except (ValueError, RecursionError, OSError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        try:
+            return _checks.call("recipe", cls, values)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a recipe: {error}") from error
 
 
 def export(flow: Flow, recipe: Recipe, folder: str | Path, dtype: Any = None) -> None:
@@ -222,12 +282,13 @@ def load(
 
     Raises:
         FileNotFoundError: The workdir has no recipe, no complete checkpoint or no snapshots.
-        ValueError: An unknown `which` or average; a folder made by `export` has only the default ones. Weights that do
-            not fit the recipe, have changed since they were exported, or are NaN or infinite.
+        ValueError: A recipe that is none. An unknown `which` or average; a folder made by `export` has only the default
+            ones. Weights that do not fit the recipe, have changed since they were exported, or are NaN or infinite.
     """
     recipe, workdir = Recipe.load(workdir), Path(workdir)
     mesh = make_mesh() if mesh is None else mesh
     shapes = jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0)))
+    recipe.check_network(shapes)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

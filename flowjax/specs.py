@@ -258,7 +258,9 @@ def _build(kind: str, name: str, entry: Any, options: dict[str, Any], given: dic
     values = {key: given[key] for key in known if key in given and key not in options} | dict(entry.fixed)
     for key, value in options.items():
         values[key] = _part(known[key].kind, value, given)
-    return entry.make(**values)
+    _checks.check_kinds(name, entry.make, options)
+    with _checks.value_errors(name):
+        return entry.make(**values)
 
 
 def _part(kind: str | None, value: Any, given: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ samples.png and report.json.
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -31,12 +32,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-import flowjax.models
 import flowjax.objectives
-import flowjax.paths
-from flowjax import _cli, catalogue, data
+from flowjax import _checks, _cli, data, specs
 from flowjax.evaluation import table
 from flowjax.geometry import CloudClassification
+from flowjax.paths import PREDICTIONS
 from flowjax.recipe import Recipe
 from flowjax.training import (
     Checkpoints,
@@ -72,32 +72,69 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
+_COUNT, _SPEC = (_checks.whole, _checks.COUNT), ("name", "options")
+# Every key of a config, and where its number must lie. The other values, and what is below `options`, `averages`,
+# `mesh` and `augment`, are checked by the constructors that get them.
+KEYS: dict[str, tuple[Callable[..., None], str] | None] = {
+    "seed": (_checks.whole, _checks.SEED),
+    **dict.fromkeys(("data.name", "data.options", "network.name", "network.options", "mesh", "train.averages")),
+    **{f"train.{name}": _COUNT for name in ("steps", "batch", "accumulate", "max_skipped", "keep")},
+    **{f"train.{name}": _COUNT for name in ("report_every", "sample_every", "checkpoint_every")},
+    "train.snapshot_every": (_checks.whole, "[0, 2147483647]"),
+    "train.rate": (_checks.real, "(0, inf)"),
+    "train.warmup": (_checks.real, "[0, 1]"),
+    "train.b2": (_checks.real, "[0, 1)"),
+    "train.weight_decay": (_checks.real, "[0, inf)"),
+    "train.clip": (_checks.real, "(0, inf)"),
+    "train.ema": (_checks.real, "(-inf, inf)"),
+    "train.best": None,
+}
+GENERATION: dict[str, tuple[Callable[..., None], str] | None] = {
+    **dict.fromkeys(f"{spec}.{part}" for spec in ("path", "objective.times", "sample.solver") for part in _SPEC),
+    "objective.prediction": None,
+    **{f"sample.{name}": _COUNT for name in ("steps", "num", "batch")},
+    "sample.guidance": (_checks.real, "[0, inf)"),
+    "objective.label_dropout": (_checks.real, "[0, 1]"),
+}
+CLASSIFICATION: dict[str, tuple[Callable[..., None], str] | None] = {
+    **dict.fromkeys(("objective.protocol", "test.levels")),
+    "objective.key_points": _COUNT,
+    "objective.smoothing": (_checks.real, "[0, 1)"),
+    "test.size": _COUNT,
+}
+
+
 def check(config: ConfigDict) -> None:
-    """Refuses names and numbers that are not allowed.
+    """Refuses missing and unknown keys, names and numbers that are not allowed.
 
     Raises:
         UsageError: One line with the key, its value and what is allowed.
     """
     generates = "path" in config
-    for group, name in (
-        *(("train", name) for name in ("steps", "batch", "accumulate", "max_skipped", "keep")),
-        *(("train", name) for name in ("report_every", "sample_every", "checkpoint_every")),
-        *(("sample", name) for name in ("steps", "num", "batch") if generates),
-    ):
-        if config[group][name] < 1:
-            raise _cli.UsageError(f"config.{group}.{name} must be at least 1, got {config[group][name]}")
+    keys = KEYS | (GENERATION if generates else CLASSIFICATION)
+    found = _cli.check_keys(config, keys, optional=("data.augment",))
     train = config.train
-    if train.batch % train.accumulate:
-        raise _cli.UsageError(f"config.train.accumulate={train.accumulate} must divide batch={train.batch}")
-    if train.snapshot_every < 0 or (train.snapshot_every and "Power" not in [a.name for a in train.averages.values()]):
-        raise _cli.UsageError("config.train.snapshot_every must be 0 unless config.train.averages has a Power one")
-    _cli.choose("metric of config.train.best", train.best, METRICS)
-    if not generates:
-        _cli.choose("network", config.network.name, ["PointNet"])
-        return
-    _cli.choose("network", config.network.name, _cli.class_names(flowjax.models))
-    _cli.choose("path", config.path.name, _cli.class_names(flowjax.paths))
-    _cli.choose("solver", config.sample.solver.name, sorted(catalogue.solvers))
+    with _cli.usage_errors():
+        for key, number in keys.items():
+            if number is not None:
+                number[0](number[1], **{f"config.{key}": found[key]})
+        if train.batch % train.accumulate:
+            raise ValueError(f"config.train.accumulate={train.accumulate} must divide batch={train.batch}")
+        powers = [law for law in ema.from_config(train.averages).values() if isinstance(law, ema.Power)]
+        if train.snapshot_every and not powers:
+            raise ValueError("config.train.snapshot_every must be 0 unless config.train.averages has a Power one")
+        _checks.choose("metric of config.train.best", train.best, METRICS)
+        networks = [name for name in _offered("network") if (name == "PointNet") != generates]
+        _checks.choose("network", config.network.name, networks)
+        if generates:
+            _checks.choose("path", config.path.name, _offered("path"))
+            _checks.choose("distribution of times", config.objective.times.name, _offered("time_law"))
+            _checks.choose("prediction", config.objective.prediction, PREDICTIONS)
+
+
+def _offered(kind: str) -> list[str]:
+    """The names of the classes of a kind."""
+    return sorted(entry.make.__name__ for entry in specs.table_of(kind).values())
 
 
 def make_recipe(config: ConfigDict, source: data.Source) -> Recipe:
@@ -121,12 +158,10 @@ def make_recipe(config: ConfigDict, source: data.Source) -> Recipe:
 
 def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.FlowMatching:
     """The training loss."""
-    times = config.objective.times
-    name = _cli.choose("distribution of times", times.name, _cli.class_names(flowjax.objectives.times))
     return flowjax.objectives.FlowMatching(
         path=recipe.build_path(),
         prediction=config.objective.prediction,
-        times=getattr(flowjax.objectives.times, name)(**times.options),
+        times=specs.build("time_law", config.objective.times.to_dict()),
         label_dropout=config.objective.label_dropout,
         null=recipe.null,
     )
@@ -135,11 +170,10 @@ def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.Flo
 def make_task(config: ConfigDict, source: data.Source, mesh: Mesh, key: Key[Array, ""]) -> Task:
     """What is trained: a flow, or for a config without a path a classifier of clouds."""
     if "path" not in config:
-        network, test = config.network.options.to_dict(), config.test.to_dict()
-        return CloudClassification(source=source, network=network, mesh=mesh, **config.objective, **test)
+        network, options = config.network.options.to_dict(), {**config.objective, **config.test}
+        return _checks.call("config", CloudClassification, options, source=source, network=network, mesh=mesh)
     recipe = make_recipe(config, source)
-    recipe.build_solver()
-    data.check_classes(source, recipe.network["options"])
+    recipe.check_network(jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0))))
     return Generation(
         recipe=recipe,
         objective=make_objective(config, recipe),
@@ -169,6 +203,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     """Trains, then reports; what is put on `held` ends with the run."""
     config, began = values.config, time.perf_counter()
+    check(config)
     workdir, train = Path(values.workdir), config.train
     if values.distributed:
         jax.distributed.initialize()
@@ -178,10 +213,10 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         _cli.use_compilation_cache()
 
     # Everything is built and checked before anything is written.
-    check(config)
     with _cli.usage_errors():
-        mesh = make_mesh(**config.mesh)
-        source = data.load(config.data.name, **config.data.options)
+        mesh = _checks.call("mesh", make_mesh, config.mesh, devices=None)
+        with _checks.value_errors("data"):
+            source = data.load(config.data.name, **config.data.options)
         init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
         task = make_task(config, source, mesh, sample_key)
         if train.best == "accuracy" and source.num_classes is None:
@@ -190,10 +225,11 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         optimizer, averages = make_optimizer(train), ema.from_config(train.averages, objective)
         step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
         part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
-        augment = data.Augment(**config.data.get("augment", {}))
+        augment = _checks.call("augment", data.Augment, config.data.get("augment", {}))
         batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
         batch = put_batch(batches.batch(0), mesh, part)
-        jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
+        network = jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
+        jax.eval_shape(lambda n, b: objective.loss(n, objective.draw(train_key, b))[0], network, batch)
         profile = Profile(values.profile, workdir / "profile")
         check_ours(workdir)
         held.enter_context(Lock(workdir))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -81,3 +82,76 @@ def test_load_gives_the_average(recipe, tmp_path):
     flow, found = load(tmp_path)
     assert found == recipe
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(flow.network), jax.device_get(average))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": float("nan")}, "scale must be finite, got nan"),
+        ({"scale": 0.0}, "scale must be above 0, got 0.0"),
+        ({"shift": float("inf")}, "shift must be finite"),
+        ({"shift": "0"}, "shift must be"),
+        ({"guidance": float("nan")}, "guidance must be finite"),
+        ({"guidance": -1.0}, "guidance must be at least 0"),
+        ({"low": float("nan"), "high": 1.0}, "low must be finite"),
+        ({"low": 1.0, "high": 1.0}, "must be below high"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.5}, "steps must be"),
+        ({"shape": []}, "shape must hold"),
+        ({"shape": [0]}, "shape must be at least 1"),
+        ({"shape": 2}, "shape must be tuple, got 2"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"num_classes": 4}, "have 4 classes, but the network is built with num_classes=3"),
+        ({"prediction": "epsilon"}, "prediction"),
+        ({"network": {"name": "require_jvp", "options": {}}}, "unknown network 'require_jvp'"),
+        ({"network": {"name": "MLPP", "options": {}}}, "did you mean 'mlp'"),
+        ({"network": "MLP"}, "network must be"),
+        ({"path": {"name": "linear_betas", "options": {}}}, "unknown path 'linear_betas'"),
+        ({"path": {"name": "VE", "options": {"sigma_max": float("inf")}}}, "VE needs"),
+        ({"path": {"name": "Tabulated", "options": {"alphas_cumprod": "abc"}}}, "unknown array 'abc'"),
+        ({"solver": {"name": "os.system", "options": {}}}, "unknown solver 'os.system'"),
+        ({"solver": {"name": "dpm_solver", "options": {"order": "two"}}}, "order must be int, got 'two'"),
+        ({"solver": {"name": "dpm_solver"}}, "solver must be"),
+        ({"data": ["digits"]}, "data must be"),
+        ({"extra": 1}, "recipe has no option extra"),
+    ],
+)
+def test_refuses_recipes_that_are_none(recipe, tmp_path, change, message):
+    recipe.save(tmp_path)
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '{"network": {}}', "[" * 100_000, "\x00", "NaN"])
+def test_refuses_files_that_are_none(tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.json (cannot be read|is not a recipe)"):
+        Recipe.load(tmp_path)
+
+
+def test_a_missing_entry_is_named(recipe, tmp_path):
+    recipe.save(tmp_path)
+    path = tmp_path / "recipe.json"
+    whole = json.loads(path.read_text())
+    for name in whole.keys() - {"guidance"}:
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        with pytest.raises(ValueError, match=f"needs its option {name}"):
+            Recipe.load(tmp_path)
+
+
+def test_a_network_of_another_shape_is_refused_before_its_weights_are_read(recipe, tmp_path):
+    wrong = [
+        ({"dimm": 2}, "no option dimm"),
+        ({"dim": "2"}, "dim must be int, got '2'"),
+        ({"dim": -2}, "dim must be at"),
+    ]
+    for change, message in (
+        *(({"network": {"name": "MLP", "options": o | {"num_classes": 3}}}, m) for o, m in wrong),
+        ({"shape": (3,)}, r"does not take samples of shape \(3,\)"),
+        ({"network": {"name": "MLP", "options": {"dim": 2, "num_classes": 3, "cond_dim": 4}}}, "does not take samples"),
+    ):
+        dataclasses.replace(recipe, **change).save(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)

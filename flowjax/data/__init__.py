@@ -6,7 +6,7 @@ from flowjax.data.files import images, npz
 from flowjax.data.loading import load
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
-from flowjax.data.sources import Source, as_trained, check_classes, digits, toy2d
+from flowjax.data.sources import Source, as_trained, digits, toy2d
 from flowjax.data.tables import parquet
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "Source",
     "as_trained",
     "cache_latents",
-    "check_classes",
     "digits",
     "images",
     "load",

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -113,24 +113,6 @@ def labels_of(
     if used[0] < 0 or used[-1] >= classes:
         raise ValueError(f"labels must be 0..{classes - 1}, got {used[0]}..{used[-1]}")
     return {"cond": cond.astype(np.int32), "num_classes": classes, "names": names, "notes": tuple(notes)}
-
-
-def check_classes(source: Source, options: Mapping[str, Any]) -> None:
-    """Refuses a network that does not know all labels of the data: it would read beyond its table.
-
-    Args:
-        source: The data.
-        options: Arguments of a network of `flowjax.models`.
-
-    Raises:
-        ValueError: `num_classes` is missing among them or smaller than that of the data.
-    """
-    known, needed = options.get("num_classes"), source.num_classes
-    if needed is not None and (known or 0) < needed:
-        raise ValueError(
-            f"the data have {needed} classes, but the network is built with num_classes={known}; "
-            f"set num_classes={needed} in its options, or read the data without labels"
-        )
 
 
 def as_trained(source: Source, recipe: Any) -> Source:

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from flowjax._checks import COUNT, whole
+from flowjax import _checks
 from flowjax._files import replacing
 from flowjax.data import Source, shapes
 from flowjax.geometry import corruptions
@@ -107,7 +107,7 @@ class CloudClassification:
         Raises:
             ValueError: A count below 1, no level, or a level outside 0..4.
         """
-        whole(COUNT, key_points=self.key_points, size=self.size)
+        _checks.whole(_checks.COUNT, key_points=self.key_points, size=self.size)
         if not isinstance(self.levels, tuple | list) or not self.levels:
             raise ValueError(f"levels must be one or more of 0..{corruptions.LEVELS - 1}, got {self.levels!r}")
         if not set(self.levels) <= set(range(corruptions.LEVELS)):
@@ -120,7 +120,7 @@ class CloudClassification:
 
     def build_network(self, rngs: nnx.Rngs) -> PointNet:
         """A new classifier."""
-        return PointNet(self.source.num_classes or 1, **self.network, rngs=rngs)
+        return _checks.call("PointNet", PointNet, self.network, num_classes=self.source.num_classes or 1, rngs=rngs)
 
     def save(self, workdir: Path) -> None:
         """Writes `classifier.json`, the arguments of the network."""

@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
-from flowjax._cli import choose
+from flowjax import _checks, specs
 
 
 def _check_decay(decay: float) -> None:
@@ -112,7 +113,7 @@ class Power:
 Average = Constant | Warmup | Power
 
 
-def from_config(laws: Any, objective: Any) -> dict[str, Average]:
+def from_config(laws: Any, objective: Any = None) -> dict[str, Average]:
     """The averages of a run, and "target" for an objective with a `target_average`.
 
     Args:
@@ -120,12 +121,19 @@ def from_config(laws: Any, objective: Any) -> dict[str, Average]:
         objective: The training loss.
 
     Raises:
-        UsageError: An unknown law.
+        ValueError: An unknown law, or an option that it does not have.
     """
     known: dict[str, Any] = {law.__name__: law for law in (Constant, Warmup, Power)}
-    averages: dict[str, Average] = {
-        name: known[choose("average", law["name"], known)](**law["options"]) for name, law in laws.items()
-    }
+    laws = laws.to_dict() if isinstance(laws, ConfigDict) else laws
+    if not isinstance(laws, Mapping):
+        raise ValueError(f"averages must be named laws, got {laws!r}")
+    if "target" in laws:
+        raise ValueError("'target' is the name of the average that an objective asks for; call this one otherwise")
+    averages: dict[str, Average] = {}
+    for name, law in laws.items():
+        if not specs.is_spec(law):
+            raise ValueError(f'average {name!r} must be {{"name": NAME, "options": {{...}}}}, got {law!r}')
+        averages[name] = _checks.call(name, known[_checks.choose("average", law["name"], known)], law["options"])
     target = getattr(objective, "target_average", None)
     return averages if target is None else {**averages, "target": target}
 

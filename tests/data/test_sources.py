@@ -140,15 +140,3 @@ def test_data_of_a_run_may_not_have_changed():
     ):
         with pytest.raises(ValueError, match=f"the data changed since training: the {message}"):
             data.as_trained(source, types.SimpleNamespace(**(run | change)))
-
-
-def test_networks_must_know_all_classes():
-    source = data.Source(x=np.zeros((3, 2)), cond=np.arange(3, dtype=np.int32), num_classes=3)
-    data.check_classes(source, {"num_classes": 3})
-    data.check_classes(source, {"num_classes": 4})
-    data.check_classes(data.Source(x=np.zeros((3, 2))), {})
-    for options, known in (({"num_classes": 2}, 2), ({"num_classes": None}, None), ({}, None)):
-        with pytest.raises(
-            ValueError, match=rf"data have 3 classes, but the network is built with num_classes={known}"
-        ):
-            data.check_classes(source, options)
