@@ -78,8 +78,9 @@ _COUNT, _SPEC = (_checks.whole, _checks.COUNT), ("name", "options")
 KEYS: dict[str, tuple[Callable[..., None], str] | None] = {
     "seed": (_checks.whole, _checks.SEED),
     **dict.fromkeys(("data.name", "data.options", "network.name", "network.options", "mesh", "train.averages")),
-    **{f"train.{name}": _COUNT for name in ("steps", "batch", "accumulate", "max_skipped", "keep")},
+    **{f"train.{name}": _COUNT for name in ("steps", "accumulate", "max_skipped", "keep")},
     **{f"train.{name}": _COUNT for name in ("report_every", "sample_every", "checkpoint_every")},
+    "train.batch": (_checks.whole, "[1, inf)"),  # what the memory holds
     "train.snapshot_every": (_checks.whole, "[0, 2147483647]"),
     "train.rate": (_checks.real, "(0, inf)"),
     "train.warmup": (_checks.real, "[0, 1]"),

@@ -17,15 +17,16 @@ MEMORY = 2**30
 def check_memory(what: str, size: float) -> None:
     """Refuses before the machine runs out of memory.
 
+    The environment variable FLOWJAX_MEMORY_GIB replaces the limit, half of the memory that this machine has.
+
     Raises:
-        ValueError: `size` bytes are more than half of the memory that this machine has.
+        ValueError: `size` bytes are more than that.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory / 2:
-        raise ValueError(
-            f"{what} would take {size / 2**30:.3g} GiB, "
-            f"more than half of the memory of this machine ({memory / 2**30:.3g} GiB)"
-        )
+    memory, given = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), os.environ.get("FLOWJAX_MEMORY_GIB")
+    if size > (memory / 2 if given is None else float(given) * 2**30):
+        limit = f"half of the memory of this machine ({memory / 2**30:.3g} GiB)" if given is None else f"{given} GiB"
+        asked = f"{what} would take {min(size, 10**300) / 2**30:.3g} GiB, more than {limit}"
+        raise ValueError(f"{asked}; the environment variable FLOWJAX_MEMORY_GIB sets another limit")
 
 
 def check_finite(x: np.ndarray, what: str) -> None:

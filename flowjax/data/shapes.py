@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from flowjax._checks import SEED, whole
 from flowjax.data.records import check_memory
 from flowjax.data.sources import Source
 
@@ -73,11 +74,11 @@ def source(*, size: int = 8192, points: int = 128, seed: int = 0) -> Source:
         seed: Equal seeds give equal clouds, different seeds independent ones.
 
     Raises:
-        ValueError: A number below 1.
+        ValueError: A number outside its range.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    check_memory(f"size={size} clouds of points={points}", 4.0 * 64 * size * points)
+    whole("[1, inf)", size=size, points=points)
+    whole(SEED, seed=seed)
+    check_memory(f"size={size} clouds of points={points}", 4 * 64 * size * points)
     labels = np.arange(size, dtype=np.int32) % len(NAMES)
     draw = jax.jit(jax.vmap(lambda key, label: sample(key, label, points)))
     clouds = draw(jax.random.split(jax.random.key(seed), size), jnp.asarray(labels))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits
 
+from flowjax._checks import SEED, whole
 from flowjax.data.records import Records, check_memory
 
 MAX_CLASSES = 2**20
@@ -200,12 +201,12 @@ def toy2d(law: str, *, size: int = 50_000, seed: int = 0) -> Source:
         seed: Equal seeds give equal points, different seeds independent ones.
 
     Raises:
-        ValueError: Unknown law, or a size below 1.
+        ValueError: Unknown law, or a number outside its range.
     """
     sampler, scale = _LAWS[choose("law", law, _LAWS)]
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    check_memory(f"size={size}", 64.0 * size)
+    whole("[1, inf)", size=size)
+    whole(SEED, seed=seed)
+    check_memory(f"size={size}", 64 * size)
     x = sampler(np.random.default_rng(seed), size)
     return Source(x=x.astype(np.float32), scale=scale)
 
