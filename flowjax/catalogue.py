@@ -61,6 +61,7 @@ class Entry:
             own fields (`flowjax._pytree.part`).
         more: whatever else takes the options that `make` passes on.
         fixed: options that this name stands for.
+        tasks: of an objective, the tasks (`flowjax.tasks`) in which it makes sense.
     """
 
     make: Callable[..., Any]
@@ -74,6 +75,7 @@ class Entry:
     parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     more: tuple[Callable[..., Any], ...] = ()
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
 
 def _arxiv(key: str, authors: str, title: str, year: int, number: str) -> Reference:
@@ -569,7 +571,10 @@ couplings = {
 
 objectives = {
     "flow_matching": Entry(
-        _objectives.FlowMatching, "regression on the conditional prediction of any path", _FLOW_MATCHING
+        _objectives.FlowMatching,
+        "regression on the conditional prediction of any path",
+        _FLOW_MATCHING,
+        tasks=("generation", "adapters"),
     ),
     "sit": Entry(
         _objectives.sit,
@@ -577,6 +582,7 @@ objectives = {
         _SIT,
         parts={"path": "path"},
         more=(_objectives.FlowMatching,),
+        tasks=("generation", "adapters"),
     ),
     "sd3": Entry(
         _objectives.sd3,
@@ -584,20 +590,26 @@ objectives = {
         _SD3,
         parts={"times": "time_law"},
         more=(_objectives.FlowMatching,),
+        tasks=("generation", "adapters"),
     ),
     "interpolation": Entry(
-        _objectives.Interpolation, "regression on a field of a stochastic interpolant", _INTERPOLANTS
+        _objectives.Interpolation,
+        "regression on a field of a stochastic interpolant",
+        _INTERPOLANTS,
+        tasks=("generation", "adapters"),
     ),
     "coupled": Entry(
         _objectives.Coupled,
         "an objective whose noise is paired with the data",
         _MINIBATCH,
         couples_batch=True,
+        tasks=("generation", "distillation", "adapters"),
     ),
     "schroedinger_bridge": Entry(
         _objectives.SchroedingerBridge,
         "Schroedinger bridge by optimising the interpolant (experimental)",
         _INTERPOLANTS,
+        tasks=("generation",),
     ),
     "classification": Entry(
         _objectives.Classification,
@@ -609,6 +621,7 @@ objectives = {
             2015,
             "1512.00567",
         ),
+        tasks=("classification", "clouds"),
     ),
 }
 

@@ -60,6 +60,17 @@ def test_every_public_class_has_an_entry():
     assert objectives.FlowMatching in made
 
 
+TASKS = {"generation", "distillation", "adapters", "regression", "classification", "clouds", "autoencoding"}
+
+
+def test_every_objective_says_in_which_tasks_it_makes_sense():
+    for entry in catalogue.objectives.values():
+        assert entry.tasks
+        assert set(entry.tasks) <= TASKS
+    assert catalogue.objectives["classification"].tasks == ("classification", "clouds")
+    assert "classification" not in catalogue.objectives["flow_matching"].tasks
+
+
 def test_one_reference_for_each_key():
     references = {}
     for entry in ENTRIES.values():

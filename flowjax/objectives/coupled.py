@@ -32,9 +32,15 @@ class Coupled:
     coupling: Coupling = part("coupling")
 
     def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> Any:
-        """The objective's draws with x0 paired; depends on the whole batch."""
+        """The objective's draws with x0 paired; depends on the whole batch.
+
+        Raises:
+            ValueError: The objective draws no x0.
+        """
         for_draw, for_pairs = jax.random.split(key)
         draws = self.objective.draw(for_draw, batch, memory)
+        if not hasattr(draws, "x0"):
+            raise ValueError(f"a coupling pairs noise x0 with data, and {type(self.objective).__name__} draws no x0")
         return dataclasses.replace(draws, x0=self.coupling.couple(for_pairs, draws.x0, batch))
 
     def loss(self, networks: Callable[..., Array], draws: Any) -> tuple[Float[Array, " B"], dict[str, Array]]:

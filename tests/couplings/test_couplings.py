@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from flowjax import couplings
 from flowjax.couplings import minibatch
-from flowjax.objectives import Coupled, FlowMatching, Interpolation
+from flowjax.objectives import Classification, Coupled, FlowMatching, Interpolation
 from flowjax.paths import Interpolant, Linear
 
 
@@ -126,6 +126,12 @@ def test_coupled_objectives():
     bridge = Coupled(Interpolation(interpolant=Interpolant(scale=0.25)), couplings.Sinkhorn(epsilon=0.5, iterations=50))
     draws = bridge.draw(jax.random.key(6), batch | {"x0": x0})
     assert np.isin(np.asarray(draws.x0), np.asarray(x0)).all()
+
+
+def test_what_draws_no_noise_has_no_coupling():
+    objective = Coupled(Classification(), couplings.Stored())
+    with pytest.raises(ValueError, match="Classification draws no x0"):
+        objective.draw(jax.random.key(0), {"x1": jnp.zeros((2, 3)), "cond": jnp.zeros(2, jnp.int32)})
 
 
 def test_straighter_flow():
