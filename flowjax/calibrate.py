@@ -83,7 +83,8 @@ def main(values: flags.FlagValues) -> None:
     except FileNotFoundError as error:
         raise _cli.UsageError(str(error)) from None
 
-    guidance = 1.0 if recipe.num_classes is None else recipe.guidance if values.guidance is None else values.guidance
+    with _cli.usage_errors():
+        guidance = recipe.scale(values.guidance)
     field = recipe.field(flow, guidance)
     num = values.num or {"ems": 512, "compensation": 10, "schedule": 128, "transport": 1000}[values.what]
     sizes = {

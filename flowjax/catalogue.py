@@ -803,6 +803,15 @@ def _weights() -> dict[str, Entry]:
     }
 
 
+def _conditions() -> dict[str, Entry]:
+    from flowjax import conditions
+
+    return {
+        "label": Entry(conditions.Label, "a class", example=lambda: {"classes": 3}),
+        "vector": Entry(conditions.Vector, "a vector of numbers", example=lambda: {"dim": 2}),
+    }
+
+
 def _averages() -> dict[str, Entry]:
     from flowjax.training import ema
 
@@ -889,6 +898,7 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables(
         "objective": lambda: objectives,
         "weight": _weights,
         "average": _averages,
+        "condition": _conditions,
         "data": _data,
         "array": _arrays,
         "diffusion": _diffusions,

@@ -1,8 +1,9 @@
 """What sampling from a trained flow needs besides the weights, stored as `recipe.json` in the workdir."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-import flowjax.guidance
-from flowjax import _checks, specs, times
-from flowjax.fields import guide
-from flowjax.flow import Flow
+from flowjax import _checks, data, specs
+from flowjax.conditions import Label, resized
+from flowjax.fields import InterpolantFlow, guide
+from flowjax.flow import Field, Flow
+from flowjax.guidance import CFG, Rule
 from flowjax.keys import noise
 from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.solving import solve
@@ -42,13 +44,13 @@ class Samples:
 
     Attributes:
         x: (N, ...) samples in the data's own scale.
-        cond: (N,) labels, or None.
+        cond: (N,) labels, a dict of conditions by name, or None.
         evaluations: Solver evaluations per sample that reached a network; a guided pair is one.
         network_calls: Network rows per sample; a guided pair is two.
     """
 
     x: Float[np.ndarray, "N ..."]
-    cond: Int[np.ndarray, " N"] | None
+    cond: Any
     evaluations: int
     network_calls: int
 
@@ -72,7 +74,15 @@ class Recipe:
         num_classes: Number of classes, or None for data without labels.
         solver: {"name": an entry of `catalogue.solvers`, "options": its arguments}.
         steps: Default number of solver steps, at least 1.
-        guidance: Default scale of classifier-free guidance; 1 asks the conditional network alone.
+        guidance: Default guidance: a scale of classifier-free guidance, of which 1 asks the conditional network alone,
+            or a rule of the catalogue.
+        times: Default grid, from the catalogue; it is given the path and the number of steps.
+        fields: Fields of the catalogue put around the guided flow, the first innermost.
+        conditions: What can be asked for by name, from the catalogue; None is one bare label, where there are classes.
+        start: Where sampling starts: None is noise, {"name": "data", "options": {"field": "x0"}} the field "x0" of the
+            data (flows between two laws).
+        flows: Further flows by label, for solvers and rules that name one: workdirs relative to this recipe's.
+        kind: "flow".
 
     Raises:
         ValueError: An unknown name, unknown, missing or wrong options, a number outside its range, or a network with
@@ -91,23 +101,35 @@ class Recipe:
     num_classes: int | None
     solver: Mapping[str, Any]
     steps: int
-    guidance: float = 1.0
+    guidance: float | Mapping[str, Any] = 1.0
+    times: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform", "options": {}})
+    fields: tuple[Mapping[str, Any], ...] = ()
+    conditions: Mapping[str, Any] | None = None
+    start: Mapping[str, Any] | None = None
+    flows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kind: str = "flow"
 
     def __post_init__(self):
+        _checks.choose("kind of recipe", self.kind, ("flow",))
         _checks.sizes(shape=self.shape)
         _checks.whole(_checks.COUNT, steps=self.steps)
         _checks.real("(-inf, inf)", shift=self.shift)
         _checks.real("(0, inf)", scale=self.scale)
-        _checks.real("[0, inf)", guidance=self.guidance)
+        self.build_rule()
         _checks.choose("prediction", self.prediction, PREDICTIONS)
-        for name in ("network", "path", "data", "solver"):
+        for name in ("network", "path", "data", "solver", "times"):
             spec = getattr(self, name)
             if not (isinstance(spec.get("name"), str) and isinstance(spec.get("options"), Mapping)):
                 raise ValueError(f'{name} must be {{"name": NAME, "options": {{...}}}}, got {spec}')
         specs.find("network", self.network["name"])
-        if not isinstance(path := self.build_path(), GaussianPath):
-            raise ValueError(f"path must be one-sided, got {path}")
-        self.build_solver()
+        two_sided = not isinstance(self.build_path(), GaussianPath)
+        if two_sided and self.start is None:
+            raise ValueError("a path between two laws needs start, the field of the data where sampling starts")
+        self.build_times()
+        if not self.flows:
+            self.build_solver()
+        for spec in self.fields:
+            specs.find("field", spec["name"])
         _checks.real("(-inf, inf)", low=0.0 if self.low is None else self.low)
         _checks.real("(-inf, inf)", high=0.0 if self.high is None else self.high)
         if self.low is not None and self.high is not None and self.low >= self.high:
@@ -120,11 +142,23 @@ class Recipe:
                     f"the data have {self.num_classes} classes, but the network is built with num_classes={known}; "
                     f"set num_classes={self.num_classes} in its options, or read the data without labels"
                 )
+        self.balanced(1)  # builds the conditions
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """The conditions by name; a bare label is called "label"."""
+        if self.conditions is not None:
+            return {name: specs.build("condition", spec) for name, spec in self.conditions.items()}
+        return {} if self.num_classes is None else {"label": Label(classes=self.num_classes)}
 
     @property
-    def null(self) -> int | None:
-        """The condition that stands for "no class": the number behind the last class."""
-        return self.num_classes
+    def null(self) -> Any:
+        """The condition that stands for none: for a bare label the number behind the last class."""
+        return self._shaped({name: condition.null for name, condition in self.inputs.items()})
+
+    def _shaped(self, conditions: dict[str, Any]) -> Any:
+        """Conditions by name as the network takes them."""
+        return conditions.get("label") if self.conditions is None else conditions
 
     def build_network(self, rngs: nnx.Rngs) -> nnx.Module:
         """A new network."""
@@ -134,9 +168,29 @@ class Recipe:
         """The path."""
         return specs.build("path", self.path)
 
-    def build_solver(self, name: str | None = None) -> Any:
-        """The default solver, or the one called `name` with its own defaults."""
-        return specs.build("solver", self.solver if name in (None, self.solver["name"]) else name)
+    def build_solver(self, spec: Any = None, flows: Mapping[str, Any] | None = None) -> Any:
+        """The default solver, or the one that `spec` says; a bare name of the default one keeps its options.
+
+        Args:
+            spec: Object, text or data.
+            flows: Flows by label, for solvers that name one.
+        """
+        if spec is None or (isinstance(spec, str) and specs.plain(spec) == specs.plain(self.solver["name"])):
+            spec = self.solver
+        return specs.build("solver", spec, flows=dict(flows or {}))
+
+    def build_times(self, spec: Any = None, steps: int | None = None) -> np.ndarray:
+        """The default grid, or the one that `spec` says, with `steps` steps."""
+        given = {"path": self.build_path(), "n": self.steps if steps is None else steps}
+        return specs.build("times", self.times if spec is None else spec, **given)
+
+    def build_rule(self, guidance: Any = None) -> Rule | None:
+        """The guidance rule of a scale or a spec; None where it is the conditional prediction itself, scale 1."""
+        guidance = self.guidance if guidance is None else guidance
+        if isinstance(guidance, int | float):
+            _checks.real("[0, inf)", guidance=guidance)
+            return None if guidance == 1 else CFG(scale=guidance)
+        return specs.build("rule", guidance)
 
     def check_network(self, network: Any) -> None:
         """Traces a call of the network and refuses what it takes or answers if that is not of this recipe's shape.
@@ -148,7 +202,8 @@ class Recipe:
             ValueError: It cannot be called with samples and conditions of this recipe, or its answer is no sample.
         """
         x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.shape), (1,)))
-        cond = None if self.num_classes is None else jax.ShapeDtypeStruct((1,), jnp.int32)
+        structs = {name: condition.struct for name, condition in self.inputs.items()}
+        cond = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), self._shaped(structs))
         try:
             shape = jax.eval_shape(lambda network, *inputs: network(*inputs), network, x, t, cond).shape
         except (TypeError, ValueError, KeyError, IndexError) as error:
@@ -156,22 +211,61 @@ class Recipe:
         if shape != x.shape:
             raise ValueError(f"the network answers {shape[1:]} where samples have the shape {self.shape}")
 
-    def flow(self, network: Any) -> Flow:
+    def flow(self, network: Any) -> Field:
         """The flow of a network of this recipe."""
-        return Flow(network=network, path=self.build_path(), prediction=self.prediction, null=self.null)
+        path = self.build_path()
+        if isinstance(path, GaussianPath):
+            return Flow(network=network, path=path, prediction=self.prediction, null=self.null)
+        return InterpolantFlow(network, path=path, prediction=self.prediction)
 
-    def field(self, flow: Flow, guidance: float | None = None) -> Any:
-        """The field to solve: `flow` itself, or guided if there are classes and the scale is not 1."""
-        scale = self.guidance if guidance is None else guidance
-        if self.num_classes is None or scale == 1.0:
-            return flow
-        return guide(flow, flowjax.guidance.CFG(scale=scale))
+    def scale(self, guidance: float | None = None) -> float:
+        """The scale of plain guidance that a calibration belongs to: the one given, or the recipe's.
 
-    def balanced(self, num: int, classes: tuple[int, ...] | None = None) -> Int[np.ndarray, " num"] | None:
-        """Labels of samples 0..num-1: the classes in turn (all of them by default); None without classes."""
-        if self.num_classes is None:
-            return None
-        return np.resize(np.asarray(classes or range(self.num_classes), np.int32), num)
+        Raises:
+            ValueError: The recipe's is another rule.
+        """
+        if not self.inputs:
+            return 1.0
+        guidance = self.guidance if guidance is None else guidance
+        if not isinstance(guidance, int | float):
+            raise ValueError(f"calibrations are for plain guidance, not {specs.text(guidance)}: pass a scale")
+        return float(guidance)
+
+    def field(self, flow: Any, guidance: Any = None, fields: Sequence[Any] | None = None) -> Any:
+        """The field to solve: `flow`, guided where there are conditions and the scale is not 1, and fields around it.
+
+        Args:
+            flow: From `flow`.
+            guidance: A scale, a rule or the spec of one; the recipe's by default.
+            fields: Specs of fields put around it, the first innermost; the recipe's by default.
+        """
+        rule = self.build_rule(guidance)
+        field = flow if rule is None or not self.inputs else guide(flow, rule)
+        for spec in self.fields if fields is None else fields:
+            field = specs.build("field", spec, field=field)
+        return field
+
+    def balanced(self, num: int, classes: tuple[int, ...] | None = None) -> Any:
+        """Conditions of samples 0..num-1: the classes in turn (all of them by default); None without conditions."""
+        chosen = {name: condition.default(num) for name, condition in self.inputs.items()}
+        if classes and "label" in chosen:
+            chosen["label"] = np.resize(np.asarray(classes, np.int32), num)
+        return self._shaped(chosen)
+
+    def read_conditions(self, asked: Mapping[str, str], num: int) -> Any:
+        """Conditions of `num` samples from texts of a command line, by name; those not asked for are the default.
+
+        Raises:
+            ValueError: A condition that this recipe does not have, or a text that it cannot read.
+        """
+        for name in asked:
+            _checks.choose("condition of this run", name, self.inputs)
+        return self._shaped(
+            {
+                name: condition.read(asked[name], num) if name in asked else condition.default(num)
+                for name, condition in self.inputs.items()
+            }
+        )
 
     def sample(
         self,
@@ -179,10 +273,10 @@ class Recipe:
         num: int,
         *,
         key: Key[Array, ""],
-        cond: Int[np.ndarray, " num"] | None = None,
+        cond: Any = None,
         solver: Any = None,
         steps: int | None = None,
-        grid: np.ndarray | None = None,
+        grid: Any = None,
         start: Any = None,
         batch: int = 200,
         mesh: Mesh | None = None,
@@ -193,36 +287,53 @@ class Recipe:
             field: From `field`.
             num: Number of samples, at least 1.
             key: Typed key.
-            cond: One label per sample.
-            solver: A solver; the recipe's by default.
+            cond: Conditions, a pytree with leading axis num: one label per sample, or a dict by name.
+            solver: A solver or its spec; the recipe's by default.
             steps: Number of solver steps; the recipe's by default.
-            grid: Times to sample at instead of `steps` equal ones from 0 to 1.
-            start: A map of noise to start states, `couplings.SemidiscreteMap`, in place of `path.start`.
+            grid: Times to sample at, or the spec of a grid of `steps` steps; the recipe's by default.
+            start: A map of noise to start states, `couplings.SemidiscreteMap`, or rows (num, ...) of normalised states
+                to start from, in place of `path.start`.
             batch: Samples per block, rounded up to a multiple of the devices.
             mesh: Splits each block over its devices; all devices by default.
         """
         mesh = make_mesh() if mesh is None else mesh
-        if grid is None:
-            grid = times.uniform(self.steps if steps is None else steps)
+        if not isinstance(grid, np.ndarray):
+            grid = self.build_times(grid, steps)
         solver = self.build_solver() if solver is None else solver
+        if start is None and self.start is not None:
+            start = self._start_rows(num)
         noise_key, solver_key = jax.random.split(key)
         batch = -(-batch // mesh.size) * mesh.size
 
-        def begin(key, index, start, labels):
+        def begin(key, index, start, cond):
+            if isinstance(start, jax.Array):
+                return start
             x0 = noise(key, (batch, *self.shape), index)
-            return field.path.start(x0, grid[0]) if start is None else start.start(x0, grid[0], labels)
+            return field.path.start(x0, grid[0]) if start is None else start.start(x0, grid[0], cond)
 
         begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
         blocks = []
         for first in range(0, num, batch):
             # The last block is as large as the others, so that nothing compiles twice; the surplus is cut
             # below.
-            labels = None if cond is None else put_batch(np.resize(cond[first : first + batch], batch), mesh)
-            x0 = begin(jax.random.clone(noise_key), jnp.asarray(first), start, labels)
-            result = solve(field, solver, x0, grid, cond=labels, key=solver_key, index=first)
+            asked = put_batch(resized(cond, first, batch), mesh)
+            rows = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
+            x0 = begin(jax.random.clone(noise_key), jnp.asarray(first), rows, asked)
+            result = solve(field, solver, x0, grid, cond=asked, key=solver_key, index=first)
             blocks.append(multihost_utils.process_allgather(result.x, tiled=True))
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
         return Samples(x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls))
+
+    def _start_rows(self, num: int) -> np.ndarray:
+        """Normalised states where sampling starts, (num, ...): rows of the data, in their order, again if needed."""
+        name = (self.start or {}).get("options", {}).get("field", "x0")
+        source = data.load(self.data["name"], **self.data["options"])
+        if name not in source.fields:
+            raise ValueError(
+                f"the data has no field {name!r} to start from; it has {', '.join(source.fields) or 'none'}"
+            )
+        rows = np.resize(np.arange(len(source.x)), num)
+        return ((fields[name][rows] - self.shift) / self.scale).astype(np.float32)
 
     def save(self, workdir: str | Path) -> None:
         """Writes `recipe.json`."""
@@ -270,7 +381,7 @@ def export(flow: Flow, recipe: Recipe, folder: str | Path, dtype: Any = None) ->
 
 def load(
     workdir: str | Path, mesh: Mesh | None = None, *, which: str = "latest", average: str | float | None = None
-) -> tuple[Flow, Recipe]:
+) -> tuple[Any, Recipe]:
     """A trained flow with averaged weights, and its recipe. A damaged checkpoint is passed over with a warning.
 
     Args:

@@ -95,9 +95,7 @@ def main(values: flags.FlagValues) -> None:
     with _cli.usage_errors():
         solver, grid, start = recipe.build_solver(values.solver), None, None
         if values.calibration is not None:
-            guidance = (
-                1.0 if recipe.num_classes is None else recipe.guidance if values.guidance is None else values.guidance
-            )
+            guidance = recipe.scale(values.guidance)
             if not Path(values.calibration).is_file():
                 raise _cli.UsageError(f"calibration file {values.calibration} does not exist")
             brought = calibrated(values.calibration, flow, guidance, values.steps)

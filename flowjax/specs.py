@@ -264,6 +264,8 @@ def _build(kind: str, name: str, entry: Any, options: dict[str, Any], given: dic
 
 
 def _part(kind: str | None, value: Any, given: dict[str, Any]) -> Any:
+    if kind == "flow" and isinstance(value, str):
+        return given.get("flows", {})[_checks.choose("flow (label of the recipe)", value, given.get("flows", {}))]
     if kind is None:
         return tuple(_part(None, item, given) for item in value) if isinstance(value, list | tuple) else value
     if kind != "array" and isinstance(value, list | tuple):

@@ -135,7 +135,8 @@ def test_a_missing_entry_is_named(recipe, tmp_path):
     recipe.save(tmp_path)
     path = tmp_path / "recipe.json"
     whole = json.loads(path.read_text())
-    for name in whole.keys() - {"guidance"}:
+    required = [f.name for f in dataclasses.fields(Recipe) if f.default is f.default_factory is dataclasses.MISSING]
+    for name in required:
         path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
         with pytest.raises(ValueError, match=f"needs its option {name}"):
             Recipe.load(tmp_path)
@@ -155,3 +156,60 @@ def test_a_network_of_another_shape_is_refused_before_its_weights_are_read(recip
         dataclasses.replace(recipe, **change).save(tmp_path)
         with pytest.raises(ValueError, match=message):
             load(tmp_path)
+
+
+def test_rules_grids_and_fields_are_specs(recipe):
+    full = dataclasses.replace(
+        recipe,
+        guidance={"name": "apg", "options": {"scale": 3.0}},
+        times={"name": "quadratic", "options": {"start": 0.1}},
+        fields=({"name": "thresholded", "options": {"quantile": 0.9}},),
+        solver={"name": "heavy_ball", "options": {"solver": "dpm_solver(order=3)"}},
+    )
+    flow = full.flow(lambda x, t, cond: -x)
+    field = full.field(flow)
+    assert (field.quantile, field.field.rule.scale) == (0.9, 3.0)
+    assert full.field(flow, 2.0, ()).rule == fj.guidance.CFG(scale=2.0)
+    assert full.field(flow, 1.0, ()) is flow
+    assert full.field(flow, "interval(rule=cfg(scale=2), start=0.5)", ()).rule.start == 0.5
+    np.testing.assert_array_equal(full.build_times(), fj.times.quadratic(recipe.steps, start=0.1))
+    np.testing.assert_array_equal(full.build_times("uniform(end=0.9)", 3), fj.times.uniform(3, end=0.9))
+    assert full.build_solver().solver.order == 3
+    assert full.build_solver("HeavyBall").solver.order == 3  # the default's name keeps its options
+    assert full.build_solver("heavy_ball(beta=0.5)").beta == 0.5
+    for change, message in (
+        ({"guidance": {"name": "apgg", "options": {}}}, "did you mean 'apg'"),
+        ({"times": {"name": "karas", "options": {}}}, "did you mean 'karras'"),
+        ({"fields": ({"name": "tresholded", "options": {}},)}, "did you mean 'thresholded'"),
+        ({"conditions": {"label": {"name": "label", "options": {}}}}, "needs its option classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(recipe, **change)
+
+
+def test_conditions_by_name(recipe):
+    named = dataclasses.replace(
+        recipe,
+        conditions={
+            "label": {"name": "label", "options": {"classes": 3, "names": ("a", "b", "c")}},
+            "pose": {"name": "vector", "options": {"dim": 2}},
+        },
+    )
+    assert named.null["label"] == 3
+    np.testing.assert_array_equal(named.null["pose"], [0, 0])
+    cond = named.read_conditions({"label": "b, 2", "pose": "1,2; 3,4"}, 3)
+    assert cond["label"].tolist() == [1, 2, 1]
+    assert cond["pose"].tolist() == [[1, 2], [3, 4], [1, 2]]
+    assert named.balanced(4)["label"].tolist() == [0, 1, 2, 0]
+    flow = named.flow(lambda x, t, cond: cond["pose"] - x)
+    samples = named.sample(named.field(flow, 1.0), 3, key=jax.random.key(0), cond=cond, batch=8)
+    assert samples.x.shape == (3, 2)
+    guided = named.sample(named.field(flow, 2.0), 3, key=jax.random.key(0), cond=cond, batch=8)
+    assert guided.network_calls == 2 * samples.network_calls
+    for asked, message in (
+        ({"label": "d"}, "label 'd' is out of range .allowed: 0 to 2, or a, b, c"),
+        ({"pose": "1"}, "2 finite numbers|2 numbers"),
+        ({"text": "a"}, "unknown condition of this run 'text'.*allowed: label, pose"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            named.read_conditions(asked, 2)

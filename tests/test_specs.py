@@ -43,7 +43,7 @@ def given_for(kind, name):
 
 ENTRIES = [(kind, name) for kind, table in catalogue.tables.items() for name in table]
 # Those that read files are built in the tests of their readers.
-FILES = {("data", "images"), ("data", "npz"), ("data", "tfds"), ("array", "npz")}
+FILES = {("data", "images"), ("data", "npz"), ("data", "parquet"), ("data", "tfds"), ("array", "npz")}
 OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
 OPTIONS |= {("schedule", "schedule"): {"times": (0.0, 0.5, 1.0), "decisions": ("decision", "decision(order=1)")}}
 OPTIONS |= {("statistics", "statistics"): {k: [0.0, 0.5, 1.0] for k in ("lam", "l", "s", "b")}}
@@ -108,7 +108,7 @@ def test_arrays(tmp_path):
         path = specs.build("path", {"name": "tabulated", "options": {"alphas_cumprod": spec}}, folder=str(tmp_path))
         assert path.alphas_cumprod == tuple(table)
     assert len(fj.build("path", "tabulated(alphas_cumprod=scaled_linear_betas(n=100))").alphas_cumprod) == 100
-    with pytest.raises(ValueError, match=r"holds good, other: say which"):
+    with pytest.raises(ValueError, match=r"has good, other: say which"):
         fj.build("array", f"npz(path='{tmp_path}/tables.npz')")
     with pytest.raises(ValueError, match="another file"):
         fj.build("array", f"npz(path='{tmp_path}/tables.npz', name=good, sha256='00')")

@@ -22,7 +22,7 @@ from flowjax.evaluation import (
     train_classifier,
 )
 from flowjax.evaluation.extractors import SMALL
-from flowjax.flow import Flow
+from flowjax.flow import Field
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, Samples
 from flowjax.solving import solve
@@ -52,7 +52,7 @@ def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
         pictures.density(samples.x, source.x[np.arange(min(len(source.x), 50_000))], path)
 
 
-def picture_ways(recipe: Recipe, flow: Flow, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:
+def picture_ways(recipe: Recipe, flow: Field, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:
     """A PNG of the ways of `num` points in the plane from noise to data, in the data's own scale."""
     grid = times.uniform(recipe.steps)
     noise_key, solver_key = jax.random.split(key)
@@ -76,7 +76,7 @@ def make_judge(source: data.Source) -> Extractor:
 
 def measure(
     recipe: Recipe,
-    flow: Flow,
+    flow: Field,
     source: data.Source,
     num: int,
     *,
