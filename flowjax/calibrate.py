@@ -84,7 +84,7 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError(str(error)) from None
 
     with _cli.usage_errors():
-        guidance = recipe.scale(values.guidance)
+        guidance = recipe.plain_scale(values.guidance)
     field = recipe.field(flow, guidance)
     num = values.num or {"ems": 512, "compensation": 10, "schedule": 128, "transport": 1000}[values.what]
     sizes = {

@@ -218,7 +218,7 @@ class Recipe:
             return Flow(network=network, path=path, prediction=self.prediction, null=self.null)
         return InterpolantFlow(network, path=path, prediction=self.prediction)
 
-    def scale(self, guidance: float | None = None) -> float:
+    def plain_scale(self, guidance: float | None = None) -> float:
         """The scale of plain guidance that a calibration belongs to: the one given, or the recipe's.
 
         Raises:
@@ -226,10 +226,10 @@ class Recipe:
         """
         if not self.inputs:
             return 1.0
-        guidance = self.guidance if guidance is None else guidance
-        if not isinstance(guidance, int | float):
-            raise ValueError(f"calibrations are for plain guidance, not {specs.text(guidance)}: pass a scale")
-        return float(guidance)
+        chosen = self.guidance if guidance is None else guidance
+        if not isinstance(chosen, int | float):
+            raise ValueError(f"calibrations are for plain guidance, not {specs.text(chosen)}: pass a scale")
+        return float(chosen)
 
     def field(self, flow: Any, guidance: Any = None, fields: Sequence[Any] | None = None) -> Any:
         """The field to solve: `flow`, guided where there are conditions and the scale is not 1, and fields around it.
@@ -328,10 +328,10 @@ class Recipe:
         """Normalised states where sampling starts, (num, ...): rows of the data, in their order, again if needed."""
         name = (self.start or {}).get("options", {}).get("field", "x0")
         source = data.load(self.data["name"], **self.data["options"])
-        if name not in source.fields:
-            raise ValueError(
-                f"the data has no field {name!r} to start from; it has {', '.join(source.fields) or 'none'}"
-            )
+        fields = getattr(source, "fields", {})
+        if name not in fields:
+            known = ", ".join(fields) or "none"
+            raise ValueError(f"the data has no field {name!r} to start from; it has {known}")
         rows = np.resize(np.arange(len(source.x)), num)
         return ((fields[name][rows] - self.shift) / self.scale).astype(np.float32)
 

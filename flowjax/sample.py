@@ -95,7 +95,7 @@ def main(values: flags.FlagValues) -> None:
     with _cli.usage_errors():
         solver, grid, start = recipe.build_solver(values.solver), None, None
         if values.calibration is not None:
-            guidance = recipe.scale(values.guidance)
+            guidance = recipe.plain_scale(values.guidance)
             if not Path(values.calibration).is_file():
                 raise _cli.UsageError(f"calibration file {values.calibration} does not exist")
             brought = calibrated(values.calibration, flow, guidance, values.steps)
