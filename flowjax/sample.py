@@ -6,22 +6,26 @@
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
 
 The npz holds `x` in the data's own scale and, for classes, `cond`; a picture with the same name lies beside
-it. Sample i depends on --seed, on i and on its label only, not on --batch. Solver, steps and guidance are
+it. Neither replaces another file without --overwrite, and samples with NaN or infinite values are an error that leaves
+no file. Sample i depends on --seed, on i and on its label only, not on --batch. Solver, steps and guidance are
 those of the recipe in the workdir unless they are given.
 """
 
+import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
 from flowjax import _cli, catalogue
+from flowjax._files import replacing
 from flowjax.calibration.use import calibrated
 from flowjax.recipe import Recipe, load
 from flowjax.training import make_mesh
-from flowjax.training.report import picture
+from flowjax.training.report import has_picture, picture
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> None:
@@ -37,7 +41,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "Replace --out if it exists.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace --out and its picture if they exist.", flag_values=values)
 
 
 def parse_labels(labels: list[str] | None, num_classes: int | None) -> tuple[int, ...] | None:
@@ -59,7 +63,7 @@ def parse_labels(labels: list[str] | None, num_classes: int | None) -> tuple[int
 
 def main(values: flags.FlagValues) -> None:
     """Checks, generates, writes."""
-    if values.workdir is None:
+    if not values.workdir:
         raise _cli.UsageError("--workdir=FOLDER is required")
     out = Path(values.out)
     if out.suffix != ".npz":
@@ -83,16 +87,18 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
     cond = recipe.balanced(values.num, parse_labels(values.labels, recipe.num_classes))
     mesh = make_mesh()
-    if out.exists() and not values.overwrite:
-        raise _cli.UsageError(f"{out} exists; add --overwrite or choose another --out")
+    png = out.with_suffix(".png") if has_picture(recipe) else None
+    for path in (out, png):
+        if path is not None and path.exists() and not values.overwrite:
+            raise _cli.UsageError(f"{path} exists; add --overwrite or choose another --out")
     _cli.use_compilation_cache()
     try:
         flow, recipe = load(values.workdir, mesh)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise _cli.UsageError(str(error)) from None
 
-    clock = time.perf_counter()
-    with _cli.usage_errors():
+    first, clock = jax.process_index() == 0, time.perf_counter()
+    with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
         solver, grid, start = recipe.build_solver(values.solver), None, None
         if values.calibration is not None:
             guidance = recipe.plain_scale(values.guidance)
@@ -112,18 +118,25 @@ def main(values: flags.FlagValues) -> None:
             batch=values.batch,
             mesh=mesh,
         )
+        bad = values.num - int(np.isfinite(samples.x.reshape(values.num, -1)).all(1).sum())
+        if bad:
+            raise _cli.UsageError(
+                f"{bad} of {values.num} samples have NaN or infinite values, nothing is written; try more --steps, a "
+                "smaller --guidance or another --solver"
+            )
+        if first:
+            arrays: dict[str, Any] = {"x": samples.x} | ({} if cond is None else {"cond": cond})
+            with part.open("wb") as file:
+                np.savez(file, **arrays)
     seconds = time.perf_counter() - clock
-    if jax.process_index() == 0:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if cond is None:
-            np.savez(out, x=samples.x)
-        else:
-            np.savez(out, x=samples.x, cond=cond)
-        picture(recipe, samples, out.with_suffix(".png"))
+    if first:
         print(
             f"{out}: {values.num} samples, {samples.evaluations} evaluations "
             f"({samples.network_calls} network calls) each, {seconds:.1f} s with compilation"
         )
+        if png is not None:
+            with _cli.usage_errors():  # the samples are safe
+                picture(recipe, samples, png)
 
 
 def cli() -> None:

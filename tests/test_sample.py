@@ -1,14 +1,18 @@
+import errno
 import json
+import os
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from safetensors.flax import load_file, save_file
 
 from flowjax import _cli
 from flowjax import sample as sample_main
 from flowjax import train as train_main
+from flowjax.recipe import Recipe, export, load
 from flowjax.training import Checkpoints, make_mesh
 from flowjax.training.state import TrainState
 
@@ -93,7 +97,8 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, workdir, mon
 
 
 def test_missing_workdirs(capsys, tmp_path, workdir):
-    assert run(capsys)[::2] == (2, "error: --workdir=FOLDER is required\n")
+    for empty in ((), ("--workdir=",)):
+        assert run(capsys, *empty)[::2] == (2, "error: --workdir=FOLDER is required\n")
     code, _, err = run(capsys, f"--workdir={tmp_path / 'no'}")
     assert code == 2
     assert "is not the workdir of a training run" in err
@@ -103,16 +108,72 @@ def test_missing_workdirs(capsys, tmp_path, workdir):
     assert "no checkpoints in" in err
 
 
-def test_existing_file_is_kept_unless_asked(capsys, tmp_path, workdir):
-    out = tmp_path / "samples.npz"
-    out.write_text("precious")
+@pytest.mark.parametrize("name", ["samples.npz", "samples.png"])
+def test_existing_files_are_kept_unless_asked(capsys, tmp_path, workdir, name):
+    out, kept = tmp_path / "samples.npz", tmp_path / name
+    kept.write_text("precious")
     code, _, err = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}")
     assert code == 2
-    assert "--overwrite" in err
-    assert out.read_text() == "precious"
+    assert err == f"error: {kept} exists; add --overwrite or choose another --out\n"
+    assert kept.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [kept]
     code, _, _ = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}", "--overwrite")
     assert code == 0
     assert np.load(out)["x"].shape == (8, 8, 8, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.npz", "samples.png"]
+
+
+def test_places_that_cannot_be_written_are_noticed_before_sampling(capsys, tmp_path, workdir, monkeypatch):
+    monkeypatch.setattr(Recipe, "sample", lambda *arguments, **options: pytest.fail("sampled"))
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder.npz").mkdir()
+    for out in (tmp_path / "file" / "x.npz", tmp_path / "folder.npz"):
+        code, _, err = run(capsys, f"--workdir={workdir}", f"--out={out}", "--overwrite")
+        assert code == 2
+        assert err.count("\n") == 1
+        assert "irectory" in err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_full_disk_leaves_the_old_file(capsys, tmp_path, workdir, monkeypatch):
+    out = tmp_path / "samples.npz"
+    out.write_text("precious")
+
+    def full(file, **arrays):
+        file.write(b"PK half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", full)
+    code, _, err = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}", "--overwrite")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "No space left on device" in err
+    assert out.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_samples_that_are_not_finite_are_no_success(capsys, tmp_path, workdir, monkeypatch):
+    whole = Recipe.sample
+
+    def spoiled(*arguments, **options):
+        samples = whole(*arguments, **options)
+        samples.x[[1, 5], 0] = np.nan
+        return samples
+
+    monkeypatch.setattr(Recipe, "sample", spoiled)
+    code, out, err = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={tmp_path / 'x.npz'}")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 2 of 8 samples have NaN or infinite values, nothing is written; try more --steps")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_one_line(capsys, tmp_path, workdir):
+    flow, recipe = load(workdir)
+    export(flow, recipe, tmp_path / "model")
+    path = tmp_path / "model" / "weights.safetensors"
+    save_file(jax.tree.map(lambda leaf: leaf * jax.numpy.nan, load_file(path)), path)
+    code, _, err = run(capsys, f"--workdir={path.parent}", f"--out={tmp_path / 'x.npz'}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "NaN or infinite" in err
 
 
 def test_labels_without_classes(capsys, tmp_path, workdir):

@@ -37,17 +37,24 @@ def score(metric: str, numbers: Mapping[str, float]) -> float:
     return METRICS[metric] * next(value for name, value in numbers.items() if name.partition("[")[0] == metric)
 
 
+def has_picture(recipe: Recipe) -> bool:
+    """Whether `picture` can show samples: grey or colour images, and points in the plane."""
+    return recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
+
+
 def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
     """A PNG of samples: images in a grid, one row per class; points in the plane as a density.
 
     The density of the real data stands beside it. Data of other shapes has no picture.
     """
+    if not has_picture(recipe):
+        return
     if len(recipe.shape) == 3:
         shown = samples.x if samples.cond is not None else samples.x[:100]
         low = float(shown.min()) if recipe.low is None else recipe.low
         high = float(shown.max()) if recipe.high is None else recipe.high
         pictures.grid(shown, path, low=low, high=high, cond=samples.cond)
-    elif recipe.shape == (2,):
+    else:
         source = data.load(recipe.data["name"], **recipe.data["options"])
         pictures.density(samples.x, source.x[np.arange(min(len(source.x), 50_000))], path)
 
