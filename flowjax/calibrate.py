@@ -32,6 +32,7 @@ from flowjax.keys import noise
 from flowjax.recipe import Recipe, load
 from flowjax.solvers import DCSolver
 from flowjax.training import make_mesh, put_batch
+from flowjax.training.workdir import Lock
 
 KINDS = ("ems", "compensation", "schedule", "transport")
 
@@ -60,7 +61,7 @@ def main(values: flags.FlagValues) -> None:
     if values.what is None:
         raise _cli.UsageError(f"say what to calibrate ({', '.join(KINDS)}), e.g. `flowjax.calibrate ems --workdir=...`")
     _cli.choose("calibration", values.what, KINDS)
-    if values.workdir is None:
+    if not values.workdir:
         raise _cli.UsageError("--workdir=FOLDER is required")
     for name in ("steps", "points", "rounds", "order"):
         if values[name].value < 1:
@@ -80,7 +81,7 @@ def main(values: flags.FlagValues) -> None:
     mesh = make_mesh()
     try:
         flow, recipe = load(values.workdir, mesh)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise _cli.UsageError(str(error)) from None
 
     with _cli.usage_errors():
@@ -108,10 +109,10 @@ def main(values: flags.FlagValues) -> None:
     columns = (TextColumn(values.what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with (
         _cli.usage_errors(),
+        Lock(file.parent, file.stem),
         Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar,
     ):
         task = bar.add_task("", total=None)
-        file.parent.mkdir(parents=True, exist_ok=True)
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
@@ -187,7 +188,7 @@ def main(values: flags.FlagValues) -> None:
                     "error": np.array(known[0][0]),
                     "mean": np.array(mean),
                 }
-    store.save(file, arrays, belongs)
+        store.save(file, arrays, belongs)
     print(f"{file} in {time.perf_counter() - began:.0f} s; use it with flowjax.sample --calibration={file}")
 
 

@@ -31,8 +31,11 @@ from rich.table import Table
 
 from flowjax import _cli, catalogue, data, evaluation
 from flowjax._files import replacing
+from flowjax.calibration.store import model_hash
+from flowjax.flow import Flow
 from flowjax.recipe import Recipe, load
 from flowjax.training import Store, make_mesh
+from flowjax.training.workdir import Lock
 from flowjax.training.writers import write_json
 
 _SETTINGS = ("solver", "steps", "guidance")
@@ -130,14 +133,16 @@ class _Judge:
         return self._extractor.features(self._real)
 
 
-def provenance(values: flags.FlagValues, extractor: evaluation.Extractor, num: int) -> dict[str, Any]:
+def provenance(values: flags.FlagValues, flow: Flow, extractor: evaluation.Extractor, num: int) -> dict[str, Any]:
     """Everything but the setting that a row depends on."""
     workdir = Path(values.workdir)
     step = None
     if (workdir / "checkpoints").is_dir():
         with Store(workdir / "checkpoints", write=False) as store:
             step = store.latest
-    config = workdir / "config.json"
+    config = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        config = json.loads((workdir / "config.json").read_text())
     device = jax.devices()[0]
     names = ("flowjax-generative", "jax", "jaxlib", "flax", "diffrax", "numpy", "scipy", "scikit-learn")
     versions = {}
@@ -148,7 +153,8 @@ def provenance(values: flags.FlagValues, extractor: evaluation.Extractor, num: i
             versions[name] = "not installed"
     return {
         "checkpoint_step": step,
-        "config": json.loads(config.read_text()) if config.exists() else None,
+        "model": model_hash(flow.network),
+        "config": config,
         "recipe_sha256": hashlib.sha256((workdir / "recipe.json").read_bytes()).hexdigest(),
         "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
         "extractor": extractor.digest,
@@ -214,9 +220,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def main(values: flags.FlagValues) -> None:
-    """Checks, samples, measures, writes after each row."""
-    if values.workdir is None:
+def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
+    """Checks, samples, measures, writes after each row; what is put on `held` ends with the run."""
+    if not values.workdir:
         raise _cli.UsageError("--workdir=FOLDER is required")
     if values.num < 20 or values.batch < 1 or values.seed < 0:
         raise _cli.UsageError("--num must be at least 20, --batch at least 1 and --seed at least 0")
@@ -230,7 +236,7 @@ def main(values: flags.FlagValues) -> None:
     mesh = make_mesh()
     try:
         flow, recipe = load(workdir, mesh)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise _cli.UsageError(str(error)) from None
     with _cli.usage_errors():
         source = data.as_trained(data.load(recipe.data["name"], **recipe.data["options"]), recipe)
@@ -238,19 +244,20 @@ def main(values: flags.FlagValues) -> None:
         real = np.asarray(source.take(values.num, values.seed).x)
         if len(real) < 20:
             raise ValueError(f"the data has {len(real)} examples; at least 20 are needed")
+        held.enter_context(Lock(workdir, "evaluate"))  # two would lose each other's rows
     first = jax.process_index() == 0
 
     # Rows with the same provenance are kept, here and in the file.
-    path, origin = workdir / "evaluation.json", provenance(values, extractor, len(real))
+    path, origin = workdir / "evaluation.json", provenance(values, flow, extractor, len(real))
     try:
         runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    except (ValueError, KeyError, TypeError) as error:
+        same = next((run for run in runs if run["provenance"] == origin), None)
+        if same is None:
+            same = {"provenance": origin, "rows": []}
+            runs.append(same)
+        known = {tuple(row[name] for name in _SETTINGS): row for row in same["rows"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _cli.UsageError(f"cannot read {path} ({error}); move it away") from None
-    run = next((run for run in runs if run["provenance"] == origin), None)
-    if run is None:
-        run = {"provenance": origin, "rows": []}
-        runs.append(run)
-    known = {tuple(row[name] for name in _SETTINGS): row for row in run["rows"]}
     missing = [setting for setting in sweep if setting not in known]
     console = Console(quiet=not first)
     if len(missing) < len(sweep):
@@ -291,7 +298,7 @@ def main(values: flags.FlagValues) -> None:
                 row["accuracy"] = float(np.mean(extractor.predict(samples.x) == cond))
             row |= {"sampling_seconds": seconds, "evaluation_seconds": time.perf_counter() - clock}
             known[setting] = row
-            run["rows"].append(row)
+            same["rows"].append(row)
             if first:
                 with _writing(path):
                     write_json(path, {"runs": runs})
@@ -299,11 +306,19 @@ def main(values: flags.FlagValues) -> None:
             if not console.is_terminal:
                 console.print(f"{text}: {distance} {row[distance]:.4g}", markup=False, highlight=False)
     rows = [known[setting] for setting in sweep if setting in known]
+    if not rows:
+        raise _cli.UsageError("no setting of the sweep has finite samples; try more --steps or a smaller --guidance")
     if first and rows:
         with _writing(workdir / "evaluation.png"):
             plot(rows, workdir / "evaluation.png")
         Console(width=None if console.is_terminal else 200).print(show(rows, f"{values.num} samples of {workdir}"))
         print(f"{path} and {workdir / 'evaluation.png'}")
+
+
+def main(values: flags.FlagValues) -> None:
+    """Checks, samples, measures, writes after each row."""
+    with contextlib.ExitStack() as held:
+        run(values, held)
 
 
 def cli() -> None:

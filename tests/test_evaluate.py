@@ -1,6 +1,10 @@
+import dataclasses
 import errno
 import json
+import os
+import shutil
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -8,8 +12,9 @@ from flax import nnx
 from PIL import Image
 
 from flowjax import _cli, evaluate
-from flowjax.recipe import Recipe
+from flowjax.recipe import Recipe, export, load
 from flowjax.training import Checkpoints, create_state, make_mesh
+from flowjax.training.workdir import Lock
 from flowjax.training.writers import write_json
 
 pytestmark = pytest.mark.standard_promotion  # optax
@@ -93,6 +98,46 @@ def test_sweep_is_measured_written_pictured_and_resumed(workdir, capsys, monkeyp
     runs = json.loads(path.read_text())["runs"]
     assert [len(r["rows"]) for r in runs] == [9, 1]
     assert runs[1]["rows"][0]["FD[raw]"] != rows["euler", 1, 1.0]["FD[raw]"]
+
+
+def test_a_live_run_and_an_export_are_only_read(workdir, tmp_path, capsys):
+    """Another process may be writing a checkpoint; an export has none, and other weights begin a new list."""
+    make_run(tmp_path / "run", 3)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "5.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text('{"seed"')
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
+    assert run(tmp_path / "run", "--steps=1") == 0
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
+
+    flow, recipe = load(tmp_path / "run")
+    model = tmp_path / "model"
+    export(flow, recipe, model)
+    assert run(model, "--steps=1") == 0
+    expected = {"recipe.json", "weights.safetensors", "evaluation.json", "evaluation.png"}
+    assert {path.name for path in model.iterdir()} == expected
+    for name in ("recipe.json", "weights.safetensors"):
+        (model / name).unlink()
+    export(dataclasses.replace(flow, network=jax.tree.map(lambda leaf: leaf + 0.1, flow.network)), recipe, model)
+    assert run(model, "--steps=1") == 0
+    kept = (model / "evaluation.json").read_text()
+    assert [r["provenance"]["checkpoint_step"] for r in json.loads(kept)["runs"]] == [None, None]
+    with Lock(model, "evaluate"):
+        assert run(model, "--steps=1") == 2
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_sweeps_without_finite_samples_are_no_success(workdir, capsys, monkeypatch):
+    sample = Recipe.sample
+
+    def spoiled(*arguments, **options):
+        samples = sample(*arguments, **options)
+        samples.x[3] = np.nan
+        return samples
+
+    monkeypatch.setattr(Recipe, "sample", spoiled)
+    assert run(workdir, "--steps=7") == 2
+    assert "no setting of the sweep has finite samples" in capsys.readouterr().err
 
 
 def test_own_features(workdir, tmp_path, capsys):

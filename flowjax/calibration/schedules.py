@@ -7,6 +7,7 @@ schedules, evolution under its score proposes candidates, and the most promising
 appended to a file, from which an interrupted search continues.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flowjax._files import replacing
 from flowjax.flow import Field
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
@@ -295,14 +297,16 @@ def search(
     head = json.dumps(belongs, sort_keys=True)
     known: list[tuple[float, Schedule]] = []
     if file is not None and file.exists():
-        first, *lines = file.read_text().rpartition("\n")[0].splitlines() or [""]  # without a line written in part
+        first, *lines = file.read_text(errors="replace").splitlines() or [""]
         if first != head:
             raise ValueError(f"{file} holds the results of another search, remove it to begin a new one: {first}")
-        whole = map(json.loads, lines[: len(lines) // population * population])
-        known = [(line["error"], from_json(line["schedule"])) for line in whole]
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # up to a line that was written in part
+            for line in map(json.loads, lines):
+                known.append((line["error"], from_json(line["schedule"])))
+        known = known[: len(known) // population * population]
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("\n".join([head, *(_line(*pair) for pair in known)]) + "\n")
+        with replacing(file) as part:
+            part.write_text("\n".join([head, *(_line(*pair) for pair in known)]) + "\n")
     start = list(dict.fromkeys(s for grid in grids for s in baselines(grid).values()))  # some may be the same
     for number in range(rounds):
         rng = np.random.default_rng((seed, number))

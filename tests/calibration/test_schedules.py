@@ -176,6 +176,8 @@ def test_an_interrupted_search_continues(tmp_path):
     assert [done for done, _ in best] == [72]
     assert continued == whole
     assert len(file.read_text().splitlines()) == 1 + 72
+    file.write_text("\n".join([*lines[:40], "\0\0\0", *lines[41:]]))  # of two rounds the first one is left
+    assert run_search(3, results=file, record={"model": "abc"})[0] == whole
     with pytest.raises(ValueError, match="results of another search"):
         run_search(3, results=file, record={"model": "xyz"})
 
