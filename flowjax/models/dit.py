@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.models.attention import attend, check_implementation
@@ -26,9 +26,14 @@ from flowjax.models.layers import (
     Condition,
     TimeEmbedding,
     build_stacked,
+    check_dropout,
     check_input,
     dense,
+    drop,
     embed_times,
+    layer_keys,
+    normalize,
+    per_token,
     stack,
     unstack,
 )
@@ -55,27 +60,17 @@ def positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "tokens 
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1)
 
 
-def _norm(h: Float[Array, "B N width"]) -> Float[Array, "B N width"]:
-    """Layer normalisation without parameters, in float32."""
-    h32 = h.astype(jnp.float32)
-    centred = h32 - jnp.mean(h32, axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
-
-
 def _modulate(h: Array, shift: Array, scale: Array) -> Array:
-    return _norm(h) * (1 + scale)[:, None] + shift[:, None]
-
-
-def _per_token(layer: nnx.LinearGeneral, h: Array) -> Array:
-    """A dense layer on (B, N, ...) as one matrix product; the batched form's gradients take twice as long."""
-    return layer(h.reshape(-1, *h.shape[2:])).reshape(*h.shape[:2], *layer.out_features)
+    return normalize(h) * (1 + scale)[:, None] + shift[:, None]
 
 
 class Block(nnx.Module):
     """One transformer block; see the module's formula."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, attention: str = "xla", **options: Any):
-        self.attention = attention
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, attention: str = "xla", dropout: float = 0.0, **options: Any
+    ):
+        self.attention, self.dropout = attention, dropout
         head, hidden = width // heads, round(mlp_ratio * width)
         self.qkv = dense(width, (3, heads, head), ("embed", None, "heads", None), **options)
         self.project = dense((heads, head), width, ("heads", None, "embed"), **options)
@@ -83,21 +78,23 @@ class Block(nnx.Module):
         self.outer = dense(hidden, width, ("mlp", "embed"), **options)
         self.modulation = dense(width, (6, width), ("embed", None, None), init=_ZERO, **options)
 
-    def __call__(self, h: Float[Array, "B N width"], c: Float[Array, "B width"]) -> Float[Array, "B N width"]:
+    def __call__(
+        self, h: Float[Array, "B N width"], c: Float[Array, "B width"], keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B N width"]:
         """Applies the block; `c` has gone through SiLU already."""
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(self.modulation(c), 1, 0)
         with jax.named_scope("attention"):
-            q, k, v = jnp.moveaxis(_per_token(self.qkv, _modulate(h, shift1, scale1)), 2, 0)
+            q, k, v = jnp.moveaxis(per_token(self.qkv, _modulate(h, shift1, scale1)), 2, 0)
             attended = attend(q, k, v, self.attention)
-            h = h + gate1[:, None] * _per_token(self.project, attended)
+            h = h + gate1[:, None] * per_token(self.project, attended)
         with jax.named_scope("mlp"):
-            hidden = jax.nn.gelu(_per_token(self.inner, _modulate(h, shift2, scale2)))
-            h = h + gate2[:, None] * _per_token(self.outer, hidden)
+            hidden = jax.nn.gelu(per_token(self.inner, _modulate(h, shift2, scale2)))
+            h = h + gate2[:, None] * per_token(self.outer, drop(hidden, self.dropout, keys))
         return h
 
 
-def _apply(block: Block, h: Array, c: Array) -> Array:
-    return block(h, c)
+def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
+    return block(h, c, keys)
 
 
 class DiT(nnx.Module):
@@ -142,6 +139,7 @@ class DiT(nnx.Module):
         out_channels: int | None = None,
         second_time: bool = False,
         time_scale: float = 100.0,
+        dropout: float = 0.0,
         attention: str = "xla",
         remat: bool = False,
         scan: bool = False,
@@ -164,6 +162,7 @@ class DiT(nnx.Module):
             out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             time_scale: Highest angular frequency of the time features, radians per unit of time.
+            dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
                 `flowjax.models.attention`).
             remat: Whether the backward pass recomputes the blocks instead of storing their insides.
@@ -189,6 +188,7 @@ class DiT(nnx.Module):
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.image_shape, self.patch, self.dtype = (rows, columns, channels), patch, dtype
         self.remat, self.scan, self.out_channels = remat, scan, out_channels or channels
+        self.depth, self.dropout = depth, check_dropout(dropout)
         attention = check_implementation(attention, dtype)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         pixels = patch * patch * channels
@@ -198,7 +198,7 @@ class DiT(nnx.Module):
         self.condition = Condition(width, num_classes, cond_dim, **options)
 
         def block(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, mlp_ratio, attention, **(options | {"rngs": rngs}))
+            return Block(width, heads, mlp_ratio, attention, dropout, **(options | {"rngs": rngs}))
 
         self.blocks = build_stacked(block, depth, rngs) if scan else nnx.List([block(rngs) for _ in range(depth)])
         self.modulation = dense(width, (2, width), ("embed", None, None), init=_ZERO, **options)
@@ -256,6 +256,7 @@ class DiT(nnx.Module):
         t: Float[Array, " B"],
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
+        key: Key[Array, "..."] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -264,6 +265,7 @@ class DiT(nnx.Module):
             t: Times in [0, 1].
             cond: Labels, vectors or both (see `Condition`); None is the null condition.
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
+            key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -273,20 +275,22 @@ class DiT(nnx.Module):
         batch, rows, columns = x.shape[0], height // p, breadth // p
         with jax.named_scope("embed"):
             patches = x.astype(self.dtype).reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
-            h = _per_token(self.embed, patches.reshape(batch, rows * columns, p * p * channels))
+            h = per_token(self.embed, patches.reshape(batch, rows * columns, p * p * channels))
             h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
             c = embed_times(self.time, self.span, t, end) + self.condition(cond, batch)
             c = jax.nn.silu(c)
         apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply
+        keys = layer_keys(key, batch, self.depth)
         if self.scan:
             with jax.named_scope("blocks"):
-                h, _ = jax.lax.scan(lambda h, block: (apply(block, h, c), None), h, self.blocks)
+                layers = self.blocks, None if key is None else keys
+                h, _ = jax.lax.scan(lambda h, layer: (apply(layer[0], h, c, layer[1]), None), h, layers)
         else:
             for index, block in enumerate(self.blocks):
                 with jax.named_scope(f"block{index}"):
-                    h = apply(block, h, c)
+                    h = apply(block, h, c, keys[index])
         with jax.named_scope("unembed"):
             shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)
-            patches = _per_token(self.unembed, _modulate(h, shift, scale))
+            patches = per_token(self.unembed, _modulate(h, shift, scale))
             y = patches.reshape(batch, rows, columns, p, p, self.out_channels).transpose(0, 1, 3, 2, 4, 5)
         return y.reshape(*x.shape[:-1], self.out_channels).astype(x.dtype)

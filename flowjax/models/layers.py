@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from flowjax._checks import COUNT, whole
+from flowjax._checks import COUNT, real, whole
 
 DEPTH = "[1, 10000]"
 """Numbers of layers that networks accept: each costs Python time before anything can be measured."""
@@ -61,6 +61,79 @@ def dense(
         param_dtype=param_dtype,
         rngs=rngs,
     )
+
+
+def conv(
+    inputs: int, outputs: int, side: int, names: tuple, init: nnx.Initializer | None = None, **options: Any
+) -> nnx.Conv:
+    """A convolution of `side` x `side` pixels, with named parameters; Glorot-uniform with zero bias unless `init`.
+
+    Args:
+        inputs: Channels of the input.
+        outputs: Channels of the output.
+        side: Side of the kernel.
+        names: Logical names of the input's and the output's channels.
+        init: Initialiser of the kernel.
+        **options: Those of `nnx.Conv`.
+    """
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (side, side),
+        kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
+        kernel_metadata=named(None, None, *names),
+        bias_metadata=named(names[-1]),
+        **options,
+    )
+
+
+def per_token(layer: nnx.LinearGeneral, h: Array) -> Array:
+    """A dense layer on (B, N, ...) as one matrix product; the batched form's gradients take twice as long."""
+    return layer(h.reshape(-1, *h.shape[2:])).reshape(*h.shape[:2], *layer.out_features)
+
+
+def normalize(h: Float[Array, "B N width"]) -> Float[Array, "B N width"]:
+    """Layer normalisation without parameters, in float32."""
+    h32 = h.astype(jnp.float32)
+    centred = h32 - jnp.mean(h32, axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
+
+
+def check_dropout(dropout: float) -> float:
+    """Returns a rate of dropout in [0, 1).
+
+    Raises:
+        ValueError: It is something else.
+    """
+    real("[0, 1)", dropout=dropout)
+    return dropout
+
+
+def layer_keys(key: Key[Array, "..."] | None, batch: int, layers: int) -> Any:
+    """The keys of dropout in each layer, from those of the examples; a None for each layer without keys.
+
+    Raises:
+        ValueError: Not one key for each example.
+    """
+    if key is None:
+        return [None] * layers
+    if key.shape != (batch,):
+        raise ValueError(
+            f"key= takes one key for each of {batch} examples, such as jax.random.split(key, {batch}), got {key.shape}"
+        )
+    return jax.vmap(lambda i: jax.vmap(lambda k: jax.random.fold_in(k, i))(key))(jnp.arange(layers))
+
+
+def drop(h: Float[Array, "B ..."], rate: float, keys: Key[Array, " B"] | None) -> Float[Array, "B ..."]:
+    """Dropout: every number is 0 with probability `rate`, else h / (1 - rate); row i depends on keys[i] only.
+
+    References:
+        Srivastava et al. (2014), Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 15.
+    """
+    if keys is None or rate == 0:
+        return h
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, h.shape[1:]))(keys)
+    return jnp.where(kept, h / (1 - rate), 0)
 
 
 def _rename(stacked: Any, change: Callable[[tuple], tuple]) -> Any:

@@ -9,23 +9,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, whole
-from flowjax.models.layers import DEPTH, Condition, TimeEmbedding, check_input, dense, embed_times
+from flowjax.models.layers import (
+    DEPTH,
+    Condition,
+    TimeEmbedding,
+    check_dropout,
+    check_input,
+    dense,
+    drop,
+    embed_times,
+    layer_keys,
+)
 
 
 class Layer(nnx.Module):
     """One residual layer; see the module's formula."""
 
-    def __init__(self, width: int, **options: Any):
+    def __init__(self, width: int, dropout: float = 0.0, **options: Any):
+        self.dropout = dropout
         self.inner = dense(width, width, ("embed", "mlp"), **options)
         self.modulation = dense(width, width, ("embed", "mlp"), **options)
         self.outer = dense(width, width, ("mlp", "embed"), **options)
 
-    def __call__(self, h: Float[Array, "B width"], c: Float[Array, "B width"]) -> Float[Array, "B width"]:
+    def __call__(
+        self, h: Float[Array, "B width"], c: Float[Array, "B width"], keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B width"]:
         """Applies the layer."""
-        return h + self.outer(jax.nn.silu(self.inner(jax.nn.silu(h)) + self.modulation(c)))
+        hidden = jax.nn.silu(self.inner(jax.nn.silu(h)) + self.modulation(c))
+        return h + self.outer(drop(hidden, self.dropout, keys))
 
 
 class MLP(nnx.Module):
@@ -52,6 +66,7 @@ class MLP(nnx.Module):
         *,
         second_time: bool = False,
         time_scale: float = 100.0,
+        dropout: float = 0.0,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -67,6 +82,7 @@ class MLP(nnx.Module):
                 "vector": ...}.
             second_time: Whether the network takes the end of a span (flow maps).
             time_scale: Highest angular frequency of the time features, radians per unit of time.
+            dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
             rngs: Source of the initial values.
@@ -77,13 +93,13 @@ class MLP(nnx.Module):
         whole(COUNT, dim=dim, width=width)
         whole(DEPTH, depth=depth)
         real("(0, inf)", time_scale=time_scale)
-        self.dim, self.dtype = dim, dtype
+        self.dim, self.dtype, self.dropout = dim, dtype, check_dropout(dropout)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.embed = dense(dim, width, (None, "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, features=64, **options)
         self.span = TimeEmbedding(width, scale=time_scale, features=64, **options) if second_time else None
         self.condition = Condition(width, num_classes, cond_dim, **options)
-        self.layers = nnx.List([Layer(width, **options) for _ in range(depth)])
+        self.layers = nnx.List([Layer(width, dropout, **options) for _ in range(depth)])
         self.unembed = dense(width, dim, ("embed", None), init=nnx.initializers.zeros_init(), **options)
 
     def __call__(
@@ -92,6 +108,7 @@ class MLP(nnx.Module):
         t: Float[Array, " B"],
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
+        key: Key[Array, "..."] | None = None,
     ) -> Float[Array, "B dim"]:
         """Evaluates the network.
 
@@ -100,6 +117,7 @@ class MLP(nnx.Module):
             t: Times in [0, 1].
             cond: Labels, vectors or both (see `Condition`); None is the null condition.
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
+            key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -107,7 +125,8 @@ class MLP(nnx.Module):
         check_input(x, (self.dim,), t)
         h = self.embed(x.astype(self.dtype))
         c = jax.nn.silu(embed_times(self.time, self.span, t, end) + self.condition(cond, x.shape[0]))
+        keys = layer_keys(key, x.shape[0], len(self.layers))
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer{index}"):
-                h = layer(h, c)
+                h = layer(h, c, keys[index])
         return self.unembed(jax.nn.silu(h)).astype(x.dtype)

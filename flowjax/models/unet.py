@@ -17,27 +17,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.models.attention import attend, check_implementation
-from flowjax.models.layers import Condition, TimeEmbedding, check_input, dense, embed_times, named
+from flowjax.models.layers import (
+    Condition,
+    TimeEmbedding,
+    check_dropout,
+    check_input,
+    conv,
+    dense,
+    drop,
+    embed_times,
+    layer_keys,
+    named,
+)
 
 _ZERO = nnx.initializers.zeros_init()
-
-
-def _conv(
-    inputs: int, outputs: int, side: int, names: tuple, init: nnx.Initializer | None = None, **options: Any
-) -> nnx.Conv:
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (side, side),
-        kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
-        kernel_metadata=named(None, None, *names),
-        bias_metadata=named(names[-1]),
-        **options,
-    )
 
 
 def halve(h: Float[Array, "B H W C"]) -> Float[Array, "B H/2 W/2 C"]:
@@ -88,41 +85,50 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A residual block, with attention behind it where `head` is given; see the module's formulas."""
+    """A residual block, with attention behind it where `head` is given; see the module's formulas.
+
+    Without `conditions` there is no c, and a = b = 0.
+    """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        conditions: int,
+        conditions: int | None,
         groups: int,
         attention: str,
         head: int | None = None,
         resample: str | None = None,
+        dropout: float = 0.0,
         **options: Any,
     ):
-        self.resample = resample
+        self.resample, self.dropout = resample, dropout
         self.norm1 = GroupNorm(inputs, groups, "embed", options["param_dtype"])
-        self.conv1 = _conv(inputs, outputs, 3, ("embed", "mlp"), **options)
-        self.modulation = dense(conditions, (2, outputs), ("embed", None, "mlp"), **options)
+        self.conv1 = conv(inputs, outputs, 3, ("embed", "mlp"), **options)
+        names = ("embed", None, "mlp")
+        self.modulation = None if conditions is None else dense(conditions, (2, outputs), names, **options)
         self.norm2 = GroupNorm(outputs, groups, "mlp", options["param_dtype"])
-        self.conv2 = _conv(outputs, outputs, 3, ("mlp", "embed"), init=_ZERO, **options)
-        self.skip = None if inputs == outputs else _conv(inputs, outputs, 1, ("embed", None), **options)
+        self.conv2 = conv(outputs, outputs, 3, ("mlp", "embed"), init=_ZERO, **options)
+        self.skip = None if inputs == outputs else conv(inputs, outputs, 1, ("embed", None), **options)
         self.attend = None if head is None else Attention(outputs, head, groups, attention, **options)
 
-    def __call__(self, h: Float[Array, "B H W C"], c: Float[Array, "B cond"]) -> Float[Array, "B rows columns out"]:
+    def __call__(
+        self, h: Float[Array, "B H W C"], c: Float[Array, "B cond"] | None = None, keys: Key[Array, " B"] | None = None
+    ) -> Float[Array, "B rows columns out"]:
         """Applies the block; `c` has gone through SiLU already."""
         resample = _RESAMPLE[self.resample]
-        shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)[:, :, None, None]
-        inner = self.conv1(resample(jax.nn.silu(self.norm1(h))))
-        inner = self.conv2(jax.nn.silu(self.norm2(inner) * (1 + scale) + shift))
+        inner = self.norm2(self.conv1(resample(jax.nn.silu(self.norm1(h)))))
+        if self.modulation is not None:
+            shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)[:, :, None, None]
+            inner = inner * (1 + scale) + shift
+        inner = self.conv2(drop(jax.nn.silu(inner), self.dropout, keys))
         h = resample(h)
         h = (h if self.skip is None else self.skip(h)) + inner
         return h if self.attend is None else self.attend(h)
 
 
-def _apply(block: Block, h: Array, c: Array) -> Array:
-    return block(h, c)
+def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
+    return block(h, c, keys)
 
 
 class UNet(nnx.Module):
@@ -159,6 +165,7 @@ class UNet(nnx.Module):
         out_channels: int | None = None,
         second_time: bool = False,
         time_scale: float = 100.0,
+        dropout: float = 0.0,
         attention: str = "xla",
         remat: bool = False,
         dtype: Any = jnp.float32,
@@ -181,6 +188,7 @@ class UNet(nnx.Module):
             out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             time_scale: Highest angular frequency of the time features, radians per unit of time.
+            dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
                 `flowjax.models.attention`).
             remat: Whether the backward pass recomputes the blocks instead of storing their insides.
@@ -213,7 +221,7 @@ class UNet(nnx.Module):
         if any(width % head for width in attending):
             raise ValueError(f"head={head} does not divide the channels {attending} of the levels that attend")
         self.image_shape, self.dtype = (rows, columns, pixels), dtype
-        self.remat, self.out_channels = remat, out_channels or pixels
+        self.remat, self.out_channels, self.dropout = remat, out_channels or pixels, dropout
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         conditions = 4 * channels
         self.time = TimeEmbedding(conditions, scale=time_scale, features=channels, **options)
@@ -223,9 +231,10 @@ class UNet(nnx.Module):
             "conditions": conditions,
             "groups": groups,
             "attention": check_implementation(attention, dtype),
+            "dropout": check_dropout(dropout),
         }
 
-        self.embed = _conv(pixels, channels, 3, (None, "embed"), **options)
+        self.embed = conv(pixels, channels, 3, (None, "embed"), **options)
         down, up, kept, width = [], [], [channels], channels
         heads = [head if height in attention_at else None for height in heights]
         for level, target in enumerate(widths):
@@ -244,7 +253,7 @@ class UNet(nnx.Module):
                 up.append(Block(width, width, resample="double", **shared))
         self.down, self.middle, self.up = nnx.List(down), nnx.List(middle), nnx.List(up)
         self.norm = GroupNorm(width, groups, "embed", param_dtype)
-        self.unembed = _conv(width, self.out_channels, 3, ("embed", None), init=_ZERO, **options)
+        self.unembed = conv(width, self.out_channels, 3, ("embed", None), init=_ZERO, **options)
 
     def __call__(
         self,
@@ -252,6 +261,7 @@ class UNet(nnx.Module):
         t: Float[Array, " B"],
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
+        key: Key[Array, "..."] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -260,6 +270,7 @@ class UNet(nnx.Module):
             t: Times in [0, 1].
             cond: Labels, vectors or both (see `Condition`); None is the null condition.
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
+            key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -269,18 +280,19 @@ class UNet(nnx.Module):
         with jax.named_scope("embed"):
             h = self.embed(x.astype(self.dtype))
             c = jax.nn.silu(embed_times(self.time, self.span, t, end) + self.condition(cond, x.shape[0]))
+        keys = iter(layer_keys(key, x.shape[0], len(self.down) + len(self.middle) + len(self.up)))
         kept = [h]
         for index, block in enumerate(self.down):
             with jax.named_scope(f"down{index}"):
-                h = apply(block, h, c)
+                h = apply(block, h, c, next(keys))
                 kept.append(h)
         for index, block in enumerate(self.middle):
             with jax.named_scope(f"middle{index}"):
-                h = apply(block, h, c)
+                h = apply(block, h, c, next(keys))
         for index, block in enumerate(self.up):
             with jax.named_scope(f"up{index}"):
                 if block.resample is None:
                     h = jnp.concatenate([h, kept.pop()], axis=-1)
-                h = apply(block, h, c)
+                h = apply(block, h, c, next(keys))
         with jax.named_scope("unembed"):
             return self.unembed(jax.nn.silu(self.norm(h))).astype(x.dtype)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from networks import BatchNormed
 
 from flowjax.models import MLP, DiT, UNet
 from flowjax.models.dit import positions
-from flowjax.models.layers import Condition, TimeEmbedding, embed_times, time_features
+from flowjax.models.layers import Condition, TimeEmbedding, drop, embed_times, time_features
 
 NAMES = {"layers", "embed", "mlp", "heads", "patch", "classes", "time", None}
 SMALL_DIT = {"image_shape": (8, 4, 2), "patch": 2, "width": 16, "depth": 2, "heads": 2}
@@ -36,8 +37,8 @@ def network(name, **options):
 
 
 @jax.jit
-def call(network, x, t, cond, end):
-    return network(x, t, cond, end=end)
+def call(network, x, t, cond, end, key=None):
+    return network(x, t, cond, end=end, key=key)
 
 
 def inputs(name, batch=4):
@@ -180,6 +181,43 @@ def test_refuses_misuse(name):
         call(network(name), x, t, cond, t)
 
 
+@each
+def test_dropout(name):
+    """With one key per example: a row depends on its own key, not on its batch mates; without keys nothing drops."""
+    x, t, cond = inputs(name)
+    half = network(name, dropout=0.5)
+    keys = jax.random.split(jax.random.key(0), 4)
+    y = call(half, x, t, cond, None, keys)
+    other = call(half, x, t, cond, None, jnp.concatenate([keys[:2], jax.random.split(jax.random.key(1), 2)]))
+    np.testing.assert_array_equal(other[:2], y[:2])
+    assert float(jnp.min(jnp.max(jnp.abs(other - y)[2:].reshape(2, -1), axis=1))) > 1e-3
+    plain = call(network(name), x, t, cond, None)
+    assert float(jnp.min(jnp.max(jnp.abs(plain - y).reshape(4, -1), axis=1))) > 1e-3
+    np.testing.assert_array_equal(call(half, x, t, cond, None), plain)
+    with pytest.raises(ValueError, match=r"one key for each of 4 examples, such as jax.random.split\(key, 4\), got"):
+        call(half, x, t, cond, None, jax.random.key(0))
+    with pytest.raises(ValueError, match="dropout must be in"):
+        make(name, dropout=1.0)
+
+
+def test_dropout_is_the_same_in_both_layouts_and_when_recomputed():
+    x, t, cond = inputs("scanned")
+    keys = jax.random.split(jax.random.key(0), 4)
+    scanned = network("scanned", dropout=0.5)
+    recomputed = scanned.with_scan(True)
+    recomputed.remat = True
+    y = call(scanned, x, t, cond, None, keys)
+    for other in (scanned.with_scan(False), recomputed):
+        np.testing.assert_allclose(call(other, x, t, cond, None, keys), y, atol=2e-5)
+
+
+def test_dropped_values_keep_their_mean():
+    h = jnp.full((2, 10_000), 3.0)
+    y = np.asarray(drop(h, 0.2, jax.random.split(jax.random.key(0), 2)))
+    assert set(np.unique(y).round(4)) == {0.0, 3.75}
+    np.testing.assert_allclose((y == 0).mean(1), 0.2, atol=0.02)  # five standard deviations
+
+
 def test_end_defaults_to_the_time_itself():
     time, span = (TimeEmbedding(8, scale=10.0, features=16, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     t = jnp.linspace(0.1, 0.9, 3)
@@ -227,3 +265,19 @@ def test_dit_sees_where_patches_are():
     codes = positions(4, 2, 16)
     assert codes.shape == (8, 16)
     assert len(np.unique(codes.round(6), axis=0)) == 8
+
+
+def test_a_network_whose_running_statistics_reach_those_of_the_data():
+    """The one that tests of training use: in a plain loop, and unchanged in evaluation mode."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 + 2 * rng.normal(size=(2000, 2)), jnp.float32)
+    t = jnp.asarray(rng.random(2000), jnp.float32)
+    several = BatchNormed(2, rngs=nnx.Rngs(0))
+    for _ in range(60):
+        several(x, t)
+    np.testing.assert_allclose(several.norm.mean[...][:2], x.mean(0), rtol=5e-3)
+    np.testing.assert_allclose(several.norm.var[...][:2], x.var(0), rtol=5e-3)
+    several.eval()
+    before = several.norm.mean[...]
+    several(x + 1, t)
+    np.testing.assert_array_equal(several.norm.mean[...], before)
