@@ -15,7 +15,6 @@ from flowjax._pytree import pytree
 from flowjax.flow import Field, check_field, check_state, count
 from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
-from flowjax.times import check_times
 
 
 @pytree
@@ -56,6 +55,7 @@ def solve(
     trajectory: bool = False,
     after_step: Callable[[Any, Array], Array] | None = None,
     *,
+    invert: bool = False,
     registers: int | None = None,
     checkpoint: bool = False,
     noise: Any = None,
@@ -78,6 +78,7 @@ def solve(
         index: global index of the first sample; noise of sample i depends on (key, index + i) only.
         trajectory: also return the state at every time of the grid.
         after_step: a function (t, x) -> x applied to the solution after each step (inpainting, projections).
+        invert: integrate from data to noise, on decreasing times; deterministic solvers only.
         registers: see `Solver.bind`.
         checkpoint: recompute evaluations in the backward pass instead of storing them.
         noise: the standard normal noise of a stochastic solver in place of `key`: (rows, B, ...), one for each
@@ -109,13 +110,13 @@ def solve(
         if any(value is not None for value in fixed.values()):
             given = ", ".join(name for name, value in fixed.items() if value is not None)
             raise ValueError(f"{given}: these belong to fixed grids, {type(solver).__name__} chooses its steps")
-        return Solution(**solver.solve(field, x, times, cond, trajectory=trajectory))
+        return Solution(**solver.solve(field, x, times, cond, trajectory=trajectory, invert=invert))
     if isinstance(solver, Solver):
         if times is None:
             raise ValueError("pass times, for example flowjax.times.uniform(10), or a bound solver")
-        solver = _bind(solver, field.path, check_times(times), registers)
-    elif times is not None or registers is not None:
-        raise ValueError("a bound solver has its times and registers already; do not pass them again")
+        solver = _bind(solver, field.path, times, registers, invert)
+    elif times is not None or registers is not None or invert:
+        raise ValueError("a bound solver has its times, registers and direction already; do not pass them again")
     solver.check(field)
     if not solver.pattern.completes and (trajectory or after_step is not None):
         raise ValueError("padded rows keep no account of steps: leave out registers= for a trajectory or after_step")
@@ -147,19 +148,20 @@ def _given_noise(noise: Any, bound: Bound, shape: tuple[int, ...]) -> Array:
     return jnp.asarray(noise).reshape(allowed[0])[of_stage]
 
 
-def _bind(solver: Solver, path: Any, grid: np.ndarray, registers: int | None) -> Bound:
+def _bind(solver: Solver, path: Any, times: Any, registers: int | None, invert: bool) -> Bound:
     """`solver.bind`, remembered where the solver and the path consist of plain numbers."""
+    grid = solver.grid(times, invert=invert)
     try:
         if solver.refiner is None:  # networks are not kept alive
-            return _remembered(solver, path, tuple(grid.tolist()), registers)
+            return _remembered(solver, path, tuple(grid.tolist()), registers, invert)
     except TypeError:  # arrays among the hyper-parameters have no hash
         pass
-    return solver.bind(path, grid, registers=registers)
+    return solver.bind(path, grid, registers=registers, invert=invert)
 
 
 @functools.lru_cache(maxsize=64)
-def _remembered(solver: Solver, path: Any, grid: tuple[float, ...], registers: int | None) -> Bound:
-    bound = solver.bind(path, np.asarray(grid), registers=registers)
+def _remembered(solver: Solver, path: Any, grid: tuple[float, ...], registers: int | None, invert: bool) -> Bound:
+    bound = solver.bind(path, np.asarray(grid), registers=registers, invert=invert)
     if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(bound)):
         raise TypeError("made of arrays, which may belong to a program being traced")
     return bound

@@ -1,12 +1,16 @@
 """Grids of sampling times: n steps are n + 1 increasing float64 values in [0, 1], from noise to data.
 
+A grid read backwards (`times[::-1]`) takes data to noise, where `invert=True` asks for it.
+
 They are NumPy arrays made on the host: a solver turns them into coefficients in float64. This is the only module that
 shifts times.
 """
 
 import math
+import reprlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from flowjax.paths.base import GaussianPath
@@ -114,18 +118,44 @@ def with_last_step(n: int, size: float = 0.04, start: float = 0.0, end: float = 
     return np.append(np.linspace(start, end - size, n), end)
 
 
-def check_times(times: Any) -> Times:
+def check_times(times: Any, *, invert: bool = False) -> Times:
     """The times as a float64 array.
 
+    Args:
+        times: n + 1 values.
+        invert: they fall, for a run from data to noise.
+
     Raises:
-        ValueError: not a one-dimensional array of at least two concrete, non-decreasing values in [0, 1].
+        ValueError: not a one-dimensional array of at least two concrete values in [0, 1] that never decrease; with
+            `invert`, that always decrease.
     """
-    times = np.asarray(times, dtype=np.float64)
-    if times.ndim != 1 or len(times) < 2:
-        raise ValueError(f"times must hold n + 1 values for n >= 1 steps, got an array of shape {times.shape}")
-    if not (np.all(np.diff(times) >= 0) and times[0] >= 0 and times[-1] <= 1):
-        raise ValueError(f"times must increase within [0, 1] (0 is noise, 1 is data), got {times}")
-    return times
+    try:
+        grid = np.asarray(times, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        if isinstance(times, jax.core.Tracer):
+            raise  # JAX says where
+        raise ValueError(f"times must be the n + 1 values of a grid, got {reprlib.repr(times)}") from error
+    if grid.ndim != 1 or len(grid) < 2:
+        n = int(grid) if grid.ndim == 0 and grid >= 1 else 10
+        raise ValueError(
+            f"times must hold n + 1 values for n >= 1 steps, got an array of shape {grid.shape}: "
+            f"for example flowjax.times.uniform({n})"
+        )
+    given = reprlib.repr(grid.tolist())
+    if not 0 <= np.min(grid) <= np.max(grid) <= 1:
+        raise ValueError(f"times must lie in [0, 1] (0 is noise, 1 is data), got {given}")
+    steps = np.diff(grid)
+    if invert:
+        if not np.all(steps < 0):
+            raise ValueError(f"with invert=True times must decrease at every step, from data to noise, got {given}")
+    elif not np.all(steps >= 0):
+        remedy = (
+            "; invert=True integrates from data to noise on a decreasing grid"
+            if np.all(steps < 0)
+            else "; a grid that decreases throughout inverts, with invert=True"
+        )
+        raise ValueError(f"times must increase from noise (t=0) to data (t=1), got {given}{remedy}")
+    return grid
 
 
 def _check(n: int, start: float, end: float) -> None:

@@ -79,17 +79,23 @@ def coordinates(
     """Scale a(t) and coordinate u(t) in which the flow of y = x/a is dy/du = f, and the time of a coordinate.
 
     Raises:
-        ValueError: the noise form on a grid that starts at alpha = 0.
+        ValueError: the noise form on a grid that touches alpha = 0.
     """
     if form == "velocity":
         return (lambda t: 1.0), (lambda t: t), (lambda u: u)
-    if path.alpha(times[0]) == 0:
-        raise ValueError(f"the noise form needs alpha > 0, but alpha({times[0]:g}) = 0: move the start of the times")
+    check_positive_alpha(path, times, "the noise form")
     return (
         lambda t: float(path.alpha(t)),
         lambda t: float(path.sigma(t) / path.alpha(t)),
         lambda u: float(path.time(-np.log(u))),
     )
+
+
+def check_positive_alpha(path: GaussianPath, times: list[float], what: str) -> None:
+    """Raises ValueError, naming the end to move, if alpha is zero on the grid."""
+    for end, t in (("start", times[0]), ("end", times[-1])):
+        if path.alpha(t) == 0:
+            raise ValueError(f"{what} needs alpha > 0, but alpha({t:g}) = 0: move the {end} of the times")
 
 
 def adams_weights(nodes: list[float], end: float) -> list[float]:

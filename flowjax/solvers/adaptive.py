@@ -23,7 +23,9 @@ class OwnSteps(abc.ABC):
     """A solver that chooses its steps while it runs, so that it has no rows."""
 
     @abc.abstractmethod
-    def solve(self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False) -> dict[str, Any]:
+    def solve(
+        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False
+    ) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; returns the entries of a `flowjax.solving.Solution`."""
 
 
@@ -60,7 +62,9 @@ class Adaptive(OwnSteps):
         ):
             raise ValueError(f"Adaptive wraps explicit adaptive Runge-Kutta solvers of diffrax, got {self.solver!r}")
 
-    def solve(self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False) -> dict[str, Any]:
+    def solve(
+        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False
+    ) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; the times between are only where `trajectory` is read off.
 
         Returns:
@@ -70,7 +74,7 @@ class Adaptive(OwnSteps):
         Raises:
             ValueError: bad times, a field with memory, or a velocity undefined at an end.
         """
-        times = check_times(times)
+        times = check_times(times, invert=invert)
         field.check((times[0], times[-1]), "velocity")
         for name, t in (("start", times[0]), ("end", times[-1])):
             if not field.path.has_velocity(t):

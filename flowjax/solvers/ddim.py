@@ -6,7 +6,7 @@ With m, e the data and noise predictions at s, k = sigma/alpha and 0 <= eta <= 1
 
 and e = (x - alpha_s m)/sigma_s. eta = 0 is the order-1 exponential integrator, the same numbers for every prediction;
 eta = 1 is ancestral sampling (DDPM). Order 1, one evaluation per step. Infinite k_s (all noise at the start) and
-sigma_t = 0 (x' = alpha_t m) are regular.
+sigma_t = 0 (x' = alpha_t m) are regular, and so is the end of an inversion at alpha_t = 0 (x' = sigma_t e).
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, direction, evaluate, noise, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_noise_left, direction, evaluate, noise, pairs, step
 
 
 @pytree
@@ -35,16 +35,21 @@ class DDIM(Solver):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1] (0 deterministic, 1 ancestral), got {self.eta}")
 
+    stochastic = property(lambda self: self.eta > 0)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """alpha_t m + sqrt(sigma_t^2 - d^2) e + d z."""
+        check_noise_left(path, times)
         for s, t in pairs(times):
             m = yield direction((yield evaluate(s, x, to="data")))
             if s == t:
                 x = yield step(x)
                 continue
             (alpha_s, sigma_s), (alpha_t, sigma_t) = ((path.alpha(u), path.sigma(u)) for u in (s, t))
-            ratio = sigma_t * alpha_s / (alpha_t * sigma_s)  # k_t / k_s
-            d = self.eta * sigma_t * math.sqrt(max(1 - ratio**2, 0.0))
+            d = 0.0
+            if self.eta > 0:
+                ratio = sigma_t * alpha_s / (alpha_t * sigma_s)  # k_t / k_s
+                d = self.eta * sigma_t * math.sqrt(max(1 - ratio**2, 0.0))
             a = math.sqrt(sigma_t**2 - d**2) / sigma_s
             x = a * x + (alpha_t - a * alpha_s) * m
             if d > 0:

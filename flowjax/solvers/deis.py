@@ -7,7 +7,8 @@ In k = sigma/alpha the flow of x/alpha is the integral of e dk; a step from s to
 with L_j the Lagrange polynomials on the last `order` points in the variable u: t ("time", tAB), log k ("log_k", which
 is the multistep DPM-Solver of the noise form) or k ("k", the variable-step Adams-Bashforth method in k). Order 1 is
 DDIM. One evaluation per step; the first steps use lower orders, so the asymptotic order of a whole run is at most 2.
-Undefined where alpha = 0; where sigma = 0 with "log_k" (log k is infinite) the last step lowers to order 1.
+Undefined where alpha = 0; where sigma = 0 with "log_k" (log k is infinite) the last step lowers to order 1, as does the
+first of an inversion.
 """
 
 import math
@@ -17,6 +18,7 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
+from flowjax.solvers.adams_bashforth import check_positive_alpha
 from flowjax.solvers.quadrature import lagrange_integrals
 from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, pairs, step
 
@@ -32,7 +34,7 @@ class DEIS(Solver):
             steps).
 
     Raises:
-        ValueError: a value that is not allowed; at bind, a grid that starts at alpha = 0.
+        ValueError: a value that is not allowed; at bind, a grid that touches alpha = 0.
     """
 
     order: int = static(3)
@@ -47,8 +49,7 @@ class DEIS(Solver):
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The exponentially weighted mean of the polynomial."""
-        if path.alpha(times[0]) == 0:
-            raise ValueError(f"DEIS needs alpha > 0, but alpha({times[0]:g}) = 0: move the start of the times")
+        check_positive_alpha(path, times, "DEIS")
         steps = len(times) - 1
         lower = steps < 15 if self.lower_order_final == "auto" else self.lower_order_final
 
@@ -64,7 +65,8 @@ class DEIS(Solver):
                 x = yield step(x)
                 continue
             order = min(len(history), steps - number) if lower else len(history)
-            order = 1 if end == 0 and self.variable == "log_k" else order
+            if self.variable == "log_k":
+                order = 1 if end == 0 else min(order, sum(level(u) > 0 for u, _ in history) or 1)
             nodes = [u for u, _ in history[:order]]
             integrals = self._integrals(path, nodes, t, [level(u) for u in nodes], end) if order > 1 else [end - k]
             total = sum(

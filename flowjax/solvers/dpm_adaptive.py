@@ -5,7 +5,7 @@ A trial step of length h in lam is made with both members of the pair, which sha
     delta = max(atol, rtol max(|x_low|, |x_prev|)),      E = max over the batch of rms((x_high - x_low)/delta)
 
 it is accepted if E <= 1; then h <- min(theta h E^(-1/order), what is left). Evaluations: `order` per trial. The batch
-shares its steps, so a sample depends on its batch mates. lam must be finite at both ends.
+shares its steps, so a sample depends on its batch mates. lam must be finite at both ends. An inversion has h < 0.
 """
 
 from typing import Any
@@ -56,9 +56,11 @@ class DPMAdaptive(OwnSteps):
         check_choice("order", self.order, (2, 3))
         check_choice("form", self.form, ("data", "noise"))
 
-    def solve(self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False) -> dict[str, Any]:
+    def solve(
+        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False
+    ) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; the times between do not matter."""
-        times = check_times(times)
+        times = check_times(times, invert=invert)
         check_finite_lam(field.path, times.tolist(), "DPMAdaptive")
         field.check(times[[0, -1]], self.form)
         if trajectory:
@@ -74,6 +76,11 @@ class DPMAdaptive(OwnSteps):
 @tracing()
 def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: Any) -> dict[str, Any]:
     path, order = field.path, solver.order
+    sign = jnp.sign(lam[1] - lam[0])
+
+    def left(at: Array) -> Array:
+        """What is left of lam, positive."""
+        return sign * (lam[1] - at)
 
     def weights(h: Array) -> tuple[Array, Array]:
         """P1 = e^z - 1 and P2/P1 = phi_2/phi_1 at z = -h (data) or h (noise)."""
@@ -113,16 +120,16 @@ def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: An
         error = jnp.maximum(jnp.max(error), 1e-10)
         accept = error <= 1
         at = jnp.where(accept, end, at)
-        step = jnp.minimum(solver.theta * h * error ** (-1 / order), lam[1] - at)
+        step = sign * jnp.minimum(solver.theta * sign * h * error ** (-1 / order), left(at))
         return jnp.where(accept, high, x), jnp.where(accept, low, previous), at, step, memory, trials + 1
 
     def unfinished(carry: Any) -> Array:
         _, _, at, _, _, trials = carry
-        return (lam[1] - at > 1e-5) & (trials < solver.max_trials)
+        return (left(at) > 1e-5) & (trials < solver.max_trials)
 
-    first = jnp.minimum(jnp.asarray(solver.first, lam.dtype), lam[1] - lam[0])
+    first = sign * jnp.minimum(jnp.asarray(solver.first, lam.dtype), left(lam[0]))
     start = (x, x, lam[0], first, field.init(x), jnp.int32(0))
     x, _, at, _, memory, _ = jax.lax.while_loop(unfinished, trial, start)
     evaluations, network_calls = count(memory)
-    x = jnp.where(lam[1] - at > 1e-5, jnp.nan, x)
+    x = jnp.where(left(at) > 1e-5, jnp.nan, x)
     return {"x": x, "evaluations": evaluations, "network_calls": network_calls, "trajectory": None}

@@ -30,8 +30,8 @@ authors' "fast" driver: for order 3 with groups 3, ..., 2, 1 or 3, ..., 1 or 3, 
 full groups. (Their logSNR grid gives all groups the same length in lam, so that its short ones have longer intervals.)
 
 Every scheme makes one evaluation per interval of the grid. Where lam is infinite (alpha = 0 at the start, sigma = 0 at
-the end) the data form takes its order-1 limit, x' = A x + alpha_t m; the noise form is undefined there and says which
-end to move.
+the end) the data form takes its order-1 limit, x' = A x + (alpha_t - A alpha_s) m; the noise form is undefined there
+and says which end to move.
 """
 
 import math
@@ -43,7 +43,18 @@ import numpy as np
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.phi import phi
-from flowjax.solvers.rows import Request, Solver, Updates, check_choice, direction, evaluate, noise, pairs, step
+from flowjax.solvers.rows import (
+    Request,
+    Solver,
+    Updates,
+    check_choice,
+    check_noise_left,
+    direction,
+    evaluate,
+    noise,
+    pairs,
+    step,
+)
 
 
 @pytree
@@ -101,10 +112,11 @@ class DPMSolver(Solver):
                 f"eta must not be negative, and 0 for singlestep schemes, got {self.eta} with {self.scheme}"
             )
 
+    stochastic = property(lambda self: self.eta > 0)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The scheme's steps."""
-        if self.form == "noise":
-            check_finite_lam(path, times, "the noise form of DPMSolver")
+        check_ends(path, times, self.form, "DPMSolver")
         return self._multistep(path, times, x) if self.scheme == "multistep" else self._singlestep(path, times, x)
 
     def _multistep(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
@@ -127,11 +139,11 @@ class DPMSolver(Solver):
             known = 1 if math.isinf(lam_t) else sum(math.isfinite(lam) for lam, _ in history)
             order = max(1, min(known, steps - number if lower else self.order))
             h = lam_t - lam_s
-            a, c, z = self._linear(path, s, t, h)
+            a, b, z = self._linear(path, s, t, h)
             mean = self._from_history(order, h, z, history)
             if order > 1 or self.order == 1:
                 mean = yield direction(mean)
-            x = a * x - c * math.expm1(z) * mean
+            x = a * x + b * mean
             if self.eta > 0:
                 growth = -math.expm1(-2 * self.eta * h) if self.form == "data" else self.eta * math.expm1(2 * h)
                 if growth * path.sigma(t) > 0:
@@ -165,12 +177,12 @@ class DPMSolver(Solver):
                 x = start
             else:
                 h = lam[number] - lam[0]
-                a, c, z = self._linear(path, s, t, h)
+                a, b, z = self._linear(path, s, t, h)
                 ratios = [(node - lam[0]) / h for node in lam[1:number]]
                 mean = self._from_inside(ratios, z, values, inner=number < size)
                 if number == size and (size > 1 or self.order == 1):
                     mean = yield direction(mean)
-                x = a * start - c * math.expm1(z) * mean
+                x = a * start + b * mean
             x = yield step(x)
             if number < size:
                 values.append((yield evaluate(t, x, to=self.form)))
@@ -197,11 +209,11 @@ class DPMSolver(Solver):
         return result
 
     def _linear(self, path: GaussianPath, s: float, t: float, h: float) -> tuple[float, float, float]:
-        """A, c and z of the step."""
+        """A, -c (e^z - 1) and z of the step."""
         if self.form == "data":
-            decay = math.exp(-self.eta * h) if self.eta else 1.0
-            return float(path.sigma(t) / path.sigma(s)) * decay, float(path.alpha(t)), -(1 + self.eta) * h
-        return float(path.alpha(t) / path.alpha(s)), (1 + self.eta) * float(path.sigma(t)), h
+            decay, z = math.exp(-self.eta * h) if self.eta else 1.0, -(1 + self.eta) * h
+            return float(path.sigma(t) / path.sigma(s)) * decay, data_weight(path, s, t, z), z
+        return float(path.alpha(t) / path.alpha(s)), -(1 + self.eta) * float(path.sigma(t)) * math.expm1(h), h
 
     def _from_history(self, order: int, h: float, z: float, history: list[tuple[float, Any]]) -> Any:
         """The exponentially weighted mean of f over the step, from the outputs before it."""
@@ -234,9 +246,25 @@ class DPMSolver(Solver):
         return f + p2 / (r2 - r1) * (r2 * d1 - r1 * d2) + p3 * 2 / (r2 - r1) * (d2 - d1)
 
 
+def data_weight(path: GaussianPath, s: float, t: float, z: float) -> float:
+    """-alpha_t (e^z - 1), the weight of the data in a step from s to t; its limit if an inversion ends at alpha = 0."""
+    if z == math.inf:
+        return float(path.alpha(t) - path.sigma(t) / path.sigma(s) * path.alpha(s))
+    return -float(path.alpha(t)) * math.expm1(z)
+
+
+def check_ends(path: GaussianPath, times: list[float], form: str, what: str) -> None:
+    """Raises ValueError if a method of this form is undefined where the grid begins or ends."""
+    if form == "noise":
+        check_finite_lam(path, times, f"the noise form of {what}")
+    else:
+        check_noise_left(path, times)
+
+
 def check_finite_lam(path: GaussianPath, times: list[float], what: str) -> None:
     """Raises ValueError, naming the end to move, if lam is infinite on the grid."""
-    for end, inside, t in (("start", "above", times[0]), ("end", "below", times[-1])):
+    for end, t in (("start", times[0]), ("end", times[-1])):
+        inside = "above" if t == min(times) else "below"
         if not np.isfinite(path.lam(t)):
             raise ValueError(
                 f"{what} needs a finite lam = log(alpha/sigma), but lam({t:g}) = {float(path.lam(t))}: "

@@ -6,7 +6,7 @@ raising k to kh = k (1 + gamma), gamma = min(S_churn/N, sqrt(2) - 1), yh = y + s
     d = (yh - m(yh, kh))/kh,   y' = yh + (k' - kh) d,   and if k' > 0:   y' = yh + (k' - kh)(d + (y' - m(y', k'))/k')/2
 
 Order 2 without churn. Two evaluations per step, one in a last step that ends at k' = 0: 2 N - 1. A step that starts
-from all noise (alpha = 0, infinite k) is its limit, one DDIM step.
+from all noise (alpha = 0, infinite k) is its limit, one DDIM step, and so is one of an inversion that ends there.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, direction, evaluate, noise, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_noise_left, direction, evaluate, noise, pairs, step
 
 
 @pytree
@@ -43,14 +43,21 @@ class EDMHeun(Solver):
         if self.s_churn < 0 or not 0 <= self.s_tmin < self.s_tmax:
             raise ValueError(f"EDMHeun needs s_churn >= 0 and 0 <= s_tmin < s_tmax, got {self}")
 
+    stochastic = property(lambda self: self.s_churn > 0)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """Churn, Euler step in k, trapezoid."""
+        check_noise_left(path, times)
         steps = len(times) - 1
         for s, t in pairs(times):
             alpha_s, alpha_t = float(path.alpha(s)), float(path.alpha(t))
             if alpha_s == 0:
                 m = yield evaluate(s, x, to="data")
                 x = yield step(float(path.sigma(t) / path.sigma(s)) * x + alpha_t * m)
+                continue
+            if alpha_t == 0:
+                m = yield evaluate(s, x, to="data")
+                x = yield step(float(path.sigma(t) / path.sigma(s)) * (x - alpha_s * m))
                 continue
             k, end = float(path.sigma(s)) / alpha_s, float(path.sigma(t)) / alpha_t
             y = x / alpha_s

@@ -22,7 +22,7 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, noise, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_choice, check_noise_left, evaluate, noise, pairs, step
 
 
 def default_scale(k: Any) -> Any:
@@ -49,22 +49,27 @@ class ERSDE(Solver):
         """Checks the order."""
         check_choice("order", self.order, (1, 2, 3))
 
+    stochastic = property(lambda self: self._limit() < 1)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """Linear part, Taylor terms, noise."""
+        check_noise_left(path, times)
         history: list[tuple[float, Any]] = []  # (k, m), newest first
         for s, t in pairs(times):
             m = yield evaluate(s, x, to="data")
             alpha_s, alpha_t, sigma_s = float(path.alpha(s)), float(path.alpha(t)), float(path.sigma(s))
-            end = float(path.sigma(t)) / alpha_t
             if (
                 alpha_s == 0
             ):  # all noise: phi(k_t)/phi(k_s) -> 0 at most like k_t/k_s, so x' = alpha_t m + sigma_t z or DDIM
-                limit = self._limit()
-                fresh = math.sqrt(1 - limit**2) * end * alpha_t
-                x = limit * end * alpha_t / sigma_s * x + alpha_t * m
+                limit, sigma_t = self._limit(), float(path.sigma(t))
+                fresh = math.sqrt(1 - limit**2) * sigma_t
+                x = limit * sigma_t / sigma_s * x + alpha_t * m
                 x = yield step(x + fresh * (yield noise()) if fresh else x)
                 continue
-            k = sigma_s / alpha_s
+            if alpha_t == 0:  # the end of an inversion, DDIM
+                x = yield step(float(path.sigma(t)) / sigma_s * (x - alpha_s * m))
+                continue
+            k, end = sigma_s / alpha_s, float(path.sigma(t)) / alpha_t
             if k == end:
                 x = yield step(x)
                 continue

@@ -22,6 +22,8 @@ from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evalu
 class SDESolver(Solver):
     """What the two SDE solvers share: the drift at a time as a function of (x, v), and the last step."""
 
+    stochastic = True
+
     diffusion: Any
     drift: str
     backward: bool

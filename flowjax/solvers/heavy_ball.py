@@ -48,6 +48,8 @@ class HeavyBall(Solver):
         """The wrapped method's second field."""
         return self.solver.refiner
 
+    stochastic = property(lambda self: self.solver.stochastic)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The wrapped method's requests with every direction averaged."""
         inner = self.solver.updates(path, times, x)
@@ -57,7 +59,7 @@ class HeavyBall(Solver):
                 request = inner.send(answer)
             except StopIteration:
                 return
-            if isinstance(request, Direction) and times[number] < times[number + 1]:  # a repeated time moves nothing
+            if isinstance(request, Direction) and times[number] != times[number + 1]:  # a repeated time moves nothing
                 new = request.value
                 momentum = yield keep(new if momentum is None else (1 - self.beta) * momentum + self.beta * new)
                 answer = self.used(momentum, new)

@@ -143,6 +143,16 @@ def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}{hint}")
 
 
+def check_noise_left(path: GaussianPath, times: list[float]) -> None:
+    """Raises ValueError if an inversion starts at sigma = 0, where the data prediction says nothing of the noise."""
+    if times[0] > times[-1] and path.sigma(times[0]) == 0:
+        raise ValueError(
+            f"an inversion cannot start at t = {times[0]:g}, where sigma = 0 and the data prediction says nothing of "
+            f"the noise: move the start of the times, e.g. flowjax.times.uniform(n, end=1 - 1e-3)[::-1], or take a "
+            "method of the velocity (Euler, Heun, RK4, AdamsBashforth)"
+        )
+
+
 # ------------------------------------------------------------------------------------------------------------ symbols
 
 
@@ -481,6 +491,8 @@ class Bound(diffrax.AbstractSolver):
         """
         bound = jax.tree.map(jnp.asarray, self)
         number, rest, memory = solver_state
+        backwards = bound.grid[-1] < bound.grid[0]
+        sign = jnp.where(backwards, -1, 1).astype(bound.grid.dtype)  # diffrax turns falling times into rising -t
         key, index = terms.vf(t0, y0, Ask("noise")) if self.pattern.noises else (None, 0)
 
         def branch(kind: int, stage: Any, carry: Any) -> Any:
@@ -490,7 +502,7 @@ class Bound(diffrax.AbstractSolver):
                 return bound.after(line, registers, jnp.zeros_like(registers[0])), memory
 
             def ask(t: Any, x: Any, extra: Any) -> Any:
-                return terms.vf(t, x, Ask("evaluate", (kind, args, memory, extra), self.pattern.to))
+                return terms.vf(sign * t, x, Ask("evaluate", (kind, args, memory, extra), self.pattern.to))
 
             return bound.run(kind, ask, line, registers, bound.draw(stage, registers[0], key, index))
 
@@ -517,7 +529,7 @@ class Bound(diffrax.AbstractSolver):
         else:
             carry, _ = jax.lax.scan(body, carry, jnp.arange(longest))
         (y1, *rest), memory = carry
-        grid = bound.grid
+        grid = sign * bound.grid
         expected = (jnp.abs(t0 - grid[number]) <= 1e-6) & (jnp.abs(t1 - grid[number + 1]) <= 1e-6)
         result = diffrax.RESULTS.where(expected, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached)
         return y1, None, {"y0": y0, "y1": y1}, (number + 1, tuple(rest), memory), result
@@ -550,6 +562,7 @@ class Solver(abc.ABC):
     """A fixed-grid method: frozen keyword-only hyper-parameters and the generator `updates`."""
 
     refiner: Any = None
+    stochastic: bool = False  # whether the method is one of an SDE: such a run cannot be inverted
 
     @abc.abstractmethod
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
@@ -557,11 +570,11 @@ class Solver(abc.ABC):
 
         Args:
             path: the path, for its coefficients at concrete times.
-            times: the grid, n + 1 floats.
+            times: the grid, n + 1 floats, increasing, or for an inversion decreasing.
             x: the initial state (symbols or arrays).
         """
 
-    def bind(self, path: Any, times: Any, *, registers: int | None = None) -> Bound:
+    def bind(self, path: Any, times: Any, *, registers: int | None = None, invert: bool = False) -> Bound:
         """Turns the formula into rows for this path and grid.
 
         Args:
@@ -571,11 +584,13 @@ class Solver(abc.ABC):
                 registers with dense weights and asks for the velocity, whatever the method expands: all deterministic
                 methods with equally many rows then share one program. Padded rows keep no account of steps: they have
                 no trajectory, `after_step` or diffrax form.
+            invert: times decrease, and the run goes from data to noise. Deterministic methods only.
 
         Raises:
-            ValueError: bad times, a method undefined on this grid, or too few registers.
+            ValueError: bad times, a method undefined on this grid, a stochastic one to be inverted, or too few
+                registers.
         """
-        grid = check_times(times)
+        grid = self.grid(times, invert=invert)
 
         def updates(x: Any) -> Updates:
             requests = self.updates(path, grid.tolist(), x)
@@ -588,7 +603,28 @@ class Solver(abc.ABC):
         if registers is not None:
             stages = _joined(stages)
             grid = np.append(grid, [grid[-1]] * (len(stages) + 1 - len(grid)))[-len(stages) - 1 :]
+        if invert and any(stage.noises for stage in stages):
+            raise ValueError(_NOT_INVERTED.format(self))
+        for request in (stage.request for stage in stages if stage.request is not None):
+            if request.to == "velocity" and not path.has_velocity(request.t):
+                raise ValueError(
+                    f"the velocity of {path!r} is infinite at t = {request.t:g}, where {type(self).__name__} evaluates "
+                    "it: move that end of the times"
+                )
         return _rows(stages, grid, registers, self.refiner)
+
+    def grid(self, times: Any, *, invert: bool = False) -> np.ndarray:
+        """The times as a float64 array.
+
+        Raises:
+            ValueError: bad times, or a stochastic method to be inverted.
+        """
+        if invert and self.stochastic:
+            raise ValueError(_NOT_INVERTED.format(self))
+        return check_times(times, invert=invert)
+
+
+_NOT_INVERTED = "{!r} draws noise, which no run back from the data can undo: invert=True is for deterministic solvers"
 
 
 @pytree
@@ -619,6 +655,8 @@ def run_on_arrays(
     x: Any,
     network: Callable[..., Any],
     noise: Callable[[], Any] | None = None,
+    *,
+    invert: bool = False,
 ) -> list[Any]:
     """The same generator run on arrays: a plain Python loop, in the arrays' own precision.
 
@@ -630,11 +668,12 @@ def run_on_arrays(
         network: called as network(request) for each `Evaluate`; returns the prediction `request.to` at
             (request.t, request.x).
         noise: called for each noise of a stochastic method.
+        invert: as in `Solver.bind`.
 
     Returns:
         The solution at every time of the grid, n + 1 arrays.
     """
-    generator = solver.updates(path, check_times(times).tolist(), x)
+    generator = solver.updates(path, solver.grid(times, invert=invert).tolist(), x)
     solutions, answer = [x], None
     while True:
         try:

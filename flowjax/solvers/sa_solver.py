@@ -18,8 +18,9 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
+from flowjax.solvers.dpm_solver import data_weight
 from flowjax.solvers.quadrature import lagrange_integrals
-from flowjax.solvers.rows import Solver, Updates, evaluate, noise, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_noise_left, evaluate, noise, pairs, step
 
 
 @pytree
@@ -51,8 +52,11 @@ class SASolver(Solver):
                 f"got {self}"
             )
 
+    stochastic = property(lambda self: self.tau > 0)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """Predict with noise, evaluate, correct with the same noise."""
+        check_noise_left(path, times)
         depth = max(self.predictor_order, self.corrector_order - 1)
         steps = len(times) - 1
         history = [(times[0], (yield evaluate(times[0], x, to="data")))]  # (t, m), newest first
@@ -72,11 +76,19 @@ class SASolver(Solver):
             finite = [(lam, m) for lam, m in points if math.isfinite(lam)] if math.isfinite(h) else []
 
             def fitted(
-                points: list[tuple[float, Any]], base=base, h=h, lam_s=lam_s, lam_t=lam_t, tau=tau, alpha=alpha
+                points: list[tuple[float, Any]],
+                base=base,
+                s=s,
+                t=t,
+                h=h,
+                lam_s=lam_s,
+                lam_t=lam_t,
+                tau=tau,
+                alpha=alpha,
             ) -> Any:
                 """The base plus the exponentially weighted polynomial through these points."""
                 if len(points) == 1:
-                    return base - alpha * math.expm1(-(1 + tau**2) * h) * points[0][1]
+                    return base + data_weight(path, s, t, -(1 + tau**2) * h) * points[0][1]
 
                 def kernel(lam: np.ndarray) -> np.ndarray:
                     return alpha * (1 + tau**2) * np.exp((1 + tau**2) * (lam - lam_t))

@@ -56,6 +56,8 @@ class Splitting(Solver):
         """The second field."""
         return self.guidance
 
+    stochastic = property(lambda self: self.solver.stochastic or self.guidance_solver.stochastic)
+
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The two methods in turn, each from where the other left x."""
         if self.guidance is None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.dpm_solver import check_finite_lam
+from flowjax.solvers.dpm_solver import check_ends, data_weight
 from flowjax.solvers.phi import phi
 from flowjax.solvers.rows import Request, Solver, Updates, check_choice, direction, evaluate, pairs, step
 
@@ -71,8 +71,7 @@ class UniPC(Solver):
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """Predict, evaluate there, correct."""
-        if self.form == "noise":
-            check_finite_lam(path, times, "the noise form of UniPC")
+        check_ends(path, times, self.form, "UniPC")
         steps = len(times) - 1
         history = [(times[0], (yield evaluate(times[0], x, to=self.form)))]  # (t, f), newest first
         for number, (s, t) in enumerate(pairs(times)):
@@ -82,7 +81,7 @@ class UniPC(Solver):
             h = 0.0 if lam_s == lam_t else lam_t - lam_s
             order = min(self.order, steps - number) if self.lower_order_final else self.order
             before = [(float(path.lam(u)), value) for u, value in history[1:]]
-            before = [(lam, value) for lam, value in before if math.isfinite(lam) and lam < lam_s]
+            before = [(lam, value) for lam, value in before if math.isfinite(lam) and lam != lam_s]
             before = before[: order - 1] if h and math.isfinite(h) else []
             ratios = [(lam - lam_s) / h for lam, _ in before]
             terms = [(value - f) / r for r, (_, value) in zip(ratios, before, strict=True)]
@@ -112,16 +111,18 @@ class UniPC(Solver):
         announce: bool,
     ) -> Generator[Request, Any, Any]:
         """The update with these D_i; its direction, in units of x over the linear part, is announced if asked for."""
-        (a_s, a_t, c), z = (path.sigma(s), path.sigma(t), path.alpha(t)), -h
         if self.form == "noise":
-            (a_s, a_t, c), z = (path.alpha(s), path.alpha(t), path.sigma(t)), h
-        total = -math.expm1(z) * f
+            a_s, a_t, z = path.alpha(s), path.alpha(t), h
+            b = -float(path.sigma(t)) * math.expm1(z)
+        else:
+            a_s, a_t, z = path.sigma(s), path.sigma(t), -h
+            b = data_weight(path, s, t, z)
+        mean = f
         for weight, term in zip(self._weights(z, ratios), terms, strict=True):
-            total = total - weight * term
+            mean = mean + weight / math.expm1(z) * term
         if announce and a_t:
-            factor = -float(a_t) * math.expm1(z)
-            total = factor * (yield direction(total / factor))
-        return float(a_t / a_s) * x + float(c) * total
+            mean = float(a_t) * (yield direction(mean / float(a_t)))
+        return float(a_t / a_s) * x + b * mean
 
     def _weights(self, z: float, ratios: list[float]) -> list[float]:
         """The a_i of the differences at these r_i."""

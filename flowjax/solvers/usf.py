@@ -21,9 +21,10 @@ import numpy as np
 
 from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
+from flowjax.solvers.dpm_solver import data_weight
 from flowjax.solvers.phi import phi
 from flowjax.solvers.quadrature import derivative_weights
-from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, keep, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_choice, check_noise_left, evaluate, keep, pairs, step
 from flowjax.solvers.statistics import Statistics
 
 RELAXATIONS = ("midpoint", "bh1", "bh2", "+exp", "-exp")
@@ -157,6 +158,7 @@ class USF(Solver):
         schedule = self.schedule
         if len(times) != len(schedule.times) or not np.allclose(times, schedule.times, rtol=0, atol=1e-9):
             raise ValueError("a schedule has its own times: pass times=solver.schedule.times")
+        check_noise_left(path, times)
         lam = [float(path.lam(t)) for t in times]
         curves = None
         if self.statistics is not None and any(d.prediction == "v3" for d in schedule.decisions):
@@ -194,17 +196,18 @@ class USF(Solver):
                 return curves.advance(
                     lam_t, [(lam[i], outputs[i]["v3"]) for i in used], list(estimates), scales, x, factor
                 )
-            if kind == "noise":
-                a, c, z = path.alpha(t) / path.alpha(s), -path.sigma(t), h
-            else:
-                a, c, z = path.sigma(t) / path.sigma(s), path.alpha(t), -h
             f = outputs[start][kind]
-            total = (1.0 if kind == "noise" else -1.0) * math.expm1(z) * f
+            if kind == "noise":
+                a, c, z = path.alpha(t) / path.alpha(s), -float(path.sigma(t)), h
+                total = c * math.expm1(z) * f
+            else:
+                a, c, z = path.sigma(t) / path.sigma(s), float(path.alpha(t)), -h
+                total = data_weight(path, s, t, z) * f
             for k, q in enumerate(estimates, start=1):
                 weight = h ** (k + 1) * phi(k + 1, z) * (factor if k == 1 else 1.0)
                 for w, i in zip(derivative_weights([lam[i] - lam_s for i in others[:q]], k), others[:q], strict=True):
-                    total = total + weight * w * (outputs[i][kind] - f)
-            return float(a) * x + float(c) * total
+                    total = total + c * weight * w * (outputs[i][kind] - f)
+            return float(a) * x + total
 
         if schedule.first == "network":
             yield from record(0, (yield evaluate(times[0], x, to="data")), x)
