@@ -192,7 +192,8 @@ def check_network(network: Any) -> None:
     except (TypeError, ValueError):  # written in C
         return
     try:
-        signature.bind(None, None, None)
+        more = {name: None for name in ("end", "velocity", "guidance") if name in signature.parameters}
+        signature.bind(None, None, None, **more)
     except TypeError:
         raise ValueError(
             f"a network is called as network(x, t, cond), with cond=None where there is no condition; this one takes "
