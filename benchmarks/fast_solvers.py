@@ -2,16 +2,18 @@
 
     python benchmarks/fast_solvers.py --workdir=runs/digits --times=quadratic
     python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=200
+    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=200 --only=edm_heun,deis3
 
 Error (root mean square distance to a 1,000-step solution from the same noise; none for stochastic solvers) and Frechet
 distance to the data at 4 to 20 evaluations, for every solver, with its calibration (statistics, ratios, a schedule
-searched for 5 evaluations) where it has one. Guided by the recipe's scale. All on the same times from 0.001 to
-0.999, but for those that name others; multistep solvers lower their order at the end. Also a picture. Not here:
-solvers that choose their steps, whose evaluations cannot be fixed, and FlowTurbo's refiner steps, which need a trained
-refiner.
+searched for 5 evaluations) where it has one. Guided by the recipe's scale. Each solver runs on the same times from
+0.001 to 0.999 and, where its authors recommend others, on those as well, with the range that they have there (`OWN`);
+multistep solvers lower their order at the end. Also a picture. Not here: solvers that choose their steps, whose
+evaluations cannot be fixed, and FlowTurbo's refiner steps, which need a trained refiner.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -37,7 +39,7 @@ FAMILIES = {
         "heun": S.Heun(),
         "midpoint": S.Midpoint(),
         "rk4": S.RK4(),
-        "edm_heun, karras times": S.EDMHeun(),
+        "edm_heun": S.EDMHeun(),
         "flowturbo H1P*": None,
     },
     "Adams-Bashforth": {
@@ -49,21 +51,17 @@ FAMILIES = {
     },
     "DPM-Solver": {
         "dpm_solver++_2m": S.DPMSolver(lower_order_final=True),
-        "dpm_solver++_2m, other times": S.DPMSolver(lower_order_final=True),
         "dpm_solver++_3m": S.DPMSolver(order=3, lower_order_final=True),
         "dpm_solver++_2s": S.DPMSolver(scheme="singlestep"),
         "dpm_solver++_3s": S.DPMSolver(order=3, scheme="singlestep"),
         "dpm_solver_2m": S.DPMSolver(form="noise", lower_order_final=True),
-        "dpm_solver_3s, log_snr times": S.DPMSolver(order=3, scheme="singlestep", form="noise"),
+        "dpm_solver_3s": S.DPMSolver(order=3, scheme="singlestep", form="noise"),
     },
     "UniPC, calibrated": {
         "unipc2": S.UniPC(order=2),
-        "unipc2, other times": S.UniPC(order=2),
         "unipc3": S.UniPC(order=3),
-        "unipc3, other times": S.UniPC(order=3),
         "unipc3 vary": S.UniPC(order=3, variant="vary"),
         "dc_solver": None,
-        "dc_solver, other times": None,
         "dpm_solver_v3 2": None,
         "dpm_solver_v3 3": None,
         "searched schedule": None,
@@ -77,13 +75,25 @@ FAMILIES = {
     },
     "stochastic": {
         "ddpm": S.DDIM(eta=1.0),
-        "edm_heun churn 5, karras times": S.EDMHeun(s_churn=5.0),
+        "edm_heun churn 5": S.EDMHeun(s_churn=5.0),
         "sde dpm_solver++_2m": S.DPMSolver(eta=1.0, lower_order_final=True),
         "sa_solver": S.SASolver(),
         "er_sde3": S.ERSDE(),
         "euler_maruyama": S.EulerMaruyama(),
         "stochastic_heun": S.StochasticHeun(),
     },
+}
+
+
+# The times that the authors of a solver recommend; equal steps for all others.
+OWN = {
+    "edm_heun": "karras",
+    "edm_heun churn 5": "karras",
+    "dpm_solver_3s": "log_snr",
+    "deis2": "quadratic",
+    "deis3": "quadratic",
+    "euler_maruyama": "sit",
+    "stochastic_heun": "sit",
 }
 
 
@@ -98,6 +108,7 @@ class Sweep:
         self.real = self.extractor.features(np.asarray(self.source.take(2000, 0).x))
         self.seed = seed
         self.x, self.cond = self.states(1, num)
+        self.noise = self.x / self.flow.path.sigma(START)
         self.exact = reference(self.field, self.x, [START, END], self.cond, steps=steps)[-1]
         self.rows = []
         self.times, self.other = times, {"uniform": "quadratic", "quadratic": "uniform"}[times]
@@ -107,23 +118,33 @@ class Sweep:
         x = self.flow.path.start(fj.noise(jax.random.key(10 * self.seed + number), (num, *self.recipe.shape)), START)
         return x, jnp.asarray(self.recipe.balanced(num))
 
-    def grid(self, steps, name=""):
-        """The times a solver runs on: those of the sweep, unless its name ends in others."""
-        path = self.flow.path
-        low, high = (float(path.sigma(t) / path.alpha(t)) for t in (END, START))
+    def grid(self, steps, times=None, end=END):
+        """The times a solver runs on: those of the sweep, or others by name, in the range that these are made for."""
+        path, vp = self.flow.path, fj.paths.VP()
         grids = {
-            "quadratic": lambda: fj.times.quadratic(steps, START, END),
-            "uniform": lambda: fj.times.uniform(steps, START, END),
-            "log_snr": lambda: fj.times.log_snr(path, steps, START, END),
-            "karras": lambda: fj.times.karras(path, steps, start=START, end=END, sigma_min=low, sigma_max=high),
+            "quadratic": lambda: fj.times.quadratic(steps, START, end),
+            "uniform": lambda: fj.times.uniform(steps, START, end),
+            # From sigma/alpha = 80 to 0.002, then on to `end`; the authors' last step is to t = 1.
+            "karras": lambda: fj.times.karras(path, steps, end=end),
+            # The same lam as the authors' VP diffusion from t = 1 to 1e-3, or 1e-4 with more than 15 evaluations.
+            "log_snr": lambda: path.time(
+                np.linspace(vp.lam(0.0), vp.lam(1 - (1e-3 if steps <= 15 else 1e-4)), steps + 1)
+            ),
+            "sit": lambda: fj.times.with_last_step(steps, 0.04) if steps > 1 else fj.times.uniform(1),
         }
-        return grids[name.split(", ")[-1].removesuffix(" times") if name.endswith(" times") else self.times]()
+        return grids[times or self.times]()
 
-    def steps(self, solver, name, count):
-        """The number of steps that makes `count` evaluations, or None."""
-        for steps in range(1, count + 1):
-            if solver.bind(self.flow.path, self.grid(steps, name)).pattern.rows == count:
-                return steps
+    def grid_of(self, solver, times, count):
+        """Times on which a solver makes `count` evaluations, or None."""
+        for end in (1.0, END) if times == "karras" else (END,):  # to t = 1 EDM's sampler needs an odd number
+            for steps in range(1, count + 1):
+                grid = self.grid(steps, times, end)
+                try:
+                    rows = solver.bind(self.flow.path, grid).pattern.rows
+                except ValueError:  # FlowTurbo's schedule has its own number of steps
+                    continue
+                if rows == count:
+                    return grid
         return None
 
     def frechet(self, x):
@@ -137,7 +158,8 @@ class Sweep:
         # Dense rows: solvers with equally many rows share one compiled program.
         bound = jax.tree.map(jnp.asarray, solver.bind(self.flow.path, times, registers=registers))
         stochastic = bound.pattern.noises > 0
-        result = fj.solve(self.field, bound, self.x, cond=self.cond, key=jax.random.key(5) if stochastic else None)
+        x = self.flow.path.start(self.noise, times[0])
+        result = fj.solve(self.field, bound, x, cond=self.cond, key=jax.random.key(5) if stochastic else None)
         assert int(result.evaluations) == bound.pattern.rows, (name, int(result.evaluations))
         error = None if stochastic else float(jnp.sqrt(jnp.mean((result.x - self.exact) ** 2)))
         row = {"family": family, "solver": name, "evaluations": bound.pattern.rows, "error": error}
@@ -153,8 +175,13 @@ def main():
     parser.add_argument("--steps", type=int, default=1000, help="steps of the reference")
     parser.add_argument("--rounds", type=int, default=8, help="rounds of the schedule search")
     parser.add_argument("--batch", type=int, default=128, help="samples for the statistics")
+    parser.add_argument("--only", help="measure these solvers again, and keep the rest of the stored results")
     args = parser.parse_args()
+    name = Path(args.workdir).name
     sweep, costs = Sweep(args.workdir, args.num, args.steps, args.times), {}
+    if args.only:
+        again(sweep, f"fast_solvers_{name}", args.only.split(","), args)
+        return
 
     began = time.perf_counter()
     statistics = measure_statistics(sweep, args.batch)
@@ -168,28 +195,21 @@ def main():
 
     for n in COUNTS:
         calibrated = {
-            **({"dc_solver, other times": S.DCSolver(order=3, ratios=other.tolist())} if n == 5 else {}),
             "dc_solver": S.DCSolver(order=3, ratios=ratios[n].tolist()),
             "dpm_solver_v3 2": S.DPMSolverV3(statistics=statistics, order=2),
             "dpm_solver_v3 3": S.DPMSolverV3(statistics=statistics, order=3),
         }
         for family, members in FAMILIES.items():
-            for name, solver in members.items():
-                if name == "searched schedule":
+            for solver_name, solver in members.items():
+                if solver_name == "searched schedule":
                     if n == best.evaluations:
-                        sweep.add(family, name, S.USF(schedule=best, mean=mean), best.times)
+                        sweep.add(family, solver_name, S.USF(schedule=best, mean=mean), best.times)
                     continue
-                if name.startswith("flowturbo"):
-                    solver = S.FlowTurbo(blocks=f"H1P{n - 2}")
-                solver = solver or calibrated.get(name)
-                name = name.replace("other times", f"{sweep.other} times")
-                flowturbo = name.startswith("flowturbo")
-                steps = n - 1 if flowturbo else solver and sweep.steps(solver, name, n)
-                if steps:
-                    dense = None if name.startswith("dpm_solver_v3") else 8
-                    sweep.add(family, name, solver, sweep.grid(steps, name), registers=dense)
+                add_on_times(sweep, family, solver_name, solver or calibrated.get(solver_name), n)
+        if n == 5:
+            solver = S.DCSolver(order=3, ratios=other.tolist())
+            sweep.add("UniPC, calibrated", f"dc_solver, {sweep.other} times", solver, sweep.grid(5, sweep.other), 8)
 
-    name = Path(args.workdir).name
     numbers = {
         "model": name,
         "guidance": sweep.recipe.guidance,
@@ -204,6 +224,39 @@ def main():
     }
     store(f"fast_solvers_{name}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
     plot(sweep.rows, numbers["Frechet distance of the reference"], name)
+
+
+def add_on_times(sweep, family, name, solver, count):
+    """Adds a solver on the times of the sweep, and on its own where these are others."""
+    if name.startswith("flowturbo"):
+        solver = S.FlowTurbo(blocks=f"H1P{count - 2}")
+    for times in dict.fromkeys((sweep.times, OWN.get(name, "uniform"))):
+        if name == "dc_solver" and times != sweep.times:  # its ratios belong to their times
+            continue
+        grid = sweep.grid_of(solver, times, count)
+        if grid is not None:
+            dense = None if name.startswith("dpm_solver_v3") else 8
+            sweep.add(family, name + (f", {times} times" if times != sweep.times else ""), solver, grid, dense)
+
+
+def again(sweep, result, names, args):
+    """Measures some solvers again, on the samples of the stored results, whose other rows stay."""
+    stored = json.loads((RESULTS / f"{result}-{jax.devices()[0].platform}.json").read_text())
+    numbers = stored["numbers"]
+    asked = {"times": args.times, "samples": args.num, "steps of the reference": args.steps}
+    for key, value in asked.items():
+        assert numbers[key] == value, f"the stored results have {key} = {numbers[key]}, not {value}"
+    families = {name: (family, solver) for family, members in FAMILIES.items() for name, solver in members.items()}
+    for count in COUNTS:
+        for name in names:
+            add_on_times(sweep, families[name][0], name, families[name][1], count)
+    kept = [row for row in numbers["rows"] if row["solver"].split(", ")[0] not in names]
+    order = [name for members in FAMILIES.values() for name in members]
+    rows = sorted(kept + sweep.rows, key=lambda row: (row["evaluations"], order.index(row["solver"].split(", ")[0])))
+    before = {"rows of other solvers measured at": stored["commit"]} | numbers
+    numbers = before | {"measured again": ", ".join(names), "rows": rows}
+    store(result, stored["claim"], numbers)
+    plot(rows, numbers["Frechet distance of the reference"], numbers["model"])
 
 
 def measure_statistics(sweep, batch):
@@ -222,13 +275,13 @@ def find_ratios(sweep):
     """Compensation ratios, searched on 10 samples, for the others by regression; and for 5 other times."""
     x, cond = sweep.states(3, 10)
 
-    def searched(n, name=""):
-        return compensation.search(sweep.field, S.DCSolver(order=3), x, sweep.grid(n, name), cond, iterations=20)
+    def searched(n, times=None):
+        return compensation.search(sweep.field, S.DCSolver(order=3), x, sweep.grid(n, times), cond, iterations=20)
 
     found = {n: searched(n) for n in SEARCHED}
     coefficients = compensation.fit([(n, sweep.recipe.guidance, ratios) for n, ratios in found.items()])
     predicted = {n: compensation.predict(coefficients, n, sweep.recipe.guidance) for n in COUNTS}
-    return predicted | found, searched(5, f"{sweep.other} times")
+    return predicted | found, searched(5, sweep.other)
 
 
 def find_schedule(sweep, rounds):
@@ -238,7 +291,7 @@ def find_schedule(sweep, rounds):
     mean = float(sweep.source.normalize(np.asarray(sweep.source.take(2000).x, np.float64)).mean())
     found = schedules.search(
         lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond, mean=mean),
-        [sweep.grid(5, f"{name} times") for name in ("uniform", "quadratic")],
+        [sweep.grid(5, name) for name in ("uniform", "quadratic")],
         rounds=rounds,
         firsts=schedules.FIRSTS,
         seed=sweep.seed,

@@ -25,16 +25,16 @@ def errors(workdir, num, rounds, seed):
     sweep.add("calibrated", "searched schedule", S.USF(schedule=schedule, mean=mean), schedule.times)
     x, cond = sweep.states(3, 10)
     for times in ("uniform", "quadratic"):
-        grid = sweep.grid(COUNT, f"{times} times")
+        grid = sweep.grid(COUNT, times)
         ratios = compensation.search(sweep.field, S.DCSolver(order=3), x, grid, cond, iterations=20)
         sweep.add("calibrated", f"dc_solver, {times}", S.DCSolver(order=3, ratios=ratios.tolist()), grid)
         for family, members in FAMILIES.items():
             for name, solver in members.items():
-                if family == "stochastic" or solver is None or "times" in name:
+                if family == "stochastic" or solver is None:
                     continue
-                steps = sweep.steps(solver, f"{times} times", COUNT)
-                if steps:
-                    sweep.add("fixed", f"{name}, {times}", solver, sweep.grid(steps, f"{times} times"), registers=8)
+                grid = sweep.grid_of(solver, times, COUNT)
+                if grid is not None:
+                    sweep.add("fixed", f"{name}, {times}", solver, grid, registers=8)
     found = {kind: {} for kind in ("calibrated", "fixed")}
     for row in sweep.rows:
         found[row["family"]][row["solver"]] = row["error"]
