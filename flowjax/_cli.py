@@ -17,7 +17,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from flowjax import _checks
+from flowjax import _checks, specs
 
 _BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
 
@@ -130,6 +130,22 @@ def check_keys(config: ConfigDict, keys: Iterable[str], optional: Iterable[str] 
     if missing:
         raise UsageError(f"the config lacks {', '.join(f'config.{key}' for key in missing)}")
     return found
+
+
+def number_or_spec(flag: str, text: str | None) -> Any:
+    """The number of a flag, or the spec that its text is; None for none.
+
+    Raises:
+        ValueError: neither; the number is NaN or infinite.
+    """
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return specs.parse(text)
+    _checks.real("[0, inf)", **{flag: number})
+    return number
 
 
 @contextlib.contextmanager

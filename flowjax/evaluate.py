@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flowjax import _cli, catalogue, data, evaluation
+from flowjax import _cli, data, evaluation, specs
 from flowjax._files import replacing
 from flowjax.calibration.store import model_hash
 from flowjax.flow import Flow
@@ -45,9 +45,14 @@ _LEADING = (*_SETTINGS, "evaluations", "network_calls")
 def define(values: flags.FlagValues, argv: list[str]) -> None:
     """The flags of this main."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
-    flags.DEFINE_list("solvers", None, "Solvers; the recipe's by default.", flag_values=values)
+    text = "Solvers, such as heun, dpm_solver(order=3); the recipe's by default."
+    flags.DEFINE_string("solvers", None, text, flag_values=values)
+    flags.DEFINE_string("times", None, "Grid, such as quadratic(start=1e-3); the recipe's.", flag_values=values)
+    text = "Fields around the flow, such as thresholded(max=2); the recipe's by default."
+    flags.DEFINE_string("fields", None, text, flag_values=values)
     flags.DEFINE_list("steps", None, "Numbers of steps; the recipe's by default.", flag_values=values)
-    flags.DEFINE_list("guidance", None, "Guidance scales, 1 for none; the recipe's by default.", flag_values=values)
+    text = "Scales, 1 for none, and rules such as apg(scale=4); the recipe's by default."
+    flags.DEFINE_string("guidance", None, text, flag_values=values)
     flags.DEFINE_integer("num", 2000, "Samples, and real examples they are compared with.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise and of the choice of real examples.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
@@ -79,23 +84,39 @@ def parse(name: str, texts: Sequence[str], kind: Callable[[str], Any], least: fl
     return list(dict.fromkeys(numbers))
 
 
-def settings(values: flags.FlagValues, recipe: Recipe) -> list[tuple[str, int, float]]:
-    """Every (solver, steps, guidance) of the sweep.
+def settings(values: flags.FlagValues, recipe: Recipe) -> list[tuple[str, int, float | str]]:
+    """Every (solver, steps, guidance) of the sweep: solvers and rules as the texts of their specs.
 
     Raises:
         UsageError: A flag is wrong.
     """
-    solvers = list(dict.fromkeys(values.solvers or [recipe.solver["name"]]))
-    for name in solvers:
-        _cli.choose("solver", name, sorted(catalogue.solvers))
-        with _cli.usage_errors():
-            recipe.build_solver(name)
-    if values.guidance and recipe.num_classes is None:
-        raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
     steps = parse("steps", values.steps or [str(recipe.steps)], int, 1)
-    default = 1.0 if recipe.num_classes is None else recipe.guidance
-    guidance = parse("guidance", values.guidance or [str(default)], float, 0.0)
-    return list(itertools.product(solvers, steps, guidance))
+    with _cli.usage_errors():
+        solvers = [specs.text(spec) for spec in _named(values.solvers or recipe.solver["name"], "solver")]
+        for spec in solvers:
+            recipe.build_solver(spec)
+        if values.guidance and not recipe.inputs:
+            raise ValueError("--guidance is given, but the data of this run has no classes")
+        recipe.build_times(values.times, steps[0])
+        default = 1.0 if not recipe.inputs else recipe.guidance
+        asked = specs.parse_many(values.guidance) if values.guidance else [default]
+        guidance = [float(rule) if isinstance(rule, int | float) else specs.text(rule) for rule in asked]
+        for rule in guidance:
+            recipe.build_rule(rule)
+    return list(itertools.product(dict.fromkeys(solvers), steps, dict.fromkeys(guidance)))
+
+
+def _named(text: str, kind: str) -> list[Any]:
+    """The specs of a list.
+
+    Raises:
+        ValueError: A number among them.
+    """
+    found = specs.parse_many(text)
+    for spec in found:
+        if not specs.is_spec(spec):
+            raise ValueError(f"a {kind} is a name or name(option=value, ...), got {spec!r}")
+    return found
 
 
 def make_extractor(values: flags.FlagValues, source: data.Source) -> evaluation.Extractor:
@@ -161,6 +182,7 @@ def provenance(values: flags.FlagValues, flow: Flow, extractor: evaluation.Extra
         "num": values.num,
         "num_real": num,
         "seed": values.seed,
+        **{name: values[name].value for name in ("times", "fields") if values[name].value is not None},
         "versions": versions,
     }
 
@@ -191,13 +213,18 @@ def show(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     return result
 
 
+def _short(guidance: float | str) -> str:
+    """A scale or a rule, as it is shown."""
+    return guidance if isinstance(guidance, str) else f"{guidance:g}"
+
+
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A PNG: Frechet distance and energy distance against evaluations, a line for each solver and guidance."""
     distance = next(name for name in rows[0] if name.startswith("FD["))
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        guidance = "" if row["guidance"] == 1.0 else f", guidance {row['guidance']:g}"
+        guidance = "" if row["guidance"] == 1.0 else f", guidance {_short(row['guidance'])}"
         lines.setdefault(row["solver"] + guidance, []).append(row)
     for panel, name in zip(figure.subplots(1, 2), (distance, "energy")):
         for label, group in lines.items():
@@ -232,6 +259,10 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     except FileNotFoundError:
         raise _cli.UsageError(f"{workdir} is not the workdir of a training run (no recipe.json)") from None
     sweep = settings(values, recipe)
+    with _cli.usage_errors():
+        fields = None if values.fields is None else _named(values.fields, "field")
+        for spec in fields or ():
+            specs.find("field", spec["name"])
     _cli.use_compilation_cache()
     mesh = make_mesh()
     try:
@@ -270,16 +301,17 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         task = bar.add_task("", total=len(missing))
         for setting in missing:
             solver, steps, guidance = setting
-            text = f"{solver}, {steps} steps, guidance {guidance:g}"
+            text = f"{solver}, {steps} steps, guidance {_short(guidance)}"
             bar.update(task, description=text)
             clock = time.perf_counter()
             with _cli.usage_errors():
                 samples = recipe.sample(
-                    recipe.field(flow, guidance),
+                    recipe.field(flow, guidance, fields),
                     values.num,
                     key=jax.random.key(values.seed),
                     cond=cond,
                     solver=recipe.build_solver(solver),
+                    grid=values.times,
                     steps=steps,
                     batch=values.batch,
                     mesh=mesh,

@@ -3,12 +3,18 @@
     python -m flowjax.sample --workdir=runs/digits --num=1000 --out=samples.npz
     python -m flowjax.sample --workdir=runs/digits --num=30 --labels=0,1,2 --out=few.npz
     python -m flowjax.sample --workdir=runs/digits --num=1000 --solver=heun --steps=5 --guidance=1.5
+    python -m flowjax.sample --workdir=runs/digits --solver="dpm_solver(order=3)" --guidance="apg(scale=4, eta=0)"
+    python -m flowjax.sample --workdir=runs/digits --times="quadratic(start=1e-3)" --fields="thresholded(quantile=0.9)"
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
 
-The npz holds `x` in the data's own scale and, for classes, `cond`; a picture with the same name lies beside
-it. Neither replaces another file without --overwrite, and samples with NaN or infinite values are an error that leaves
-no file. Sample i depends on --seed, on i and on its label only, not on --batch. Solver, steps and guidance are
-those of the recipe in the workdir unless they are given.
+Solvers, grids, rules and fields are written name(option=value, ...), numbers of --guidance are scales;
+`python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is. --cond.NAME=VALUE asks for what
+the recipe declares under this name, --labels=0,1 is short for --cond.label=0,1.
+
+The npz holds `x` in the data's own scale and, for classes, `cond` (`cond_NAME` for conditions by name); a picture with
+the same name lies beside it. Neither replaces another file without --overwrite, and samples with NaN or infinite values
+are an error that leaves no file. Sample i depends on --seed, on i and on its conditions only, not on --batch. Solver,
+times, steps, guidance and fields are those of the recipe in the workdir unless they are given.
 """
 
 import contextlib
@@ -20,7 +26,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from flowjax import _cli, catalogue
+from flowjax import _cli, specs
 from flowjax._files import replacing
 from flowjax.calibration.use import calibrated
 from flowjax.recipe import Recipe, load
@@ -33,32 +39,38 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
     flags.DEFINE_string("out", "samples.npz", "File to write; a .png goes beside it.", flag_values=values)
     flags.DEFINE_integer("num", 100, "Number of samples.", flag_values=values)
-    flags.DEFINE_list("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
-    flags.DEFINE_string("solver", None, "Solver; the recipe's by default.", flag_values=values)
+    flags.DEFINE_string("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
+    for name in sorted({a[len("--cond.") :].split("=")[0] for a in argv if a.startswith("--cond.")}):
+        flags.DEFINE_string(f"cond.{name}", None, "Condition of this name.", flag_values=values)
+    flags.DEFINE_string(
+        "solver", None, "Solver, such as dpm_solver(order=3); the recipe's by default.", flag_values=values
+    )
+    flags.DEFINE_string("times", None, "Grid, such as quadratic(start=1e-3); the recipe's.", flag_values=values)
     flags.DEFINE_integer("steps", None, "Number of solver steps; the recipe's by default.", flag_values=values)
     text = "File of flowjax.calibrate; brings its solver and times."
     flags.DEFINE_string("calibration", None, text, flag_values=values)
-    flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
+    text = "Guidance: a scale, 1 for none, or a rule such as apg(scale=4, eta=0); the recipe's by default."
+    flags.DEFINE_string("guidance", None, text, flag_values=values)
+    text = "Fields around the flow, such as thresholded(max=2), the first innermost; the recipe's by default."
+    flags.DEFINE_string("fields", None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out and its picture if they exist.", flag_values=values)
 
 
-def parse_labels(labels: list[str] | None, num_classes: int | None) -> tuple[int, ...] | None:
-    """The classes asked for with `--labels`.
+def conditions(values: flags.FlagValues, recipe: Recipe) -> Any:
+    """The conditions asked for with `--cond.NAME=` and `--labels`.
 
     Raises:
-        UsageError: The data has no classes, or a label is not one of them.
+        UsageError: One that this run does not have.
     """
-    if labels is None:
-        return None
-    if num_classes is None:
-        raise _cli.UsageError("--labels is given, but the data of this run has no classes")
-    allowed = [str(label) for label in range(num_classes)]
-    for label in labels:
-        if label not in allowed:
-            raise _cli.UsageError(f"label {label!r} is out of range (allowed: 0 to {num_classes - 1})")
-    return tuple(int(label) for label in labels)
+    asked = {name[len("cond.") :]: values[name].value for name in values if name.startswith("cond.")}
+    if values.labels is not None:
+        if "label" not in recipe.inputs:
+            raise _cli.UsageError("--labels is given, but the data of this run has no classes")
+        asked["label"] = values.labels
+    with _cli.usage_errors():
+        return recipe.read_conditions(asked, values.num)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -75,17 +87,22 @@ def main(values: flags.FlagValues) -> None:
         recipe = Recipe.load(values.workdir)
     except FileNotFoundError:
         raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
-    if values.solver is not None:
-        _cli.choose("solver", values.solver, sorted(catalogue.solvers))
     if values.solver in ("dpm_solver_v3", "usf"):
         raise _cli.UsageError(
             f"--solver={values.solver} needs a calibration: pass --calibration=FILE of flowjax.calibrate"
         )
-    if values.solver is not None and values.calibration is not None:
-        raise _cli.UsageError("--calibration brings its own solver; leave out --solver")
-    if values.guidance is not None and recipe.num_classes is None:
-        raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
-    cond = recipe.balanced(values.num, parse_labels(values.labels, recipe.num_classes))
+    if values.calibration is not None and (values.solver is not None or values.times is not None):
+        raise _cli.UsageError("--calibration brings its own solver and times; leave out --solver and --times")
+    with _cli.usage_errors():
+        guidance = _cli.number_or_spec("guidance", values.guidance)
+        fields = None if values.fields is None else specs.parse_many(values.fields)
+        if guidance is not None and not recipe.inputs:
+            raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
+        recipe.build_rule(guidance)
+        solver, grid, start = recipe.build_solver(values.solver), recipe.build_times(values.times, values.steps), None
+        for spec in fields or ():
+            specs.find("field", spec["name"] if specs.is_spec(spec) else str(spec))
+    cond = conditions(values, recipe)
     mesh = make_mesh()
     png = out.with_suffix(".png") if has_picture(recipe) else None
     for path in (out, png):
@@ -99,15 +116,13 @@ def main(values: flags.FlagValues) -> None:
 
     first, clock = jax.process_index() == 0, time.perf_counter()
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
-        solver, grid, start = recipe.build_solver(values.solver), None, None
         if values.calibration is not None:
-            guidance = recipe.plain_scale(values.guidance)
             if not Path(values.calibration).is_file():
                 raise _cli.UsageError(f"calibration file {values.calibration} does not exist")
-            brought = calibrated(values.calibration, flow, guidance, values.steps)
+            brought = calibrated(values.calibration, flow, recipe.plain_scale(guidance), values.steps)
             solver, grid, start = brought.solver or solver, brought.times, brought.start
         samples = recipe.sample(
-            recipe.field(flow, values.guidance),
+            recipe.field(flow, guidance, fields),
             values.num,
             key=jax.random.key(values.seed),
             cond=cond,
@@ -125,7 +140,9 @@ def main(values: flags.FlagValues) -> None:
                 "smaller --guidance or another --solver"
             )
         if first:
-            arrays: dict[str, Any] = {"x": samples.x} | ({} if cond is None else {"cond": cond})
+            arrays: dict[str, Any] = {"x": samples.x}
+            if cond is not None:
+                arrays |= {f"cond_{k}": v for k, v in cond.items()} if isinstance(cond, dict) else {"cond": cond}
             with part.open("wb") as file:
                 np.savez(file, **arrays)
     seconds = time.perf_counter() - clock

@@ -22,7 +22,8 @@ import numpy as np
 from flowjax import _checks
 
 LONGEST = 20_000  # characters of a spec, numbers of an array written out
-_WORDS = (*keyword.kwlist, "inf", "nan")  # that mean something else than the text
+_NUMBERS = {"inf": math.inf, "nan": math.nan}
+_WORDS = (*keyword.kwlist, *_NUMBERS)  # that mean something else than the text
 Spec = Any  # an object, a mapping with name and options, or a text
 
 
@@ -58,8 +59,11 @@ def parse_many(text: str) -> list[Any]:
         return []
     tree = _tree(text)
     nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
-    numbers = ast.Constant | ast.UnaryOp
-    return [_literal(node, text) if isinstance(node, numbers) else _named(node, text) for node in nodes]
+
+    def is_number(node: ast.expr) -> bool:
+        return isinstance(node, ast.Constant | ast.UnaryOp) or (isinstance(node, ast.Name) and node.id in _NUMBERS)
+
+    return [_literal(node, text) if is_number(node) else _named(node, text) for node in nodes]
 
 
 def _tree(text: str) -> ast.expr:
@@ -102,7 +106,7 @@ def _literal(node: ast.expr, text: str) -> Any:
     if isinstance(node, ast.Call):
         return _named(node, text)
     if isinstance(node, ast.Name):
-        return {"inf": math.inf, "nan": math.nan}.get(node.id, node.id)
+        return _NUMBERS.get(node.id, node.id)
     if isinstance(node, ast.Constant) and not isinstance(node.value, bytes | complex | type(Ellipsis)):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
@@ -204,8 +208,8 @@ def find(kind: str, name: str) -> Any:
     names = {plain(key): key for key in table}
     if plain(name) not in names:
         close = difflib.get_close_matches(plain(name), names, n=1)
-        hint = f"; did you mean {names[close[0]]!r}?" if close else "."
-        raise ValueError(f"unknown {kind.replace('_', ' ')} {name!r}{hint} Known: {', '.join(table)}")
+        hint = f"; did you mean {names[close[0]]!r}?" if close else ""
+        raise ValueError(f"unknown {kind.replace('_', ' ')} {name!r}{hint} (allowed: {', '.join(table)})")
     return table[names[plain(name)]]
 
 

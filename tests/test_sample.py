@@ -184,3 +184,36 @@ def test_labels_without_classes(capsys, tmp_path, workdir):
         assert code == 2
         assert "has no classes" in err
     assert make_mesh().size == 8
+
+
+def test_specs_on_the_command_line(capsys, workdir, tmp_path):
+    code, out, err = run(
+        capsys,
+        f"--workdir={workdir}",
+        f"--out={tmp_path / 'a.npz'}",
+        "--num=8",
+        "--batch=8",
+        "--steps=3",
+        "--solver=heavy_ball(solver=dpm_solver(order=3), beta=0.9)",
+        "--times=quadratic(start=1e-3)",
+        "--guidance=apg(scale=4, eta=0)",
+        "--fields=thresholded(quantile=0.9)",
+        "--cond.label=1,2",
+    )
+    assert (code, err) == (0, "")
+    assert "3 evaluations (6 network calls)" in out
+    assert np.load(tmp_path / "a.npz")["cond"].tolist() == [1, 2] * 4
+    for flag, message in (
+        ("--solver=dpm_solver(ordr=3)", "dpm_solver has no option ordr; did you mean order?"),
+        ("--solver=dpm_solver(order=3", "at character"),
+        ("--times=karas", "unknown times 'karas'; did you mean 'karras'?"),
+        ("--guidance=apgg(scale=4)", "unknown rule 'apgg'; did you mean 'apg'?"),
+        ("--guidance=nan", "guidance must be"),
+        ("--fields=tresholded", "unknown field 'tresholded'; did you mean 'thresholded'?"),
+        ("--cond.text=cat", "unknown condition of this run 'text'"),
+        ("--solver=flowturbo(refiner=second)", "unknown flow (label of the recipe) 'second'"),
+    ):
+        code, _, err = run(capsys, f"--workdir={workdir}", f"--out={tmp_path / 'b.npz'}", flag)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+        assert not (tmp_path / "b.npz").exists()
