@@ -753,6 +753,15 @@ def _networks() -> dict[str, Entry]:
                 "head": 8,
             },
         ),
+        "conditioned": Entry(
+            models.Conditioned,
+            "another network, conditioned on named things",
+            parts={"network": "network", "encoders": "{encoder}"},
+            example=lambda: {
+                "network": {"name": "mlp", "options": {"dim": 2, "width": 8, "cond_dim": 4}},
+                "encoders": {"label": {"name": "label", "options": {"num_classes": 3, "dim": 4}}},
+            },
+        ),
         "pointnet": Entry(
             PointNet,
             "classifier of clouds of points",
@@ -760,6 +769,37 @@ def _networks() -> dict[str, Entry]:
             parts={},
             example=lambda: {"num_classes": 3, "width": 8, "neighbours": 4},
         ),
+    }
+
+
+def _encoders() -> dict[str, Entry]:
+    from flowjax import models
+
+    return {
+        "label": Entry(models.LabelEncoder, "a vector for each class", example=lambda: {"num_classes": 3, "dim": 4}),
+        "vector": Entry(models.VectorEncoder, "a dense layer on vectors", example=lambda: {"size": 3, "dim": 4}),
+        "text": Entry(
+            models.TextEncoder,
+            "a small transformer on tokens",
+            example=lambda: {"vocabulary": 260, "length": 3, "dim": 4, "width": 8, "heads": 2},
+        ),
+        "image": Entry(
+            models.ImageEncoder,
+            "convolutions on images",
+            example=lambda: {"image_shape": (4, 4, 1), "dim": 4, "channels": 2},
+        ),
+    }
+
+
+def _tokenizers() -> dict[str, Entry]:
+    from flowjax import models
+
+    return {
+        "words": Entry(
+            models.Words,
+            "known words; others are spelled in bytes",
+            example=lambda: {"words": ("a", "circle", "red"), "length": 4},
+        )
     }
 
 
@@ -889,6 +929,8 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables(
     {
         "path": _paths,
         "network": _networks,
+        "encoder": _encoders,
+        "tokenizer": _tokenizers,
         "times": _times,
         "time_law": _time_laws,
         "solver": lambda: solvers,

@@ -268,6 +268,10 @@ def _build(kind: str, name: str, entry: Any, options: dict[str, Any], given: dic
 
 
 def _part(kind: str | None, value: Any, given: dict[str, Any]) -> Any:
+    if kind is not None and kind.startswith("{"):  # "{encoder}": a dict of encoders
+        if not isinstance(value, Mapping) or is_spec(value):
+            raise ValueError(f"a dict of {kind[1:-1]} specs by name is expected, got {value!r}")
+        return {name: build(kind[1:-1], item, **given) for name, item in value.items()}
     if kind == "flow" and isinstance(value, str):
         return given.get("flows", {})[_checks.choose("flow (label of the recipe)", value, given.get("flows", {}))]
     if kind is None:

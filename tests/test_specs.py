@@ -18,7 +18,7 @@ FLOW = fj.Flow(lambda x, t, cond: -x, path=PATH, null=0.0)
 
 def given_for(kind, name):
     """What the mains give to the constructors of a kind."""
-    if kind == "network":
+    if kind in ("network", "encoder"):
         return {"rngs": nnx.Rngs(0)}
     if kind == "times":
         return {"path": PATH, "n": 4} | ({"start": 1e-3, "end": 1 - 1e-3} if name == "log_snr" else {})
@@ -68,7 +68,7 @@ def test_every_entry_is_built_printed_and_built_again(kind, name):
         printed = specs.spec_of(kind, thing, **given)
     text = specs.text(printed)
     assert specs.text(specs.parse(text)) == text
-    rebuilt = specs.build(kind, text, **given | given_for(kind, name) if kind == "network" else given)
+    rebuilt = specs.build(kind, text, **given | given_for(kind, name) if "rngs" in given else given)
     assert type(rebuilt) is type(thing)
     assert equal(rebuilt, thing)
 
@@ -154,6 +154,8 @@ def test_what_cannot_be_read_points_at_the_place(text, message):
         ("rule", {"name": "cfg", "scale": 3}, "a spec is a text"),
         ("times", "quadratic(n=4, steps=3)", "quadratic has no option steps"),
         ("network", "dit(image_shape=(4, 4, 1), hidden=3)", "dit has no option hidden"),
+        ("network", "conditioned(encoders=label, network=mlp)", "a dict of encoder specs by name"),
+        ("encoder", "conditioned", "unknown encoder"),
     ],
 )
 def test_what_does_not_exist_is_one_line(kind, spec, message):

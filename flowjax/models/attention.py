@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 IMPLEMENTATIONS = {"xla": True, "dot_product": True, "cudnn": False}
 """Implementation -> whether it has a forward derivative."""
@@ -30,11 +30,20 @@ def attend(
     k: Float[Array, "B N heads head"],
     v: Float[Array, "B N heads head"],
     implementation: str = "xla",
+    mask: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B N heads head"]:
-    """Softmax attention with scores q k / sqrt(head); the softmax is computed in float32."""
+    """Softmax attention with scores q k / sqrt(head); the softmax is computed in float32.
+
+    Tokens where `mask` is False are not attended; where it is False for all of them, the answer has no meaning, but is
+    finite.
+    """
+    seen = None if mask is None else mask[:, None, None]
     if implementation != "xla":
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if implementation == "cudnn" else "xla")
+        kind: Any = "cudnn" if implementation == "cudnn" else "xla"
+        return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=kind)
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    if seen is not None:
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 

@@ -226,6 +226,11 @@ def embed_times(
     return time(t) + span(jnp.zeros_like(t) if end is None else end - t)
 
 
+def look_up(table: Float[Array, "N width"], index: Int[Array, "..."]) -> Float[Array, "... width"]:
+    """Rows of a table; NaN for an index outside 0..N-1, also for a negative one."""
+    return jnp.take(table, jnp.where(index < 0, len(table), index), axis=0, mode="fill", fill_value=jnp.nan)
+
+
 class Condition(nnx.Module):
     """Embeds a class label, a vector, or both, as one vector.
 
@@ -277,8 +282,7 @@ class Condition(nnx.Module):
             parts = {"label": cond}
         embedding = jnp.zeros((), self.dtype)
         if self.num_classes is not None:
-            rows = jnp.take(self.table[...], parts["label"], axis=0, mode="fill", fill_value=jnp.nan)
-            embedding = embedding + rows.astype(self.dtype)
+            embedding = embedding + look_up(self.table[...], parts["label"]).astype(self.dtype)
         if self.cond_dim is not None:
             embedding = embedding + self.project(parts["vector"].astype(self.dtype))
         return embedding
