@@ -623,6 +623,30 @@ objectives = {
         ),
         tasks=("classification", "clouds"),
     ),
+    "regression": Entry(
+        _objectives.Regression,
+        "squared or absolute distance to a target of each input",
+        Reference(
+            "hastie2009elements",
+            "Hastie, T. and Tibshirani, R. and Friedman, J.",
+            "The Elements of Statistical Learning",
+            2009,
+            "https://doi.org/10.1007/978-0-387-84858-7",
+        ),
+        tasks=("regression",),
+    ),
+    "teacher_regression": Entry(
+        _objectives.TeacherRegression,
+        "regression on the predictions of a teacher, guided or not",
+        _arxiv(
+            "meng2022distillation",
+            "Meng, C. and Rombach, R. and Gao, R. and Kingma, D. P. and Ermon, S. and Ho, J. and Salimans, T.",
+            "On Distillation of Guided Diffusion Models",
+            2022,
+            "2210.03142",
+        ),
+        tasks=("distillation", "adapters"),
+    ),
 }
 
 systems = {

@@ -32,6 +32,7 @@ SPECIAL = {  # what cannot be made from the example alone
         objectives.FlowMatching(path=fj.paths.Linear()), fj.couplings.OptimalTransport()
     ),
     objectives.SchroedingerBridge: lambda: objectives.SchroedingerBridge(diffusion=0.1),
+    objectives.TeacherRegression: lambda: objectives.TeacherRegression(teacher=FLOW),
     objectives.FlowMatching: lambda: objectives.FlowMatching(path=fj.paths.Linear()),
 }
 

@@ -35,6 +35,7 @@ def given_for(kind, name):
             "objective": inner,
             "coupling": fj.couplings.Independent(),
             "interpolant": interpolant,
+            "teacher": FLOW,
         } | {"diffusion": 0.5}
     if kind == "data":
         return {}

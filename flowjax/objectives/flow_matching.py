@@ -14,6 +14,7 @@ References:
     Ho and Salimans (2022), Classifier-Free Diffusion Guidance, algorithm 1 (label dropout), arXiv:2207.12598.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,6 +44,46 @@ class Draws:
     x1: Float[Array, "B ..."]
     t: Float[Array, " B"]
     cond: Any = None
+
+
+def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_dropout: Any, null: Any) -> Draws:
+    """Noise, times and dropped conditions; example i depends on (key, i) only.
+
+    Args:
+        key: Key of the training step.
+        batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B.
+        times: Law of the times.
+        label_dropout: Probability that a condition is replaced by `null`.
+        null: The null condition, see `FlowMatching`.
+    """
+    x1, cond = batch["x1"], batch.get("cond")
+
+    def one(index: Array) -> tuple[Array, Array, Array]:
+        for_noise, for_time, for_label = jax.random.split(jax.random.fold_in(key, index), 3)
+        x0 = jax.random.normal(for_noise, x1.shape[1:], x1.dtype)
+        return x0, times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32)
+
+    x0, t, chance = jax.vmap(one)(jnp.arange(x1.shape[0]))
+    if cond is not None and null is not None:
+        dropped = chance < label_dropout
+        cond = jax.tree.map(
+            lambda c, null: jnp.where(
+                dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)), jnp.asarray(null, c.dtype), c
+            ),
+            cond,
+            null,
+        )
+    return Draws(x0=x0, x1=x1, t=t, cond=cond)
+
+
+def check_answer(value: Array, target: Array) -> None:
+    """Refuses an answer of a network that would be broadcast against its target.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if value.shape != target.shape:
+        raise ValueError(f"the network answers with shape {value.shape}, but its targets have {target.shape}")
 
 
 @pytree
@@ -100,26 +141,8 @@ class FlowMatching:
             batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B.
             memory: Unused; part of the objective protocol.
         """
-        x1, cond = batch["x1"], batch.get("cond")
-
-        def one(index: Array) -> tuple[Array, Array, Array]:
-            for_noise, for_time, for_label = jax.random.split(jax.random.fold_in(key, index), 3)
-            x0 = jax.random.normal(for_noise, x1.shape[1:], x1.dtype)
-            return x0, self.times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32)
-
-        x0, t, chance = jax.vmap(one)(jnp.arange(x1.shape[0]))
-        if not self._bounded:
-            t = jnp.minimum(t, LATEST)
-        if cond is not None and self.null is not None:
-            dropped = chance < self.label_dropout
-            cond = jax.tree.map(
-                lambda c, null: jnp.where(
-                    dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)), jnp.asarray(null, c.dtype), c
-                ),
-                cond,
-                self.null,
-            )
-        return Draws(x0=x0, x1=x1, t=t, cond=cond)
+        draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
+        return draws if self._bounded else dataclasses.replace(draws, t=jnp.minimum(draws.t, LATEST))
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Weighted squared error per example, averaged over its dimensions.
@@ -130,10 +153,15 @@ class FlowMatching:
 
         Returns:
             The loss of each example, (B,), and {"mse": the same without the weight, (B,)}.
+
+        Raises:
+            ValueError: The network's answer has another shape than the data.
         """
         x = self.path.interpolate(draws.t, draws.x0, draws.x1)
         target = self.path.target(self.prediction, draws.t, draws.x0, draws.x1)
-        error = (networks(x, draws.t, draws.cond) - target) ** 2
+        value = networks(x, draws.t, draws.cond)
+        check_answer(value, target)
+        error = (value - target) ** 2
         mse = jnp.mean(error, axis=tuple(range(1, error.ndim)))
         return mse if self.weight is None else self.weight(draws.t) * mse, {"mse": mse}
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import part, pytree, static
+from flowjax.objectives.flow_matching import check_answer
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import Interpolant
 from flowjax.paths.base import divide, expand
@@ -149,6 +150,9 @@ class Interpolation:
 
         Returns:
             (B,), and {"mse": mean squared error without the weight, (B,)}.
+
+        Raises:
+            ValueError: the network's answer has another shape than the data.
         """
         antithetic = self._unbounded if self.antithetic is None else self.antithetic
         axes = tuple(range(1, draws.x1.ndim))
@@ -156,6 +160,7 @@ class Interpolation:
         for z in (draws.z, -draws.z) if antithetic else (draws.z,):
             x = self.interpolant.interpolate(draws.t, draws.x0, draws.x1, z)
             value, target = networks(x, draws.t, draws.cond), self.target(draws, z)
+            check_answer(value, target)
             energies.append(jnp.sum(value**2 / 2 - target * value, axis=axes))
             errors.append(jnp.mean((value - target) ** 2, axis=axes))
         mse = jnp.mean(jnp.stack(errors), axis=0)

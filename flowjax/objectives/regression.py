@@ -1,0 +1,88 @@
+"""Regression: a network learns to answer its input with a target of its own shape.
+
+    mse: mean (network(x1, 1, cond) - target)^2         minimiser: the conditional mean of the target
+    mae: mean |network(x1, 1, cond) - target|           minimiser: the conditional median of each entry
+
+with means over the entries of one example. The input is data, so it enters at t = 1, where a network of a flow sees
+data too.
+
+References:
+    Hastie, Tibshirani and Friedman (2009), The Elements of Statistical Learning, section 2.4,
+    doi:10.1007/978-0-387-84858-7.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Num
+
+from flowjax import _checks
+from flowjax._pytree import pytree, static
+from flowjax.objectives.flow_matching import check_answer
+
+
+@pytree
+class RegressionDraws:
+    """One batch; nothing in it is random.
+
+    Attributes:
+        x1: Inputs, (B, ...).
+        target: What the network should answer, (B, ...).
+        cond: Condition with leading axis B, or None.
+    """
+
+    x1: Num[Array, "B ..."]
+    target: Num[Array, "B ..."]
+    cond: Any = None
+
+
+@pytree
+class Regression:
+    """Trains `networks(x1, t, cond) -> (B, ...)` with t = 1 on targets of the same shape as its answer.
+
+    Attributes:
+        form: "mse" (squares) or "mae" (absolute values).
+
+    Raises:
+        ValueError: An unknown form.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> objective = Regression(form="mae")
+        >>> draws = objective.draw(jax.random.key(0), {"x1": jnp.zeros((4, 2)), "target": jnp.ones((4, 3))})
+        >>> objective.loss(lambda x, t, cond: jnp.zeros((4, 3)), draws)[0].tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+
+    form: str = static("mse")
+
+    def __post_init__(self) -> None:
+        """Checks the name."""
+        _checks.choose("form of a regression", self.form, ("mse", "mae"))
+
+    def draw(
+        self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0
+    ) -> RegressionDraws:
+        """The batch: "x1", inputs (B, ...), "target" (B, ...), and optionally "cond".
+
+        Raises:
+            ValueError: The data has no targets.
+        """
+        if "target" not in batch:
+            raise ValueError(f"a regression needs data with a field 'target'; this has {', '.join(batch)}")
+        return RegressionDraws(x1=batch["x1"], target=batch["target"], cond=batch.get("cond"))
+
+    def loss(
+        self, networks: Callable[..., Array], draws: RegressionDraws
+    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """The error of each example, (B,), and both errors, {"mse": (B,), "mae": (B,)}.
+
+        Raises:
+            ValueError: The network's answer has another shape than the target.
+        """
+        value = networks(draws.x1, jnp.ones(draws.x1.shape[:1], jnp.float32), draws.cond)
+        check_answer(value, draws.target)
+        error, axes = value - draws.target.astype(value.dtype), tuple(range(1, value.ndim))
+        metrics = {"mse": jnp.mean(error**2, axes), "mae": jnp.mean(jnp.abs(error), axes)}
+        return metrics[self.form], metrics
