@@ -886,6 +886,76 @@ def _averages() -> dict[str, Entry]:
     }
 
 
+def _optimizers() -> dict[str, Entry]:
+    import optax
+    from optax import contrib
+
+    from flowjax.training.optimizers import optimizer
+
+    known: dict[str, tuple[Any, str, Reference | None]] = {
+        "adamw": (
+            optax.adamw,
+            "Adam with decoupled weight decay",
+            _arxiv(
+                "loshchilov2017decoupled",
+                "Loshchilov, I. and Hutter, F.",
+                "Decoupled Weight Decay Regularization",
+                2017,
+                "1711.05101",
+            ),
+        ),
+        "adam": (
+            optax.adam,
+            "Adam",
+            _arxiv(
+                "kingma2014adam",
+                "Kingma, D. P. and Ba, J.",
+                "Adam: A Method for Stochastic Optimization",
+                2014,
+                "1412.6980",
+            ),
+        ),
+        "adan": (
+            optax.adan,
+            "adaptive Nesterov momentum",
+            _arxiv(
+                "xie2022adan",
+                "Xie, X. and Zhou, P. and Li, H. and Lin, Z. and Yan, S.",
+                "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models",
+                2022,
+                "2208.06677",
+            ),
+        ),
+        "lion": (
+            optax.lion,
+            "the sign of a momentum",
+            _arxiv(
+                "chen2023symbolic",
+                "Chen, X. and Liang, C. and Huang, D. and Real, E. and Wang, K. and others",
+                "Symbolic Discovery of Optimization Algorithms",
+                2023,
+                "2302.06675",
+            ),
+        ),
+        "muon": (
+            contrib.muon,
+            "orthogonal updates of matrices, Adam for the rest",
+            _arxiv(
+                "liu2025muon",
+                "Liu, J. and Su, J. and Yao, X. and Jiang, Z. and others",
+                "Muon is Scalable for LLM Training",
+                2025,
+                "2502.16982",
+            ),
+        ),
+        "sgd": (optax.sgd, "gradient descent, with momentum if asked for", None),
+    }
+    return {
+        name: Entry(functools.partial(optimizer, make), summary, reference, more=(make,))
+        for name, (make, summary, reference) in known.items()
+    }
+
+
 def _data() -> dict[str, Entry]:
     from flowjax.data.loading import SOURCES
 
@@ -965,6 +1035,7 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables(
         "weight": _weights,
         "average": _averages,
         "condition": _conditions,
+        "optimizer": _optimizers,
         "data": _data,
         "array": _arrays,
         "diffusion": _diffusions,

@@ -244,8 +244,9 @@ def options_of(entry: Any) -> dict[str, Option]:
             variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
             function = vars(make)["__init__"] if isinstance(make, type) else make  # a metaclass may hide the arguments
             for parameter in inspect.signature(function).parameters.values():
-                if parameter.kind not in variable and parameter.name != "self":
-                    missing = parameter.default is parameter.empty
+                missing = parameter.default is parameter.empty
+                given = passed_on and missing  # by `make` itself
+                if parameter.kind not in variable and parameter.name != "self" and not given:
                     kind = entry.parts.get(parameter.name)
                     found.setdefault(parameter.name, Option(kind, missing, None if missing else parameter.default))
     return {name: option for name, option in found.items() if name not in entry.fixed}

@@ -1,0 +1,110 @@
+"""Optimisers as specs: optax's, with a schedule, a bound of the gradient and rates by parameter.
+
+The learning rate rises linearly over `warmup` of the updates, then falls as `decay` says: "cosine" to `final` of it,
+"linear" to the same, or "constant". Updates are counted by the optimiser itself, so that a network which moves at every
+fifth step has a schedule over its own updates. `groups` multiplies the rate of parameters by a factor: the first
+pattern that fits a parameter's path (blocks.0.attention.kernel) counts.
+"""
+
+import fnmatch
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from flowjax import _checks
+
+Groups = tuple[tuple[str, float], ...]
+DECAYS = ("cosine", "linear", "constant")
+
+
+def schedule(rate: float, steps: int, warmup: float, decay: str, final: float) -> optax.Schedule:
+    """The learning rate by the number of updates done."""
+    _checks.real("(0, inf)", rate=rate)
+    _checks.real("[0, 1]", warmup=warmup, final=final)
+    _checks.choose("decay", decay, DECAYS)
+    rise = max(1, round(warmup * steps))
+    if decay == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, rate, rise, max(steps, rise + 1), rate * final)
+    fall = rate * final if decay == "linear" else rate
+    parts = [optax.linear_schedule(0.0, rate, rise), optax.linear_schedule(rate, fall, max(1, steps - rise))]
+    return optax.join_schedules(parts, [rise])
+
+
+def names(tree: Any) -> Any:
+    """A tree of the same structure with the path of each leaf, in the form `blocks.0.kernel`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"), tree
+    )
+
+
+def grouped(transform: optax.GradientTransformation, groups: Groups) -> optax.GradientTransformation:
+    """The transformation with its updates multiplied by the factor of the first pattern that fits a parameter.
+
+    Raises:
+        ValueError: when it is initialised, a pattern that fits no parameter.
+    """
+    if not groups:
+        return transform
+    for pattern, factor in groups:
+        _checks.real("[0, inf)", **{f"the factor of {pattern!r}": factor})
+
+    def factor_of(name: str) -> float:
+        return next((factor for pattern, factor in groups if fnmatch.fnmatchcase(name, pattern)), 1.0)
+
+    def init(params: Any) -> Any:
+        known = jax.tree.leaves(names(params))
+        for pattern, _ in groups:
+            if not fnmatch.filter(known, pattern):
+                raise ValueError(f"no parameter is called {pattern!r}; there are {', '.join(known[:6])}, ...")
+        return transform.init(params)
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = transform.update(gradient, state, params)
+        return jax.tree.map(lambda u, name: u * factor_of(name), updates, names(updates)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def optimizer(
+    make: Callable[..., optax.GradientTransformation],
+    *,
+    steps: int,
+    rate: float = 1e-3,
+    warmup: float = 0.05,
+    decay: str = "cosine",
+    final: float = 0.01,
+    clip: float = 1.0,
+    groups: Groups = (),
+    **options: Any,
+) -> optax.GradientTransformation:
+    """One of optax's optimisers with everything around it.
+
+    Args:
+        make: optax's function, which takes the learning rate first.
+        steps: Updates of the run.
+        rate: Largest learning rate, positive.
+        warmup: Part of the updates in which it rises, in [0, 1].
+        decay: "cosine", "linear" or "constant".
+        final: What is left of it at the end, in [0, 1].
+        clip: Largest norm of the gradient of a network, positive; inf does not clip.
+        groups: ((pattern, factor of the rate), ...) by the path of a parameter.
+        **options: Of `make`; AdamW's decay of the weights is 0 unless given.
+
+    Raises:
+        ValueError: A number outside its range, an unknown decay; when it is initialised, a pattern that fits nothing.
+    """
+    _checks.whole(_checks.COUNT, steps=steps)
+    if clip != math.inf:
+        _checks.real("(0, inf)", clip=clip)
+    for name, value in options.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            decays = name.rpartition("_")[2] in ("b1", "b2", "b3", "beta", "momentum")
+            _checks.real("[0, 1)" if decays else "[0, inf)", **{name: value})
+    defaults = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(make).parameters else {}
+    inner = make(schedule(rate, steps, warmup, decay, final), **(defaults | options))
+    chain = inner if clip == math.inf else optax.chain(optax.clip_by_global_norm(clip), inner)
+    return grouped(chain, groups)
