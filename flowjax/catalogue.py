@@ -146,6 +146,13 @@ _SD3 = _arxiv(
     2024,
     "2403.03206",
 )
+_LATENT_DIFFUSION = _arxiv(
+    "rombach2021high",
+    "Rombach, R. and Blattmann, A. and Lorenz, D. and Esser, P. and Ommer, B.",
+    "High-Resolution Image Synthesis with Latent Diffusion Models",
+    2021,
+    "2112.10752",
+)
 _EDM2 = _arxiv(
     "karras2023analyzing",
     "Karras, T. and Aittala, M. and Lehtinen, J. and Hellsten, J. and Aila, T. and Laine, S.",
@@ -776,6 +783,24 @@ def _networks() -> dict[str, Entry]:
                 "attention_at": (),
                 "head": 8,
             },
+        ),
+        "autoencoder": Entry(
+            models.Autoencoder,
+            "autoencoder of images with a Gaussian posterior",
+            _LATENT_DIFFUSION,
+            example=lambda: {"image_shape": (4, 4, 1), "channels": 4, "multipliers": (1, 1), "groups": 2},
+        ),
+        "discriminator": Entry(
+            models.Discriminator,
+            "discriminator of overlapping patches (PatchGAN)",
+            _arxiv(
+                "isola2016image",
+                "Isola, P. and Zhu, J. and Zhou, T. and Efros, A. A.",
+                "Image-to-Image Translation with Conditional Adversarial Networks",
+                2016,
+                "1611.07004",
+            ),
+            example=lambda: {"image_shape": (8, 8, 1), "channels": 4, "layers": 1, "groups": 2},
         ),
         "conditioned": Entry(
             models.Conditioned,
