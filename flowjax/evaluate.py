@@ -321,7 +321,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
                 "evaluations": samples.evaluations,
                 "network_calls": samples.network_calls,
             }
-            if not np.isfinite(samples.x).all():
+            if samples.bad:
                 console.print(f"{text}: samples are not finite; no row", highlight=False)
                 continue
             clock = time.perf_counter()

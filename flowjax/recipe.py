@@ -54,6 +54,11 @@ class Samples:
     evaluations: int
     network_calls: int
 
+    @property
+    def bad(self) -> int:
+        """Number of samples with NaN or infinite values."""
+        return len(self.x) - int(np.isfinite(self.x.reshape(len(self.x), -1)).all(1).sum())
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -115,6 +115,7 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError(str(error)) from None
 
     first, clock = jax.process_index() == 0, time.perf_counter()
+    # The file is made before the work, so that a place that cannot be written costs nothing.
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
         if values.calibration is not None:
             if not Path(values.calibration).is_file():
@@ -133,11 +134,10 @@ def main(values: flags.FlagValues) -> None:
             batch=values.batch,
             mesh=mesh,
         )
-        bad = values.num - int(np.isfinite(samples.x.reshape(values.num, -1)).all(1).sum())
-        if bad:
+        if samples.bad:
             raise _cli.UsageError(
-                f"{bad} of {values.num} samples have NaN or infinite values, nothing is written; try more --steps, a "
-                "smaller --guidance or another --solver"
+                f"{samples.bad} of {values.num} samples have NaN or infinite values, nothing is written; try more "
+                "--steps, a smaller --guidance or another --solver"
             )
         if first:
             arrays: dict[str, Any] = {"x": samples.x}
@@ -152,8 +152,10 @@ def main(values: flags.FlagValues) -> None:
             f"({samples.network_calls} network calls) each, {seconds:.1f} s with compilation"
         )
         if png is not None:
-            with _cli.usage_errors():  # the samples are safe
+            try:
                 picture(recipe, samples, png)
+            except (OSError, ValueError) as error:  # its data may lie elsewhere
+                raise _cli.UsageError(f"{out} is written, but not {png}: {_cli.describe(error)}") from error
 
 
 def cli() -> None:

@@ -322,7 +322,13 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     task.show(state.average, workdir / "samples.png")
     task.finish(state.average, workdir)
     loss = {"loss": writer.last["loss"]} if writer.last else {}  # none where metrics.jsonl was lost after the last step
-    report = {**loss, **task.assess(state.average), "steps": train.steps, "skipped": skipped}
+    numbers = task.assess(state.average)
+    if bad := numbers.get("bad_samples"):
+        raise _cli.UsageError(
+            f"{bad} samples of the trained network have NaN or infinite values; {workdir} keeps its checkpoints, and "
+            "no report is written. Try a lower config.train.rate or other config.sample values"
+        )
+    report = {**loss, **numbers, "steps": train.steps, "skipped": skipped}
     report |= {"compile_seconds": compile_seconds, "train_images_per_second": writer.speed}
     report["wall_seconds"] = time.perf_counter() - began
     if first:

@@ -166,6 +166,17 @@ def test_samples_that_are_not_finite_are_no_success(capsys, tmp_path, workdir, m
     assert not list(tmp_path.iterdir())
 
 
+def test_samples_are_kept_where_their_picture_fails(capsys, tmp_path, workdir, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("no data")
+
+    monkeypatch.setattr(sample_main, "picture", fail)
+    out = tmp_path / "x.npz"
+    code, _, err = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}")
+    assert (code, err) == (2, f"error: {out} is written, but not {out.with_suffix('.png')}: no data\n")
+    assert np.load(out)["x"].shape == (8, 8, 8, 1)
+
+
 def test_weights_that_are_not_finite_are_one_line(capsys, tmp_path, workdir):
     flow, recipe = load(workdir)
     export(flow, recipe, tmp_path / "model")

@@ -16,6 +16,7 @@ import pytest
 import flowjax as fj
 from flowjax import _cli, data
 from flowjax import train as train_main
+from flowjax.recipe import Recipe
 from flowjax.training.workdir import Lock
 
 pytestmark = pytest.mark.standard_promotion
@@ -204,6 +205,23 @@ def test_a_run_survives_the_loss_of_its_small_files(capsys, tmp_path, tiny):
     code, out, err = run(capsys, *tiny)
     assert (code, err) == (0, "")
     assert "training is complete" in out
+
+
+def test_samples_that_are_not_finite_are_no_report(capsys, tmp_path, tiny, monkeypatch):
+    sample = Recipe.sample
+
+    def spoiled(*arguments, **options):
+        samples = sample(*arguments, **options)
+        samples.x[3] = np.nan
+        return samples
+
+    monkeypatch.setattr(Recipe, "sample", spoiled)
+    code, _, err = run(capsys, *tiny, "--config.train.steps=2", "--config.train.best=FD")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: 1 samples of the trained network have NaN or infinite values; ")
+    index = json.loads((tmp_path / "run" / "checkpoints" / "index.json").read_text())
+    assert index["2"]["score"] == np.inf  # the last one that could be the best
+    assert not (tmp_path / "run" / "report.json").exists()
 
 
 def test_workdirs_of_others_are_refused(capsys, tmp_path, tiny):

@@ -1,5 +1,6 @@
 """Pictures and numbers of what a flow generates, during training and at its end."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,12 +101,15 @@ def measure(
 
     Returns:
         These numbers, the solver evaluations per sample, and samples per second (compiled before, if samples
-        were made with the same `batch` before).
+        were made with the same `batch` before). Where samples have NaN or infinite values: their number "bad_samples",
+        and NaN for distance and accuracy.
     """
     cond = recipe.balanced(num)
     clock = time.perf_counter()
     samples = recipe.sample(recipe.field(flow), num, key=key, cond=cond, batch=batch, mesh=mesh)
     seconds = time.perf_counter() - clock
+    if samples.bad:
+        return {"bad_samples": samples.bad, f"FD[{judge.digest}]": math.nan, "accuracy": math.nan}
     rows = np.arange(min(len(source.x), 10_000))
     real = source.x[rows]
     if isinstance(judge, Classifier | ImageClassifier) and cond is not None and source.cond is not None:

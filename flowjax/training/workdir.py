@@ -46,6 +46,7 @@ class Lock:
         except ValueError as error:
             problem = str(error)
         if not everywhere(problem is None):
+            self.__exit__()
             raise ValueError(problem or f"the first process cannot lock {self.path.parent}")
         return self
 
