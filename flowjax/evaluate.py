@@ -279,7 +279,12 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     first = jax.process_index() == 0
 
     # Rows with the same provenance are kept, here and in the file.
-    path, origin = workdir / "evaluation.json", provenance(values, flow, extractor, len(real))
+    path, png = workdir / "evaluation.json", workdir / "evaluation.png"
+    if png.exists() and not path.exists():
+        raise _cli.UsageError(
+            f"{png} would be replaced, but is not of an evaluation (there is no {path.name}); move it"
+        )
+    origin = provenance(values, flow, extractor, len(real))
     try:
         runs = json.loads(path.read_text())["runs"] if path.exists() else []
         same = next((run for run in runs if run["provenance"] == origin), None)
@@ -341,10 +346,10 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     if not rows:
         raise _cli.UsageError("no setting of the sweep has finite samples; try more --steps or a smaller --guidance")
     if first and rows:
-        with _writing(workdir / "evaluation.png"):
-            plot(rows, workdir / "evaluation.png")
+        with _writing(png):
+            plot(rows, png)
         Console(width=None if console.is_terminal else 200).print(show(rows, f"{values.num} samples of {workdir}"))
-        print(f"{path} and {workdir / 'evaluation.png'}")
+        print(f"{path} and {png}")
 
 
 def main(values: flags.FlagValues) -> None:

@@ -180,6 +180,9 @@ def test_wrong_flags_are_one_line(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "write_json", full)
     assert run(tmp_path / "plain", "--steps=1") == 2
     assert "evaluation.json: No space left on device" in capsys.readouterr().err
+    (tmp_path / "plain" / "evaluation.png").write_text("precious")
+    assert run(tmp_path / "plain", "--steps=1") == 2
+    assert "evaluation.png would be replaced" in capsys.readouterr().err
     (tmp_path / "plain" / "evaluation.json").write_text("{")
     assert run(tmp_path / "plain", "--steps=1") == 2
     assert "move it away" in capsys.readouterr().err
