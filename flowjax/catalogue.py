@@ -852,6 +852,24 @@ def _tokenizers() -> dict[str, Entry]:
     }
 
 
+def _adapters() -> dict[str, Entry]:
+    from flowjax.models import lora
+
+    return {
+        "lora": Entry(
+            lora.add,
+            "low-rank adapters of dense layers and convolutions",
+            _arxiv(
+                "hu2021lora",
+                "Hu, E. J. and Shen, Y. and Wallis, P. and Allen-Zhu, Z. and Li, Y. and Wang, S. and others",
+                "LoRA: Low-Rank Adaptation of Large Language Models",
+                2021,
+                "2106.09685",
+            ),
+        )
+    }
+
+
 def _times() -> dict[str, Entry]:
     from flowjax import times
 
@@ -1048,6 +1066,7 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables(
     {
         "path": _paths,
         "network": _networks,
+        "adapters": _adapters,
         "encoder": _encoders,
         "tokenizer": _tokenizers,
         "times": _times,

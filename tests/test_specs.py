@@ -21,6 +21,8 @@ def given_for(kind, name):
     """What the mains give to the constructors of a kind."""
     if kind in ("network", "encoder"):
         return {"rngs": nnx.Rngs(0)}
+    if kind == "adapters":
+        return {"network": fj.models.MLP(2, width=4, depth=1, rngs=nnx.Rngs(0)), "rngs": nnx.Rngs(1)}
     if kind == "times":
         return {"path": PATH, "n": 4} | ({"start": 1e-3, "end": 1 - 1e-3} if name == "log_snr" else {})
     if kind == "field":

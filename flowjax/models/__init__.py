@@ -1,5 +1,6 @@
 """Networks: flax.nnx modules called as `network(x, t, cond=None, end=None)`, with times t in [0, 1]."""
 
+from flowjax.models import lora
 from flowjax.models.attention import require_jvp
 from flowjax.models.autoencoder import Autoencoder
 from flowjax.models.conditioned import Conditioned, ImageEncoder, LabelEncoder, VectorEncoder
