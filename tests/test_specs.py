@@ -46,8 +46,16 @@ def given_for(kind, name):
 # Tasks are built by the tests of the train main, which runs every config.
 ENTRIES = [(kind, name) for kind, table in catalogue.tables.items() for name in table if kind != "task"]
 # Those that read files are built in the tests of their readers.
-FILES = {("data", "images"), ("data", "npz"), ("data", "parquet"), ("data", "tfds"), ("array", "npz")}
+FILES = {
+    ("data", "images"),
+    ("data", "fashion"),
+    ("data", "npz"),
+    ("data", "parquet"),
+    ("data", "tfds"),
+    ("array", "npz"),
+}
 OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
+OPTIONS |= {("data", "captions"): {"size": 8}, ("data", "laws"): {"size": 8}}
 OPTIONS |= {("schedule", "schedule"): {"times": (0.0, 0.5, 1.0), "decisions": ("decision", "decision(order=1)")}}
 OPTIONS |= {("statistics", "statistics"): {k: [0.0, 0.5, 1.0] for k in ("lam", "l", "s", "b")}}
 

@@ -1,12 +1,12 @@
 """Data sets, in memory or on disk, and the order in which training reads them."""
 
-from flowjax.data import shapes
+from flowjax.data import captions, fashion, shapes
 from flowjax.data.batches import Augment, Batches
 from flowjax.data.files import images, npz
 from flowjax.data.loading import load
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
-from flowjax.data.sources import Source, as_trained, digits, toy2d
+from flowjax.data.sources import Source, as_trained, digits, laws, toy2d
 from flowjax.data.tables import parquet
 
 __all__ = [
@@ -16,8 +16,11 @@ __all__ = [
     "Source",
     "as_trained",
     "cache_latents",
+    "captions",
     "digits",
+    "fashion",
     "images",
+    "laws",
     "load",
     "npz",
     "parquet",

@@ -68,8 +68,8 @@ class Batches:
         augment: Changes of images, drawn anew at each step; they do not depend on the number of processes.
 
     Raises:
-        ValueError: A number outside its range, a batch that takes more than half of this machine's memory, or an
-            augmentation of data that are not images.
+        ValueError: A number outside its range, a batch that takes more than half of this machine's memory, a field of
+            texts, or an augmentation of data that are not images or have fields.
     """
 
     source: Source
@@ -90,7 +90,14 @@ class Batches:
             raise ValueError(f"batch_size {self.batch_size} is not divisible by {self.process_count} processes")
         # The row numbers, and the examples four times while they are normalised in float32.
         shape, rows = self.source.x.shape, self.batch_size // self.process_count
-        check_memory(f"batch_size={self.batch_size}", rows * (8 + 16 * math.prod(shape[1:])))
+        fields = sum(8 * math.prod(field.shape[1:]) for field in self.source.fields.values())
+        check_memory(f"batch_size={self.batch_size}", rows * (8 + 16 * math.prod(shape[1:]) + fields))
+        for name, field in self.source.fields.items():
+            if field.dtype.kind == "U":
+                raise ValueError(f"the field {name} holds texts; give the source their tokens instead, as networks do")
+        if self._changes and self.source.fields:
+            names = ", ".join(self.source.fields)
+            raise ValueError(f"images with the fields {names} are not augmented: what belongs to them would not change")
         if self._changes and len(shape) != 4:
             raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {shape}")
         if self.augment is not None and self._changes and self.augment.crop >= min(shape[1:3]):
@@ -116,16 +123,21 @@ class Batches:
         return stream[offset : offset + rows]
 
     def batch(self, step: int) -> dict[str, np.ndarray | None]:
-        """The batch of `step`: "x1" normalised float32, "cond" int32 labels or None."""
+        """The batch of `step`: "x1" normalised float32, "cond" int32 labels or None, and the fields of the source.
+
+        Fields are float32 or int32, as they are.
+        """
         rows = self.indices(step)
         x, cond = np.asarray(self.source.x[rows]), self.source.cond
         if self.augment is not None and self._changes:
             # The 1 keeps these numbers apart from those that order the epochs.
             u = np.random.default_rng([self.seed, step, 1]).random((self.batch_size, 3))
             x = self.augment(u[self.process_index * len(rows) :][: len(rows)], x)
+        fields = {name: np.asarray(field[rows]) for name, field in self.source.fields.items()}
         return {
             "x1": self.source.normalize(x.astype(np.float32)).astype(np.float32),
             "cond": None if cond is None else cond[rows].astype(np.int32),
+            **{name: a.astype(np.float32 if a.dtype.kind == "f" else np.int32) for name, a in fields.items()},
         }
 
     def dataset(self) -> grain.MapDataset:
@@ -144,7 +156,8 @@ class Batches:
             ahead: Batches that wait in memory.
         """
         if threads is None:
-            threads = 0 if isinstance(self.source.x, np.ndarray) else 4
+            held = (self.source.x, *self.source.fields.values())
+            threads = 0 if all(isinstance(rows, np.ndarray) for rows in held) else 4
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
         iterator = iter(self.dataset().to_iter_dataset(options))
         grain.experimental.set_next_index(iterator, start)

@@ -5,10 +5,10 @@ import types
 import typing
 from collections.abc import Callable
 
-from flowjax.data import shapes
+from flowjax.data import captions, fashion, shapes
 from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
-from flowjax.data.sources import Source, choose, digits, toy2d
+from flowjax.data.sources import Source, choose, digits, laws, toy2d
 from flowjax.data.tables import parquet
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -19,6 +19,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "tfds": tfds,
     "toy2d": toy2d,
     "parquet": parquet,
+    "captions": captions.source,
+    "fashion": fashion.source,
+    "laws": laws,
 }
 
 
@@ -26,7 +29,7 @@ def load(name: str, **options: object) -> Source:
     """The data set called `name`.
 
     Args:
-        name: "digits", "images", "npz", "shapes", "tfds", "toy2d" or "parquet".
+        name: "digits", "images", "npz", "shapes", "tfds", "toy2d", "parquet", "captions", "fashion" or "laws".
         **options: Arguments of the function of that name.
 
     Raises:

@@ -235,6 +235,8 @@ def _write(
 
     if folder.exists():
         raise ValueError(f"{folder} exists; choose another folder")
+    if source.fields:
+        raise ValueError(f"prepared sets hold no fields, and {', '.join(source.fields)} would be lost")
     writer: Any = None
     # A name of its own, so that two programs that write the same set do not delete each other's files.
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
@@ -293,7 +295,7 @@ def store(source: Source, folder: str | Path, name: str = "dataset") -> None:
         name: Name of the data set.
 
     Raises:
-        ValueError: The folder exists, or an example cannot be read.
+        ValueError: The folder exists, the source has fields, or an example cannot be read.
         OSError: It cannot be written, for example because the disk is full.
     """
     folder = Path(folder)
@@ -320,8 +322,8 @@ def cache_latents(
         name: Name of the data set.
 
     Raises:
-        ValueError: The folder exists, `block` is below 1, or latents that are not one for each example, not finite or
-            all equal.
+        ValueError: The folder exists, the source has fields, `block` is below 1, or latents that are not one for each
+            example, not finite or all equal.
         OSError: It cannot be written, for example because the disk is full.
     """
     if block < 1:

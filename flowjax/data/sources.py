@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits
 
 from flowjax._checks import SEED, whole
-from flowjax.data.records import Records, check_memory
+from flowjax.data.records import Records, check_finite, check_memory
 
 MAX_CLASSES = 2**20
 """More classes than this are not believed on the word of a file."""
@@ -30,11 +30,13 @@ class Source:
         low: Smallest value that the data can take (black in pictures), or None where there is no bound.
         high: Largest value, or None.
         names: One name for each class; may be empty.
+        fields: What else belongs to each example, by name: (N, ...) each, texts (N,) or numbers as networks see them,
+            never normalised. "x0" are the points that are paired with x, of its shape.
         notes: What was skipped when it was read, one line each.
 
     Raises:
         ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
-            or outside their range, or a number of labels or names that does not fit.
+            or outside their range, or a number of labels, names or rows of a field that does not fit.
     """
 
     x: Num[np.ndarray, "N ..."] | Records
@@ -46,6 +48,7 @@ class Source:
     high: float | None = None
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fields: Mapping[str, np.ndarray | Records] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if len(self.x) == 0:
@@ -64,6 +67,17 @@ class Source:
                 raise ValueError(f"labels must be 0..{self.num_classes - 1}, got {self.cond.min()}..{self.cond.max()}")
         if self.names and len(self.names) != self.num_classes:
             raise ValueError(f"{self.num_classes} classes, but {len(self.names)} names")
+        for name, rows in self.fields.items():
+            if not name.isidentifier() or name in ("x1", "cond"):
+                raise ValueError(f"a field of a source is named like a variable, and not x1 or cond, got {name!r}")
+            if not rows.shape or len(rows) != len(self.x):
+                raise ValueError(f"{len(self.x)} examples need as many rows of the field {name}, got {rows.shape}")
+            if rows.dtype.kind not in "biufU" or (rows.dtype.kind == "U" and len(rows.shape) > 1):
+                raise ValueError(f"the field {name} must be numbers or texts (N,), got {rows.dtype} {rows.shape}")
+            if isinstance(rows, np.ndarray):
+                check_finite(rows, f"the field {name}")
+        if "x0" in self.fields and self.fields["x0"].shape != self.x.shape:
+            raise ValueError(f"the field x0 must have the shape {self.x.shape}, got {self.fields['x0'].shape}")
 
     def normalize(self, x: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Data scale to the scale in which networks work."""
@@ -76,10 +90,12 @@ class Source:
     def take(self, num: int, seed: int = 0) -> "Source":
         """A random subset of `num` examples in memory, or all of them in their order if there are no more."""
         if num >= len(self.x):
-            return dataclasses.replace(self, x=np.asarray(self.x))
+            fields = {name: np.asarray(values) for name, values in self.fields.items()}
+            return dataclasses.replace(self, x=np.asarray(self.x), fields=fields)
         rows = np.sort(np.random.default_rng(seed).choice(len(self.x), num, replace=False))
         cond = None if self.cond is None else self.cond[rows]
-        return dataclasses.replace(self, x=self.x[rows], cond=cond)
+        fields = {name: values[rows] for name, values in self.fields.items()}
+        return dataclasses.replace(self, x=self.x[rows], cond=cond, fields=fields)
 
 
 def labels_of(
@@ -209,6 +225,27 @@ def toy2d(law: str, *, size: int = 50_000, seed: int = 0) -> Source:
     check_memory(f"size={size}", 64 * size)
     x = sampler(np.random.default_rng(seed), size)
     return Source(x=x.astype(np.float32), scale=scale)
+
+
+def laws(source: str = "eight_gaussians", target: str = "two_moons", *, size: int = 50_000, seed: int = 0) -> Source:
+    """Independent points from two laws in the plane, for flows from one to the other.
+
+    The examples are those of `toy2d(target)`; the field "x0", (size, 2), has points of the source, both of unit size:
+    their coordinates have the root mean square 1 when they reach a network.
+
+    Args:
+        source: Where the flow starts: "checkerboard", "eight_gaussians", "spiral" or "two_moons".
+        target: Where it leads.
+        size: Number of points of each, at least 1.
+        seed: Equal seeds give equal points, different seeds independent ones.
+
+    Raises:
+        ValueError: Unknown law, or a number outside its range.
+    """
+    sampler, scale = _LAWS[choose("law", source, _LAWS)]
+    found = toy2d(target, size=size, seed=seed)
+    x0 = sampler(np.random.default_rng([seed, 1]), size) / scale
+    return dataclasses.replace(found, fields={"x0": x0.astype(np.float32)})
 
 
 def choose(what: str, name: str, allowed: Iterable[str]) -> str:

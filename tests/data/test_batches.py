@@ -139,3 +139,32 @@ def test_moves_are_smaller_than_the_images():
     with pytest.raises(ValueError, match="crop=8 must be smaller than the images, 8x8"):
         data.Batches(data.digits(), 4, augment=data.Augment(crop=8))
     data.Batches(data.digits(), 4, augment=data.Augment(crop=7)).batch(0)
+
+
+def test_fields_go_with_their_examples():
+    numbers = np.arange(10)
+    x = numbers.astype(np.float32)[:, None]
+    tokens = data.Records((10, 2), np.dtype(np.int64), lambda row: np.array([row, 2 * row]))
+    several = data.Source(
+        x=x, shift=3.0, fields={"x0": -x.astype(np.float64), "text": tokens, "seen": numbers % 2 == 0}
+    )
+    batches = data.Batches(several, 4, seed=1)
+    iterator = batches.iterator()  # reads ahead, since the tokens are not in memory
+    for step in range(4):
+        rows, batch = batches.indices(step), next(iterator)
+        np.testing.assert_array_equal(batch["x1"], rows[:, None] - 3)
+        np.testing.assert_array_equal(batch["x0"], -rows[:, None])
+        np.testing.assert_array_equal(batch["text"], np.stack([rows, 2 * rows], 1))
+        np.testing.assert_array_equal(batch["seen"], rows % 2 == 0)
+        assert [batch[name].dtype for name in ("x0", "text", "seen")] == [np.float32, np.int32, np.int32]
+    iterator.close()
+
+
+def test_refuses_fields_that_would_be_wrong():
+    texts = data.Source(x=images(3).x, fields={"text": np.array(["a", "b", "c"])})
+    with pytest.raises(ValueError, match="the field text holds texts; give the source their tokens"):
+        data.Batches(texts, 2)
+    pairs = data.Source(x=images(3).x, fields={"x0": images(3).x})
+    data.Batches(pairs, 2, augment=data.Augment())
+    with pytest.raises(ValueError, match="images with the fields x0 are not augmented"):
+        data.Batches(pairs, 2, augment=data.Augment(flip=True))

@@ -140,3 +140,57 @@ def test_data_of_a_run_may_not_have_changed():
     ):
         with pytest.raises(ValueError, match=f"the data changed since training: the {message}"):
             data.as_trained(source, types.SimpleNamespace(**(run | change)))
+
+
+def test_laws_are_independent_points_of_unit_size():
+    source = data.load("laws", size=100_000, seed=3)
+    target = data.toy2d("two_moons", size=100_000, seed=3)
+    np.testing.assert_array_equal(source.x, target.x)
+    x0 = source.fields["x0"].astype(np.float64)
+    np.testing.assert_allclose(np.mean(x0**2), 1.0, atol=0.01)
+    # On the circle of the eight Gaussians, and not the points that they have under the same seed.
+    radius = np.linalg.norm(x0, axis=1)
+    np.testing.assert_allclose(radius.mean() / radius.std(), 4 / 0.3, rtol=0.05)
+    other = data.toy2d("eight_gaussians", size=100_000, seed=3)
+    assert np.abs(x0[:9] - other.normalize(other.x[:9])).max() > 0.1
+    moons = source.normalize(source.x.astype(np.float64))
+    assert np.abs(np.corrcoef(x0.T, moons.T)[:2, 2:]).max() < 0.02
+    swapped = data.laws("two_moons", "spiral", size=10)
+    np.testing.assert_array_equal(swapped.x, data.toy2d("spiral", size=10).x)
+    with pytest.raises(ValueError, match="unknown law 'moons'"):
+        data.load("laws", source="moons")
+
+
+def with_fields(**fields):
+    return data.Source(x=np.arange(6.0).reshape(3, 2), fields=fields)
+
+
+def test_a_subset_keeps_its_fields():
+    x0, text = np.arange(6.0).reshape(3, 2) + 10, np.array(["a", "b", "c"])
+    part = with_fields(x0=x0, text=text).take(2, seed=1)
+    np.testing.assert_array_equal(part.fields["x0"], part.x + 10)
+    assert [ord(letter) - ord("a") for letter in part.fields["text"]] == (part.x[:, 0] / 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(text=np.array(["a", "b"])), r"3 examples need as many rows of the field text, got \(2,\)"),
+        (dict(text=np.array("abc")), "as many rows"),
+        (dict(text=np.array([["a"], ["b"], ["c"]])), r"numbers or texts \(N,\), got <U1 \(3, 1\)"),
+        (dict(words=np.array([["a"], ["b", "c"], []], dtype=object)), "numbers or texts"),
+        (dict(x0=np.zeros((3, 1))), r"field x0 must have the shape \(3, 2\), got \(3, 1\)"),
+        (dict(wind=np.array([0.0, np.nan, 1.0])), "the field wind must be finite"),
+        (dict(cond=np.zeros(3)), "not x1 or cond, got 'cond'"),
+        ({"a b": np.zeros(3)}, "named like a variable"),
+    ],
+)
+def test_source_refuses_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        with_fields(**fields)
+
+
+def test_fields_are_not_lost_in_prepared_sets(tmp_path):
+    with pytest.raises(ValueError, match="x0 would be lost"):
+        data.store(with_fields(x0=np.zeros((3, 2))), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
