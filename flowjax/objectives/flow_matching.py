@@ -91,8 +91,9 @@ class FlowMatching:
     """The flow-matching objective on a Gaussian path.
 
     The target of the score, -x0 / sigma, has no bound where sigma = 0, nor has the velocity of a path with
-    infinite sigma'(1) (VP, cosine). For these `draw` moves later times back to t = 0.999; all other targets
-    use the whole of [0, 1]. A score is best given `weight=lambda t: path.sigma(t) ** 2`.
+    infinite sigma'(1) (VP, cosine). For these `draw` moves later times back to t = 0.999, unless the law of
+    the times itself ends before 1, `Uniform(end=1 - 1e-5)` for example; all other targets use the whole of
+    [0, 1]. A score is best given `weight=lambda t: path.sigma(t) ** 2`.
 
     Attributes:
         path: The path from noise to data.
@@ -142,7 +143,11 @@ class FlowMatching:
             memory: Unused; part of the objective protocol.
         """
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
-        return draws if self._bounded else dataclasses.replace(draws, t=jnp.minimum(draws.t, LATEST))
+        if self._bounded:
+            return draws
+        # In the precision of t: an end that rounds to 1 is one.
+        end = jnp.asarray(getattr(self.times, "end", 1.0), draws.t.dtype)
+        return dataclasses.replace(draws, t=jnp.where(end < 1, draws.t, jnp.minimum(draws.t, LATEST)))
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Weighted squared error per example, averaged over its dimensions.

@@ -15,6 +15,7 @@ from flowjax._pytree import part, pytree, static
 from flowjax.objectives.flow_matching import FlowMatching
 from flowjax.objectives.times import LogitNormal, TimeLaw, Uniform
 from flowjax.paths import GaussianPath, Linear
+from flowjax.paths.sde import as_diffusion
 
 WEIGHTINGS = ("none", "velocity", "likelihood")
 
@@ -56,31 +57,83 @@ class SiTWeight:
 
 
 def sit(
-    path: GaussianPath | None = None, prediction: str = "velocity", weighting: str = "none", **options: Any
+    path: GaussianPath | None = None,
+    prediction: str = "velocity",
+    weighting: str = "none",
+    *,
+    times: TimeLaw | None = None,
+    **options: Any,
 ) -> FlowMatching:
-    """SiT's training objective.
+    """SiT's training objective, at its training times.
 
-    Times are uniform on [0, 1] for the velocity where it is bounded, and on [1e-3, 1 - 1e-3] otherwise. (SiT trains the
-    velocity of VP up to 1 - 1e-5; here it stops at 1 - 1e-3.)
+    These are uniform on [0, 1] for the velocity of Linear and Trig, on [1e-3, 1 - 1e-3] for their other predictions,
+    and on [0, 1 - 1e-5] for all of VP.
 
     Args:
         path: Linear (default), Trig or VP.
         prediction: "velocity", "noise" or "score".
         weighting: for noise and score "none", "velocity" or "likelihood".
+        times: other training times. The weights but "none" are infinite at t = 0 of Linear and Trig, and the one for
+            the likelihood at t = 1: keep away from these.
         **options: of `FlowMatching`; SiT has label_dropout=0.1.
 
     Raises:
         ValueError: another prediction, or a weighting of the velocity.
     """
     path = Linear() if path is None else path
+    if times is None:
+        start, end = _interval(path, prediction, 1e-5)
+        times = Uniform(start=start, end=end)
     if prediction == "velocity":
         if weighting != "none":
             raise ValueError("the velocity loss has no weighting; give noise or score predictions one")
-        times = Uniform() if path.has_velocity(1.0) else Uniform(end=1 - 1e-3)
         return FlowMatching(path=path, times=times, **options)
     weight = SiTWeight(path=path, weighting=weighting, prediction=prediction)
-    times = Uniform(start=1e-3, end=1 - 1e-3)
     return FlowMatching(path=path, prediction=prediction, times=times, weight=weight, **options)
+
+
+def sit_interval(
+    path: GaussianPath | None = None, prediction: str = "velocity", *, diffusion: Any = None, last_step: float = 0.0
+) -> tuple[float, float]:
+    """The first and last time of SiT's sampling; those of training are in `sit`.
+
+    For the ODE [0, 1] with the velocity of Linear and Trig, [1e-3, 1 - 1e-3] with their other predictions, and
+    [0, 1 - 1e-3] on VP. The SDE of Linear and Trig starts at 1e-3 for the diffusion "sbdm", too, which is infinite at
+    0 (there SiT itself starts the velocity at 0 and gets NaN). A last step takes the place of what is cut off.
+
+    Args:
+        path: Linear (default), Trig or VP.
+        prediction: "velocity", "noise" or "score".
+        diffusion: that of `flowjax.solvers.EulerMaruyama`; None for the ODE.
+        last_step: length of the SDE's last step, 0.04 in SiT; 0 for none.
+
+    Raises:
+        ValueError: an unknown prediction, or a last step outside [0, 1) or without a diffusion.
+
+    Example:
+        >>> import flowjax as fj
+        >>> times = fj.times.uniform(50, *sit_interval(fj.paths.VP(), "noise"))
+        >>> start, end = sit_interval(diffusion="sbdm", last_step=0.04)
+        >>> for_sde = fj.times.with_last_step(250, 0.04, start, end)
+        >>> float(times[-1]), start, end
+        (0.999, 0.001, 1.0)
+    """
+    path = Linear() if path is None else path
+    if not 0 <= last_step < 1 or (last_step and diffusion is None):
+        raise ValueError(f"{last_step=} must be in [0, 1), and is of SDEs: it needs a diffusion")
+    start, end = _interval(path, prediction, 1e-3)
+    if diffusion is not None and getattr(as_diffusion(diffusion), "form", None) == "sbdm" and path.alpha(0.0) == 0:
+        start = 1e-3
+    return start, 1.0 if last_step else end
+
+
+def _interval(path: GaussianPath, prediction: str, cut: float) -> tuple[float, float]:
+    """Where a prediction and what is made of it are bounded; paths that arrive infinitely fast stop `cut` before 1."""
+    if prediction not in ("velocity", "noise", "score"):
+        raise ValueError(f"prediction must be velocity, noise or score, got {prediction!r}")
+    if not path.has_velocity(1.0):
+        return (0.0 if path.alpha(0.0) > 0 or prediction == "velocity" else 1e-3), 1 - cut
+    return (0.0, 1.0) if prediction == "velocity" else (1e-3, 1 - 1e-3)
 
 
 def sd3(times: TimeLaw | None = None, *, path: GaussianPath | None = None, **options: Any) -> FlowMatching:

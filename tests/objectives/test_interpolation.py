@@ -18,6 +18,7 @@ from flowjax.objectives import (
     SiTWeight,
     sd3,
     sit,
+    sit_interval,
     times,
 )
 from flowjax.paths import VP, Interpolant, Linear, Trig
@@ -181,15 +182,62 @@ def test_sit_weights_on_straight_lines():
 
 
 def test_recipes():
-    assert (sit().times.start, sit().times.end) == (0, 1)
-    assert sit(VP()).times.end == 1 - 1e-3
-    assert (sit(prediction="noise").times.start, sit(prediction="noise").times.end) == (1e-3, 1 - 1e-3)
+    # `check_interval` of willisma/SiT at 947f95b, with the defaults of `create_transport`.
+    inside, late = (1e-3, 1 - 1e-3), (0, 1 - 1e-5)
+    for path, prediction, expected in (
+        *((path, "velocity", (0, 1)) for path in (Linear(), Trig())),
+        *((path, prediction, inside) for path in (Linear(), Trig()) for prediction in ("noise", "score")),
+        *((VP(), prediction, late) for prediction in ("velocity", "noise", "score")),
+    ):
+        law = sit(path, prediction).times
+        assert (law.start, law.end) == expected
+        other = sit(path, prediction, times=times.Uniform(start=0.2, end=0.3))
+        assert (other.times.start, other.times.end) == (0.2, 0.3)
     assert isinstance(sd3().times, times.LogitNormal)
     assert sit(label_dropout=0.1, null=3).label_dropout == 0.1
+    with pytest.raises(ValueError, match="velocity, noise or score, got 'data'"):
+        sit(prediction="data")
     with pytest.raises(ValueError, match="no weighting"):
         sit(weighting="velocity")
     with pytest.raises(ValueError, match="weighting"):
         sit(prediction="noise", weighting="snr")
+
+
+def test_sampling_intervals_of_sit():
+    """The same function with eval=True."""
+    for path, prediction, options, expected in (
+        (Linear(), "velocity", {}, (0, 1)),
+        (Trig(), "noise", {}, (1e-3, 1 - 1e-3)),
+        (VP(), "velocity", {}, (0, 1 - 1e-3)),
+        (VP(), "score", {}, (0, 1 - 1e-3)),
+        (Linear(), "velocity", {"diffusion": "sigma"}, (0, 1)),
+        (Linear(), "velocity", {"diffusion": "sbdm", "last_step": 0.04}, (1e-3, 1)),  # SiT: 0, where it is infinite
+        (Trig(), "score", {"diffusion": "linear"}, (1e-3, 1 - 1e-3)),
+        (VP(), "noise", {"diffusion": "sbdm"}, (0, 1 - 1e-3)),
+        (VP(), "noise", {"diffusion": "sbdm", "last_step": 0.04}, (0, 1)),
+    ):
+        assert sit_interval(path, prediction, **options) == expected
+    for options in ({"last_step": 0.04}, {"last_step": 1.0, "diffusion": "sigma"}):
+        with pytest.raises(ValueError, match="last_step"):
+            sit_interval(**options)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+def test_times_of_vp_reach_as_far_as_those_of_sit(prediction):
+    """Up to 1 - 1e-5, and the loss stays finite there; without an end of their own times stop at 0.999."""
+    batch = {"x1": jnp.ones((64, 2))}
+    for last, objective in (
+        (1 - 1e-5, sit(VP(), prediction, times=times.Uniform(start=1 - 1e-4, end=1 - 1e-5))),
+        (1 - 1e-4, FlowMatching(path=VP(), prediction=prediction, times=times.Uniform(start=0.9999, end=0.9999))),
+        (
+            1.0 if prediction == "noise" else 1 - 1e-3,
+            FlowMatching(path=VP(), prediction=prediction, times=times.Uniform(start=1 - 1e-9, end=1 - 1e-9)),
+        ),
+    ):
+        draws = jax.jit(lambda o, key: o.draw(key, batch))(objective, jax.random.key(0))
+        assert float(draws.t.max()) <= last + 1e-7
+        assert float(draws.t.max()) > last - 2e-5
+        assert np.isfinite(objective.loss(lambda x, t, cond: 0 * x, draws)[0]).all()
 
 
 def test_time_laws_of_sd3():
