@@ -40,6 +40,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 from jaxtyping import Array, Bool, Inexact
 
 from flowjax._pytree import pytree
@@ -58,7 +59,8 @@ class Calibration:
         gap: how well determined the result is, from 0 to 1: the least-squares form's ratio of the extreme pivots, the
             spectral form's second smallest over largest singular value; nan for matrix-free solutions.
         valid: False where the result means nothing: a number is not finite, a sensor never measured anything, fewer
-            weights than unknowns are positive, the gap is at rounding level, or the iteration did not converge.
+            weights than unknowns are positive, the gap is at rounding level, a gain is infinite to rounding, or the
+            iteration did not converge.
     """
 
     inverse_gains: Inexact[Array, " m"]
@@ -99,6 +101,7 @@ def design(
     """The whole matrix M, rows of snapshot after snapshot, columns (s, x)."""
     snapshots, sensors, size = _check(measurements, matrices, model)
     weights = jnp.ones_like(measurements) if weights is None else weights.astype(measurements.dtype)
+    measurements, matrices = _masked(measurements, matrices, weights, model)
     matrices = jnp.broadcast_to(matrices, (snapshots, sensors, size)) * weights[..., None]
     left = jax.vmap(jnp.diag)(weights * measurements).reshape(snapshots * sensors, sensors)
     if model == "repeated":
@@ -129,12 +132,14 @@ def solve(
         model: "repeated", "diverse" or "snapshots".
         method: "least_squares" or "spectral".
         w: of the constraint w* s = c; None: ones. Must not be orthogonal to the truth.
-        c: right-hand side, only a scale; None: m.
+        c: right-hand side, only a scale, not 0; None: m.
         scale: spectral only: minimises |M z| for |scale s|^2 + |x|^2 = 1, positive.
-        weights: non-negative weights of the rows, 1/noise level; 0 masks a missing measurement.
+        weights: non-negative weights of the rows, 1/noise level; 0 masks a missing measurement, whatever stands there
+            (NaN, for example).
 
     Raises:
-        ValueError: unknown model or method, shapes or dtypes that do not fit, one snapshot, or too few measurements.
+        ValueError: unknown model or method, shapes or dtypes that do not fit, one snapshot, too few measurements, or a
+            c or scale outside its range. Where that shows only under jit, the result is not valid.
 
     Example:
         >>> key = jax.random.key(0)
@@ -146,8 +151,13 @@ def solve(
     snapshots, sensors, size = _check(measurements, matrices, model)
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}")
+    _check_number("c", c)
+    _check_number("scale", scale, positive=True)
+    _check_shape("w", w, (sensors,))
+    _check_shape("weights", weights, measurements.shape)
     dtype, real = measurements.dtype, jnp.finfo(measurements.dtype).dtype
     weights = jnp.ones(measurements.shape, real) if weights is None else weights.astype(real)
+    measurements, matrices = _masked(measurements, matrices, weights, model)
     count = unknowns(model, sensors, size, snapshots)
     usable = _usable(measurements, weights, count) & jnp.all(jnp.isfinite(matrices))
     if method == "spectral":
@@ -166,9 +176,10 @@ def solve(
         w = jnp.ones(sensors, dtype) if w is None else w.astype(dtype)
         c = jnp.asarray(sensors if c is None else c, dtype)
         inverse, signals, gap = _eliminate(measurements, matrices, model, weights, w, c)
-    finite = jnp.all(jnp.isfinite(inverse)) & jnp.all(jnp.isfinite(signals))
+    # The gap itself is known to about count eps; ten times that is what counts as a gap.
     determined = gap > 10 * count * jnp.finfo(dtype).eps
-    return Calibration(inverse_gains=inverse, signals=signals, gap=gap, valid=usable & finite & determined)
+    valid = usable & determined & jnp.all(jnp.asarray(scale) > 0) & _finite(inverse, signals, count)
+    return Calibration(inverse_gains=inverse, signals=signals, gap=gap, valid=valid)
 
 
 def solve_matrix_free(
@@ -184,20 +195,27 @@ def solve_matrix_free(
 ) -> Calibration:
     """Least squares for all models without matrices, by LSMR with scaled columns.
 
+    A second run of the iteration, down to rounding, asks whether the problem has one solution only; without it `valid`
+    would not know. Compiled code that does not use `valid` leaves it out. In float32 problems with a condition above
+    about a thousand are not valid.
+
     Args:
         measurements: y.
         apply: linear function of the signals to all A_l x_l, (p, m); its transpose is derived from it.
         signals: start of the iteration; zeros will do. They have the shape of the result and the dtype of y:
             a real image measured through its Fourier transform is solved for as a complex one.
         w: of the constraint w* s = c; None: ones.
-        c: right-hand side; None: m.
+        c: right-hand side, not 0; None: m.
         column_norm: typical norm of a column of (A_l)_l, which scales the signals as the gains are scaled by theirs.
         tolerance: relative tolerance of LSMR.
         max_steps: iterations after which the result is flagged.
 
     Raises:
-        ValueError: measurements of the wrong shape or dtype, one snapshot, or too few measurements.
+        ValueError: measurements of the wrong shape or dtype, one snapshot, too few measurements, or a c or column_norm
+            outside its range. Where that shows only under jit, the result is not valid.
     """
+    _check_number("c", c)
+    _check_number("column_norm", column_norm, positive=True)
     shape = jax.eval_shape(apply, signals)
     if measurements.ndim != 2 or shape.shape != measurements.shape:
         raise ValueError(f"measurements are (p, m) like apply(signals); got {measurements.shape} and {shape.shape}")
@@ -205,6 +223,7 @@ def solve_matrix_free(
         raise ValueError(f"dtypes differ: measurements {measurements.dtype}, signals {signals.dtype}, {shape.dtype}")
     snapshots, sensors = measurements.shape
     _check_count(snapshots, sensors, sensors + signals.size)
+    _check_shape("w", w, (sensors,))
     dtype, real = measurements.dtype, jnp.finfo(measurements.dtype).dtype
     w = jnp.ones(sensors, dtype) if w is None else w.astype(dtype)
     c = jnp.asarray(sensors if c is None else c, dtype)
@@ -219,17 +238,28 @@ def solve_matrix_free(
 
     unit = jax.ShapeDtypeStruct((sensors,), dtype), jax.ShapeDtypeStruct(signals.shape, dtype)
     right = jnp.zeros_like(measurements), weight * c
-    solution = lineax.linear_solve(
-        lineax.FunctionLinearOperator(weighted, unit),
-        right,
-        lineax.LSMR(rtol=tolerance, atol=tolerance, max_steps=max_steps),
-        throw=False,
-    )
+
+    def least_squares(right, tolerance):
+        solver = lineax.LSMR(rtol=tolerance, atol=tolerance, max_steps=max_steps)
+        return lineax.linear_solve(lineax.FunctionLinearOperator(weighted, unit), right, solver, throw=False)
+
+    solution = least_squares(right, tolerance)
     inverse, x = solution.value[0] / scale[0], solution.value[1] / scale[1]
     factor = _unweighted(jnp.vdot(w, inverse) / c, jnp.abs(weight) ** 2)
     inverse, x = inverse * factor.astype(dtype), x * factor.astype(dtype)
-    finite = jnp.all(jnp.isfinite(inverse)) & jnp.all(jnp.isfinite(x))
-    valid = usable & finite & (solution.result == lineax.RESULTS.successful)
+    valid = usable & _finite(inverse, x, sensors + signals.size) & (solution.result == lineax.RESULTS.successful)
+    # Among solutions that are equally good the iteration finds the shortest, and does not notice. So it is asked for
+    # random numbers z from M z: what it misses of them, r, cannot be seen by M. Its component along a direction that
+    # M maps to zero is normal with deviation 1, below 0.01 in one of a hundred. What the iteration leaves of M r is
+    # its tolerance times |M z|, so |M r| / |r| is at most 100 times that for such a direction (twice that is the
+    # limit), and at least the smallest singular value for a problem without one.
+    keys = jax.random.split(jax.random.key(0))
+    probe = tuple(jax.random.normal(key, leaf.shape, dtype) for key, leaf in zip(keys, unit, strict=True))
+    exact = 10 * float(jnp.finfo(dtype).eps)
+    seen = weighted(probe)
+    missed = jax.tree.map(jnp.subtract, probe, least_squares(seen, exact).value)
+    unseen = _norm(weighted(missed)) <= 200 * exact * (1 + _norm(seen)) * _norm(missed)
+    valid &= ~(unseen & (_norm(missed) > 0.01))
     return Calibration(inverse_gains=inverse, signals=x, gap=jnp.full((), jnp.nan, real), valid=valid)
 
 
@@ -241,6 +271,29 @@ def relative_error(
     z0 = jnp.concatenate([1 / gains, signals.reshape(-1)])
     alpha = jnp.vdot(z, z0) / jnp.vdot(z, z)
     return jnp.linalg.norm(alpha * z - z0) / jnp.linalg.norm(z0)
+
+
+def _norm(tree: Any) -> Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
+
+
+def _finite(inverse: Array, signals: Array, count: int) -> Bool[Array, ""]:
+    """Whether all numbers are finite and no inverse gain is zero as far as rounding of the largest can tell."""
+    size = jnp.abs(inverse)
+    least = 10 * count * jnp.finfo(size.dtype).eps * jnp.max(size)
+    return jnp.all(jnp.isfinite(signals)) & jnp.all(jnp.isfinite(1 / size)) & jnp.all(size > least)
+
+
+def _check_number(name: str, value: Any, positive: bool = False) -> None:
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    if not np.all(np.isfinite(value)) or not np.all(np.real(value) > 0 if positive else np.asarray(value) != 0):
+        raise ValueError(f"{name}={value} must be finite and {'positive' if positive else 'not 0'}")
+
+
+def _check_shape(name: str, value: Array | None, wanted: tuple[int, ...]) -> None:
+    if value is not None and value.shape != wanted:
+        raise ValueError(f"{name} has the shape {value.shape}, it needs {wanted}")
 
 
 def _check_count(snapshots: int, sensors: int, count: int) -> None:
@@ -268,6 +321,14 @@ def _check(measurements: Array, matrices: Array, model: str) -> tuple[int, int, 
     (snapshots, sensors), size = measurements.shape, matrices.shape[-1]
     _check_count(snapshots, sensors, unknowns(model, sensors, size, snapshots))
     return snapshots, sensors, size
+
+
+def _masked(measurements: Array, matrices: Array, weights: Array, model: str) -> tuple[Array, Array]:
+    """Zeros where the weight is 0: what stands there may be anything. Negative or NaN weights mask nothing."""
+    hidden = weights == 0
+    if model != "snapshots":
+        matrices = jnp.where(hidden[..., None], 0, matrices)
+    return jnp.where(hidden, 0, measurements), matrices
 
 
 def _usable(measurements: Array, weights: Array, count: int) -> Bool[Array, ""]:

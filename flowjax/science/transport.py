@@ -55,7 +55,8 @@ class Slab:
         right: the same at the other end.
 
     Raises:
-        ValueError: shapes differ, or numbers that are known when the slab is made lie outside these ranges.
+        ValueError: shapes differ, or numbers that are known when the slab is made lie outside these ranges. Under jit
+            `Flux.converged` is False for them.
 
     Example:
         >>> slab = uniform(cells=50, length=100.0, scattering_ratio=0.5)
@@ -101,7 +102,8 @@ class Flux:
             0 where the end reflects.
         iterations: sweeps until the largest change of phi was below the tolerance.
         radius: ratio of the last two changes, an estimate of the spectral radius.
-        converged: False if the iterations ran out or a number was not finite; then the other values mean nothing.
+        converged: False if the iterations ran out, a number was not finite or outside its range (more scattering than
+            total, for example), or nothing is absorbed between two mirrors; then the other values mean nothing.
     """
 
     phi: Float[Array, " I"]
@@ -212,10 +214,12 @@ def solve(
         max_iterations: sweeps after which the result is flagged as not converged.
 
     Raises:
-        ValueError: unknown method or odd number of directions.
+        ValueError: unknown method, odd number of directions, or a tolerance that is not positive.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance} must be in (0, 1)")
     dtype = jnp.result_type(slab.total)
     if tolerance is None:
         tolerance = max(1e-10, 20 * float(jnp.finfo(dtype).eps))
@@ -257,8 +261,20 @@ def solve(
         leakage=sweep(slab, phi, angles)[1],
         iterations=count.astype(jnp.int32),
         radius=radius,
-        converged=converged,
+        converged=converged & _sound(frozen),
     )
+
+
+def _sound(slab: Slab) -> Bool[Array, ""]:
+    """Whether a slab has a flux: what `Slab` checks where it can, and a way out for the particles."""
+    numbers = jnp.stack([slab.total, slab.scattering, slab.source, slab.width])
+    sound = jnp.isfinite(numbers).all() & (slab.total > 0).all() & (slab.width > 0).all()
+    sound &= ((slab.scattering >= 0) & (slab.scattering <= slab.total)).all()
+    if slab.left == slab.right == "reflecting":
+        # The flux is the source over the absorption, which the subtraction knows to eps total: to 1 % from here on.
+        absorbed = jnp.sum(slab.width * (slab.total - slab.scattering))
+        sound &= absorbed > 100 * jnp.finfo(numbers.dtype).eps * jnp.sum(slab.width * slab.total)
+    return sound
 
 
 def spectrum(
@@ -279,7 +295,14 @@ def spectrum(
         scattering_ratio: c in [0, 1].
         angles: number of directions; None: infinitely many.
         method: "dsa" or "source_iteration".
+
+    Raises:
+        ValueError: unknown method, or numbers outside these ranges.
     """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}")
+    if not 0 <= scattering_ratio <= 1 or not np.all(np.asarray(wave_number) > 0):
+        raise ValueError(f"scattering_ratio={scattering_ratio} must be in [0, 1] and all wave numbers positive")
     square, c = np.asarray(wave_number, np.float64) ** 2, scattering_ratio
     if angles is None:
         scattered = np.arctan(np.sqrt(square)) / np.sqrt(square)

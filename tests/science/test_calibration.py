@@ -286,6 +286,60 @@ def test_what_cannot_be_determined_is_flagged(x64, method):
     assert not run(y, matrices.at[:, 1].set(matrices[:, 0])).valid  # a singular design
     if method == "least_squares":
         assert not run(y, matrices, w=jnp.zeros(12)).valid
+        for c in (0.0, jnp.nan, jnp.inf):
+            assert not run(y, matrices, c=c).valid
+            with pytest.raises(ValueError, match="must be finite and not 0"):
+                calibration.solve(y, matrices, model="snapshots", c=c)
+        across = jnp.asarray(np.random.default_rng(0).normal(size=12) + 0j)
+        s = run(y, matrices).inverse_gains
+        across -= s * jnp.vdot(s, across) / jnp.vdot(s, s)
+        assert not run(y, matrices, w=across).valid  # w orthogonal to the truth
+    else:
+        for scale in (0.0, -1.0, jnp.nan):
+            assert not run(y, matrices, scale=scale).valid
+            with pytest.raises(ValueError, match="must be finite and positive"):
+                calibration.solve(y, matrices, model="snapshots", method=method, scale=scale)
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+def test_what_a_weight_of_zero_masks_may_be_anything(x64, method):
+    y, matrices, *_ = (a[0] for a in problem("diverse", 16, 4, 4))
+    weights = jnp.ones(y.shape).at[1, 3].set(0).at[0, 5].set(0)
+    run = functools.partial(solve, model="diverse", method=method)
+    plain = run(y, matrices, weights=weights)
+    for value in (jnp.nan, jnp.inf):
+        holed = run(y.at[1, 3].set(value), matrices.at[0, 5].set(value), weights=weights)
+        assert holed.valid
+        np.testing.assert_allclose(holed.inverse_gains, plain.inverse_gains, rtol=1e-12)
+    for weight in (jnp.nan, -1.0):
+        assert not run(y, matrices, weights=weights.at[1, 3].set(weight)).valid
+    assert np.isfinite(calibration.design(y.at[1, 3].set(jnp.nan), matrices, "diverse", weights)).all()
+
+
+def test_a_gain_without_bound_is_flagged(x64):
+    y, matrices, *_ = (a[0] for a in problem("diverse", 16, 4, 4))
+    # What sensor 3 measures of anything is zero, but not what it says.
+    for method in calibration.METHODS:
+        assert not solve(y, matrices.at[:, 3].set(0), model="diverse", method=method).valid
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_matrix_free_problems_with_many_solutions_are_flagged(double):
+    with jax.enable_x64(double):
+        y, matrices, *_ = problem("diverse", 12, 3, 4, seeds=40)
+
+        def valid(y, matrices):
+            def apply(signals):
+                return jnp.einsum("lmn,ln->lm", matrices, signals)
+
+            return calibration.solve_matrix_free(y, apply, jnp.zeros((4, 3), y.dtype)).valid
+
+        run = jax.jit(jax.vmap(valid))
+        assert run(y, matrices).all()
+        assert run(add_noise(y, 20), matrices).all()
+        assert not run(y, matrices.at[..., 1].set(matrices[..., 0])).any()  # a signal that is not seen
+        same = jnp.broadcast_to(matrices[:, :1], matrices.shape), jnp.broadcast_to(y[:, :1], y.shape)
+        assert not run(same[1], same[0]).any()  # one snapshot four times
 
 
 def test_errors():
@@ -302,6 +356,11 @@ def test_errors():
         calibration.solve(y[:1], matrices[:1], model="repeated")
     with pytest.raises(ValueError, match="at least 23 measurements"):
         calibration.solve(jnp.zeros((2, 8)), jnp.zeros((8, 8)), model="snapshots")
+    for name, shape in (("w", (7,)), ("weights", (8,))):
+        with pytest.raises(ValueError, match=f"{name} has the shape"):
+            calibration._check_shape(name, jnp.ones(shape), (8,) if name == "w" else (3, 8))
+    with pytest.raises(ValueError, match=r"column_norm=0\.0 must be finite and positive"):
+        calibration.solve_matrix_free(y, lambda x: x[0], jnp.zeros((4, 8)), column_norm=0.0)
     with pytest.raises(ValueError, match="too few"):
         calibration.solve_matrix_free(y[:2], lambda x: x[:2, :8], jnp.zeros((4, 8)))
     with pytest.raises(ValueError, match="dtypes differ"):

@@ -337,6 +337,13 @@ def test_errors():
         cs.stretching(shear, points, 0.0, 1.0, steps=0)
     with pytest.raises(ValueError, match="empty interval"):
         cs.stretching(shear, points, 1.0, 1.0, steps=1)
+    for spacing in ((0.0, 0.1), (jnp.nan, 0.1)):
+        with pytest.raises(ValueError, match="must be positive and finite"):
+            cs.grid_stretching(jnp.zeros((4, 4, 2)), spacing, 1.0)
+    with pytest.raises(ValueError, match="3 points or more"):
+        cs.ridges(jnp.zeros((2, 9)), (0.1, 0.1))
+    with pytest.raises(ValueError, match=r"displacement=0\.0 positive"):
+        cs.abc_frames(jax.random.key(0), 10, displacement=0.0, noise=0.0)
     with pytest.raises(ValueError, match="flow map on a grid"):
         cs.grid_stretching(points, (0.1, 0.1), 1.0)
     with pytest.raises(ValueError, match="count=5"):
@@ -350,6 +357,76 @@ def test_errors():
     )
     with pytest.raises(ValueError, match="neighbours=70"):
         cs.lcti(chains, neighbours=70)
+
+
+def test_an_empty_interval_is_flagged_under_jit():
+    points = jax.random.normal(jax.random.key(0), (30, 2))
+    end = points @ jnp.array([[1.5, 0.2], [0.1, 0.8]])
+    index, distance = cs.nearest(points, points, 6)
+    lattice = jnp.stack(jnp.meshgrid(jnp.arange(4.0), jnp.arange(4.0)), -1)
+    calls = {
+        "field": lambda t: cs.stretching(shear, points, t, 1.0, steps=2),  # from t to 1: empty at 1
+        "sampler": lambda t: cs.sampler_stretching(lambda x: 2 * x, points, duration=t - 1),
+        "grid": lambda t: cs.grid_stretching(lattice, (1.0, 1.0), t - 1),
+        "tracks": lambda t: cs.track_stretching(points, end, index, distance > 0, t - 1),
+    }
+    for name, call in calls.items():
+        run = jax.jit(call)
+        for bad in (1.0, jnp.nan):
+            result = run(bad)
+            assert not result.valid.any(), name
+            assert not result.exponent.any(), name
+        assert run(0.5).valid.all(), name
+        with pytest.raises(ValueError, match="empty interval"):
+            call(1.0)
+    exponent, coherent, weight = jax.jit(lambda t: cs.coherent_neighbours(points, end, index, distance > 0, t))(0.0)
+    assert not coherent.any()
+    assert not weight.any()
+    assert np.isfinite(exponent).all()
+    assert np.isnan(jax.jit(cs.ftle)(jnp.eye(2), 0.0))
+    # A hundred roundings of the ends are no interval, eager or not; two hundred are.
+    late = lambda t1: cs.stretching(shear, points, 1000.0, t1, steps=2)  # noqa: E731
+    near, far = 1000 * (1 + 150 * 2.0**-23), 1000 * (1 + 400 * 2.0**-23)
+    with pytest.raises(ValueError, match="empty interval"):
+        late(near)
+    assert not jax.jit(late)(near).valid.any()
+    assert jax.jit(late)(far).valid.all()
+    assert late(far).valid.all()
+
+
+def test_what_coordinates_do_not_resolve_is_flagged():
+    start = (
+        1e-2 * jax.random.normal(jax.random.key(2), (100, 40, 2)) + 1e3
+    )  # float32 resolves 6e-5 here, 100 times 6e-3
+    end = (start - 1e3) @ jnp.array([[1.5, 0.2], [0.1, 0.8]])
+
+    @jax.jit
+    @jax.vmap
+    def run(start, end):
+        index, distance = cs.nearest(start, start, 5)
+        return cs.track_stretching(start, end, index, distance > 0, 2.0).valid
+
+    assert not run(start, end).any()
+    assert run(10 * (start - 1e3) + 1e3, end).mean() > 0.7  # 89 % measured: also those in a row are not
+    assert run(start - 1e3, end).all()
+
+
+def test_points_that_are_not_finite_are_near_to_nothing():
+    points = jax.random.normal(jax.random.key(1), (9, 2)).at[4].set(jnp.nan)
+    index, distance = cs.nearest(points, points, 8)
+    assert not (np.asarray(index) == 4)[np.isfinite(distance)].any()
+    assert np.isinf(distance[4]).all()
+    assert np.isfinite(distance[0]).all()
+
+
+def test_ridges_ignore_what_is_not_finite():
+    x = jnp.linspace(-1, 1, 21)
+    value = jnp.exp(-((x[:, None] / 0.3) ** 2)) * jnp.ones((1, 21))
+    ridge, holed = jax.jit(jax.vmap(lambda v: cs.ridges(v, (0.1, 0.1))))(
+        jnp.stack([value, value.at[3, 3].set(jnp.nan)])
+    )
+    assert ridge[10, 1:-1].all()
+    np.testing.assert_array_equal(holed[8:], ridge[8:])
 
 
 def test_gradients_that_are_not_finite_are_flagged():

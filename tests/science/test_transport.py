@@ -141,12 +141,53 @@ def test_running_out_and_bad_numbers_are_flagged(x64):
     assert int(result.iterations) <= 2
 
 
+def test_under_jit_a_slab_outside_its_ranges_has_not_converged(x64):
+    @jax.jit
+    @jax.vmap
+    def converged(total, scattering, source, width):
+        one = jnp.ones(12)
+        made = transport.Slab(total=total * one, scattering=scattering * one, source=source * one, width=width * one)
+        result = transport.solve(made, max_iterations=400)
+        return result.converged, jnp.min(result.phi)
+
+    good = [(1.0, c, 1.0, h) for c in (0.0, 0.5, 0.99, 1.0) for h in (0.1, 1.0)]
+    # Flux is negative or finite in most of these, without a further sign of trouble.
+    bad = [(1.0, c, 1.0, 0.8) for c in (1.05, 1.2, -0.5)] + [(1.0, 0.5, 1.0, -1.0), (-1.0, -2.0, 1.0, 1.0)]
+    bad += [(0.0, 0.0, 1.0, 1.0), (1.0, 0.5, np.inf, 1.0), (1.0, np.nan, 0.0, 1.0), (1.0, 1 + 1e-14, 1.0, 0.1)]
+    found, flux = converged(*jnp.array(good + bad).T)
+    assert found[: len(good)].all()
+    assert (flux[: len(good)] > 0).all()
+    assert not found[len(good) :].any()
+
+
+@pytest.mark.parametrize("method", transport.METHODS)
+def test_between_two_mirrors_something_must_be_absorbed(x64, method):
+    @jax.jit
+    @jax.vmap
+    def run(ratio, source):
+        one = jnp.ones(6)
+        made = transport.Slab(
+            total=one, scattering=ratio * one, source=source * one, width=one, left="reflecting", right="reflecting"
+        )
+        return transport.solve(made, method=method, max_iterations=2000).converged
+
+    ratio = jnp.array([0.5, 0.9, 1.0, 1.0, 1 - 1e-15])
+    assert run(ratio, jnp.array([1.0, 1.0, 1.0, 0.0, 0.0])).tolist() == [True, True, False, False, False]
+
+
 def test_errors():
     one = jnp.ones(4)
     with pytest.raises(ValueError, match="even"):
         transport.quadrature(3)
     with pytest.raises(ValueError, match="source_iteration"):
         transport.solve(slab(dtype=jnp.float32), method="sor")
+    for tolerance in (0.0, -1.0, np.nan):
+        with pytest.raises(ValueError, match=r"must be in \(0, 1\)"):
+            transport.solve(slab(dtype=jnp.float32), tolerance=tolerance)
+    with pytest.raises(ValueError, match="wave numbers positive"):
+        transport.spectrum(np.zeros(3), 0.5)
+    with pytest.raises(ValueError, match=r"scattering_ratio=1.5 must be in \[0, 1\]"):
+        transport.spectral_radius(1.5)
     with pytest.raises(ValueError, match="one value per cell"):
         transport.Slab(total=one, scattering=one, source=one, width=0.1)
     with pytest.raises(ValueError, match="between 0 and total"):

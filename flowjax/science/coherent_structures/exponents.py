@@ -21,7 +21,8 @@ class Stretching:
         end: the points after the map, (..., d).
         gradient: J, (..., d, d).
         exponent: FTLE per unit of time, (...); 0 where not valid.
-        valid: False where J is zero, not finite or undetermined (too few or degenerate neighbours).
+        valid: False where J is zero, not finite or undetermined (too few or degenerate neighbours), or the interval of
+            time is empty.
     """
 
     end: Float[Array, "... d"]
@@ -43,8 +44,14 @@ def largest_stretch(gradient: Float[Array, "... d d"]) -> Float[Array, "..."]:
 
 
 def ftle(gradient: Float[Array, "... d d"], duration: Any) -> Float[Array, "..."]:
-    """ln sigma_max(J) / |T|; -inf where J is zero."""
-    return jnp.log(largest_stretch(gradient)) / jnp.abs(jnp.asarray(duration, gradient.dtype))
+    """ln sigma_max(J) / |T|; -inf where J is zero.
+
+    Raises:
+        ValueError: T is 0 or not finite; where that shows only under jit, the exponent is NaN.
+    """
+    _check_duration(duration)
+    length = jnp.abs(jnp.asarray(duration, gradient.dtype))
+    return jnp.log(largest_stretch(gradient)) / jnp.where((length > 0) & (length < jnp.inf), length, jnp.nan)
 
 
 def stretching(
@@ -62,7 +69,8 @@ def stretching(
         args: passed to the vector field.
 
     Raises:
-        ValueError: no steps, or t0 = t1.
+        ValueError: no steps, or an empty interval: t0 = t1, or as far as rounding of t0 and t1 in the dtype of the
+            points can tell. Where that shows only under jit, the result is not valid.
 
     Example:
         >>> shear = lambda t, x, args: jnp.stack([1.3 * x[1], 0 * x[0]])
@@ -71,8 +79,9 @@ def stretching(
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
-    if not isinstance(t0, jax.core.Tracer) and not isinstance(t1, jax.core.Tracer) and t0 == t1:
-        raise ValueError(f"t0 and t1 are both {t0}: the exponent of an empty interval is not defined")
+    if not isinstance(t0, jax.core.Tracer) and not isinstance(t1, jax.core.Tracer):
+        if _empty(np.asarray(t0, points.dtype), np.asarray(t1, points.dtype)):
+            raise ValueError(f"from t0={t0} to t1={t1}: the exponent of an empty interval is not defined")
     t0, t1 = jnp.asarray(t0, points.dtype), jnp.asarray(t1, points.dtype)
     times = jnp.linspace(t0, t1, steps + 1, dtype=points.dtype)
     size = points.shape[-1]
@@ -96,7 +105,9 @@ def stretching(
         return y, columns.T
 
     end, gradient = jax.vmap(one)(points.reshape(-1, size))
-    return _checked(end.reshape(points.shape), gradient.reshape(*points.shape, size), t1 - t0)
+    return _checked(
+        end.reshape(points.shape), gradient.reshape(*points.shape, size), jnp.where(_empty(t0, t1), 0, t1 - t0)
+    )
 
 
 def variational(vector_field: VectorField) -> VectorField:
@@ -114,7 +125,7 @@ def variational(vector_field: VectorField) -> VectorField:
 
 
 def sampler_stretching(
-    sampler: Callable[[Array], Array], noise: Float[Array, "B ..."], *, duration: float = 1.0, chunk: int = 16
+    sampler: Callable[[Array], Array], noise: Float[Array, "B ..."], *, duration: Any = 1.0, chunk: int = 16
 ) -> Stretching:
     """What a generative flow stretches: the Jacobian of the whole sampler, from noise to data, with its FTLE.
 
@@ -124,12 +135,16 @@ def sampler_stretching(
         sampler: noise (B, ...) -> samples of the same shape, such as
             `lambda x: fj.solve(flow, solver, x, times).x`; a sample must not depend on its batch mates.
         noise: where to look.
-        duration: length of the interval of time, 1 for a whole run.
+        duration: length of the interval of time, 1 for a whole run; not 0.
         chunk: directions that are pushed through the sampler at once.
 
     Returns:
         Flattened samples (B, D), Jacobians (B, D, D), exponents and flags (B,).
+
+    Raises:
+        ValueError: duration is 0 or not finite; where that shows only under jit, the result is not valid.
     """
+    _check_duration(duration)
     flat = noise.reshape(len(noise), -1)
 
     def flat_sampler(x):
@@ -152,11 +167,14 @@ def grid_stretching(end: Float[Array, "... d"], spacing: tuple[float, ...], dura
     Args:
         end: final positions of the grid points, (n_1, ..., n_d, d).
         spacing: of the grid along each axis, d numbers.
-        duration: T.
+        duration: T, not 0.
 
     Raises:
-        ValueError: the number of axes is not d, or an axis has fewer than two points.
+        ValueError: the number of axes is not d, an axis has fewer than two points, a spacing is not positive, or T is 0
+            or not finite; where that shows only under jit, the result is not valid.
     """
+    _check_duration(duration)
+    _check_spacing(spacing)
     size = end.shape[-1]
     if end.ndim != size + 1 or len(spacing) != size or min(end.shape[:-1]) < 2:
         raise ValueError(f"a flow map on a grid has shape (n_1, ..., n_d, d) with n >= 2; got {end.shape}, {spacing=}")
@@ -176,7 +194,17 @@ def ridges(
         exponent: values on a grid, (n_1, ..., n_d).
         spacing: of the grid along each axis.
         percentile: only values above this percentile of the interior, in [0, 100].
+
+    Raises:
+        ValueError: fewer than three points along an axis, or numbers outside these ranges. Values that are not finite
+            are on no ridge and count in no percentile.
     """
+    _check_spacing(spacing)
+    if min(exponent.shape, default=0) < 3 or len(spacing) != exponent.ndim or not 0 <= percentile <= 100:
+        raise ValueError(
+            f"ridges need a grid of 3 points or more and a spacing along each axis, and a percentile in [0, 100]; got "
+            f"{exponent.shape}, {spacing=}, {percentile=}"
+        )
     axes = tuple(range(exponent.ndim))
     slope = _gradient(exponent, spacing, axes)
     curvature, directions = jnp.linalg.eigh(_gradient(slope, spacing, axes))
@@ -185,8 +213,25 @@ def ridges(
     cell = 1 / jnp.max(jnp.abs(direction) / _spread(spacing, direction), axis=-1)
     inner = np.zeros(exponent.shape, bool)
     inner[(slice(1, -1),) * exponent.ndim] = True
-    high = exponent >= jnp.percentile(exponent[(slice(1, -1),) * exponent.ndim], percentile)
+    interior = exponent[(slice(1, -1),) * exponent.ndim]
+    high = exponent >= jnp.nanpercentile(jnp.where(jnp.isfinite(interior), interior, jnp.nan), percentile)
     return (curvature < 0) & (jnp.abs(offset) <= cell / 2) & high & inner
+
+
+def _check_duration(duration: Any) -> None:
+    if not isinstance(duration, jax.core.Tracer) and not (np.all(np.isfinite(duration)) and np.all(duration != 0)):
+        raise ValueError(f"duration={duration} must be finite and not 0: an empty interval has no exponent")
+
+
+def _check_spacing(spacing: tuple[Any, ...]) -> None:
+    known = [h for h in spacing if not isinstance(h, jax.core.Tracer)]
+    if not all(np.isfinite(h) and h > 0 for h in known):
+        raise ValueError(f"spacing={spacing} must be positive and finite")
+
+
+def _empty(t0: Any, t1: Any) -> Any:
+    """Whether rounding of t0 and t1 is a hundredth of t1 - t0 or more: the exponent would be wrong by as much."""
+    return abs(t1 - t0) <= 100 * float(jnp.finfo(t0.dtype).eps) * (abs(t0) + abs(t1))
 
 
 def _hypotenuse(x: Array, y: Array) -> Array:
@@ -207,7 +252,10 @@ def _gradient(values: Array, spacing: tuple[float, ...], axes: tuple[int, ...]) 
 
 def _checked(end: Array, gradient: Array, duration: Any) -> Stretching:
     """The exponent of a gradient, or 0 and a flag where it has none."""
-    valid = jnp.all(jnp.isfinite(gradient), axis=(-2, -1)) & jnp.any(gradient != 0, axis=(-2, -1))
+    duration = jnp.asarray(duration, gradient.dtype)
+    some = jnp.isfinite(duration) & (duration != 0)
+    valid = jnp.all(jnp.isfinite(gradient), axis=(-2, -1)) & jnp.any(gradient != 0, axis=(-2, -1)) & some
     identity = jnp.broadcast_to(jnp.eye(gradient.shape[-1], dtype=gradient.dtype), gradient.shape)
-    exponent = ftle(jnp.where(valid[..., None, None], gradient, identity), duration)
+    stretch = largest_stretch(jnp.where(valid[..., None, None], gradient, identity))
+    exponent = jnp.log(stretch) / jnp.where(some, jnp.abs(duration), 1)
     return Stretching(end=end, gradient=gradient, exponent=jnp.where(valid, exponent, 0), valid=valid)

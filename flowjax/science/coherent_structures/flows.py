@@ -45,7 +45,12 @@ def abc_frames(
     Returns:
         The frames, the true links, a search radius (1.2 times the largest first displacement) and a prediction radius
         (0.15 times the same plus `gate` standard deviations of the noise).
+
+    Raises:
+        ValueError: no particle, or a displacement that is not positive.
     """
+    if particles < 1 or (isinstance(displacement, (int, float)) and not displacement > 0):
+        raise ValueError(f"{particles=} must be at least 1 and {displacement=} positive")
     spacing = 0.554 * (8 / particles) ** (1 / 3)
     interval = displacement * spacing / 2.4
     place, shake, shuffle = jax.random.split(key, 3)

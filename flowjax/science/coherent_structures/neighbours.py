@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from flowjax.science.coherent_structures.exponents import Stretching, _checked
+from flowjax.science.coherent_structures.exponents import Stretching, _check_duration, _checked
 
 
 def nearest(
@@ -14,7 +14,7 @@ def nearest(
 ) -> tuple[Int[Array, "Q k"], Float[Array, "Q k"]]:
     """Indices and distances of the nearest valid points, nearest first; distance inf where there are not enough.
 
-    Exact, by all distances of 1024 queries at a time.
+    Points that are not finite are never valid. Exact, by all distances of 1024 queries at a time.
 
     Raises:
         ValueError: fewer points than asked for.
@@ -24,7 +24,8 @@ def nearest(
 
     def one(query):
         square = jnp.sum((points - query[None]) ** 2, axis=-1)
-        smallest, index = jax.lax.top_k(-square if valid is None else -jnp.where(valid, square, jnp.inf), count)
+        usable = jnp.isfinite(square) if valid is None else jnp.isfinite(square) & valid
+        smallest, index = jax.lax.top_k(-jnp.where(usable, square, jnp.inf), count)
         return index, jnp.sqrt(-smallest)
 
     return jax.lax.map(one, queries, batch_size=1024)
@@ -39,9 +40,14 @@ def track_stretching(
 ) -> Stretching:
     """FTLE from tracks: J = (sum dX1 dX0^T) (sum dX0 dX0^T)^-1 over the neighbours of each particle.
 
-    Exact for affine flows. Particles with fewer than d neighbours, or with neighbours in a plane (condition of the
-    second sum above 1e10, in float32 1e5), are flagged and get J = identity.
+    Exact for affine flows. Particles with fewer than d neighbours, with neighbours in a plane (condition of the second
+    sum above 1e10, in float32 1e5), or nearer than a hundred roundings of their coordinates, are flagged and get
+    J = identity.
+
+    Raises:
+        ValueError: duration is 0 or not finite; where that shows only under jit, nothing is valid.
     """
+    _check_duration(duration)
     size = start.shape[-1]
     weight = valid[..., None].astype(start.dtype)
     before = jnp.where(valid[..., None], start[neighbours] - start[:, None], 0) * weight
@@ -50,7 +56,10 @@ def track_stretching(
     cross = jnp.einsum("nmi,nmj->nij", after, before)
     values = jnp.linalg.eigvalsh(jnp.where(jnp.isfinite(moments), moments, 0))
     limit = 1e10 if start.dtype == jnp.float64 else 1e5
-    enough = (jnp.sum(valid, axis=-1) >= size) & (values[:, 0] * limit > values[:, -1])
+    # Differences of coordinates x are known to eps |x|: to 1 % where the least spread is a hundred times that.
+    place = jnp.max(jnp.where(jnp.isfinite(start), jnp.abs(start), 0), axis=-1)
+    known = values[:, 0] > (100 * jnp.finfo(start.dtype).eps * place) ** 2 * jnp.sum(valid, axis=-1).astype(start.dtype)
+    enough = (jnp.sum(valid, axis=-1) >= size) & (values[:, 0] * limit > values[:, -1]) & known
     identity = jnp.eye(size, dtype=start.dtype)[None]
     moments = jnp.where(enough[:, None, None], moments, identity)
     gradient = jnp.where(enough[:, None, None], jnp.linalg.solve(moments, cross.mT).mT, identity)
@@ -89,14 +98,20 @@ def coherent_neighbours(
 
     Returns:
         Lambda (0 where not valid), mask of the coherent neighbours, weights.
+
+    Raises:
+        ValueError: duration is 0 or not finite; where that shows only under jit, no neighbour is coherent.
     """
+    _check_duration(duration)
+    duration = jnp.asarray(duration, start.dtype)
+    some = jnp.isfinite(duration) & (duration != 0)
     tiny = jnp.finfo(start.dtype).eps
     first, last = (
         jnp.maximum(jnp.linalg.norm(x[neighbours] - x[:, None], axis=-1), max(floor, float(tiny))) for x in (start, end)
     )
-    valid &= jnp.isfinite(first) & jnp.isfinite(last)
+    valid &= jnp.isfinite(first) & jnp.isfinite(last) & some
     first, last = jnp.where(valid, first, 1), jnp.where(valid, last, 1)
-    exponent = jnp.abs(jnp.log(last / first)) / jnp.abs(jnp.asarray(duration, start.dtype))
+    exponent = jnp.abs(jnp.log(last / first)) / jnp.where(some, jnp.abs(duration), 1)
     any_valid = jnp.any(valid, axis=-1, keepdims=True)
     known = jnp.where(valid | ~any_valid, exponent, jnp.nan)
     coherent = valid & (exponent <= jnp.nanmedian(known, axis=-1, keepdims=True))
