@@ -62,12 +62,17 @@ def evaluation_inputs(
     """The function (key, clouds, masks) -> (points, mask, key points) for evaluation; M is at least `points`.
 
     The protocol fills clouds up to `points`; larger ones stay as large as they are.
+
+    Raises:
+        ValueError: When called: M is less than `points`.
     """
 
     def usual(key, x, mask):
         return x, mask, ps.farthest_points(x, key_points, mask)
 
     def densified(key, x, mask):
+        if len(x) < points:
+            raise ValueError(f"clouds of {len(x)} places cannot be filled up to {points} points")
         size = jnp.maximum((mask > 0).sum(), points)
         x, mask = ps.densify(key, x, len(x), k, mask)
         mask *= (jnp.arange(len(x)) < size).astype(x.dtype)
@@ -105,8 +110,14 @@ class CloudClassification:
         """Checks the options.
 
         Raises:
-            ValueError: A count below 1, no level, or a level outside 0..4.
+            ValueError: Other data than clouds of the bodies that the test has, a count below 1, no level, or a level
+                outside 0..4.
         """
+        if self.source.x.shape[2:] != (3,) or self.source.num_classes != len(shapes.NAMES):
+            raise ValueError(
+                f"clouds are (N, points, 3) of the {len(shapes.NAMES)} bodies of flowjax.data.shapes, which the test "
+                f"draws; the source has {self.source.x.shape} and {self.source.num_classes} classes"
+            )
         _checks.whole(_checks.COUNT, key_points=self.key_points, size=self.size)
         if not isinstance(self.levels, tuple | list) or not self.levels:
             raise ValueError(f"levels must be one or more of 0..{corruptions.LEVELS - 1}, got {self.levels!r}")
@@ -134,7 +145,12 @@ class CloudClassification:
     @functools.cached_property
     def _classify(self) -> Callable[..., Array]:
         prepare = evaluation_inputs(self.protocol, self.key_points, self.source.x.shape[1])
-        return jax.jit(lambda network, x, mask: network(*prepare(jax.random.key(1), x, mask)).argmax(-1))
+
+        def classify(network, x, mask):
+            answer = network(*prepare(jax.random.key(1), x, mask)).argmax(-1)
+            return jnp.where(((mask > 0) & jnp.isfinite(x).all(-1)).any(-1), answer, -1)
+
+        return jax.jit(classify)
 
     def corrupted(self, name: str, level: int) -> tuple[Float[Array, "B M 3"], Float[Array, "B M"]]:
         """The test clouds under a corruption (or "clean") and their masks, with room for what corruptions add."""
@@ -148,7 +164,7 @@ class CloudClassification:
         return jnp.pad(x, ((0, 0), (0, more), (0, 0))), jnp.pad(mask, ((0, 0), (0, more)))
 
     def answers(self, network: Any, name: str, level: int = 0) -> np.ndarray:
-        """The class that each test cloud under a corruption is taken for."""
+        """The class that each test cloud under a corruption is taken for; -1 for clouds without a point."""
         inputs = put_batch(self.corrupted(name, level), self.mesh)
         return multihost_utils.process_allgather(self._classify(network, *inputs), tiled=True)
 

@@ -30,19 +30,21 @@ def to_unit_sphere(x: Float[Array, "N 3"], mask: Float[Array, " N"] | None = Non
     return x / jnp.where(radius > 0, radius, 1)
 
 
-def _all(x, mask):
-    return jnp.ones(len(x), x.dtype) if mask is None else mask
+def _joined(x, added, mask):
+    """Points and added ones, which exist only beside others, with their mask."""
+    good = present(x, mask)
+    return jnp.concatenate([x, added]), jnp.concatenate([good, jnp.broadcast_to(good.max(), (len(added),))])
 
 
 def scale(key, x, level, mask=None):
     """Each axis times U(1/s, s), s = 1.6, 1.7, ..., 2; back to the unit sphere."""
     s = 1.6 + 0.1 * level
-    return to_unit_sphere(x * jax.random.uniform(key, (1, 3), x.dtype, 1 / s, s), mask), _all(x, mask)
+    return to_unit_sphere(x * jax.random.uniform(key, (1, 3), x.dtype, 1 / s, s), mask), present(x, mask)
 
 
 def jitter(key, x, level, mask=None):
     """Normal noise of size 0.01 (level + 1)."""
-    return x + 0.01 * (level + 1) * jax.random.normal(key, x.shape, x.dtype), _all(x, mask)
+    return x + 0.01 * (level + 1) * jax.random.normal(key, x.shape, x.dtype), present(x, mask)
 
 
 def rotate(key, x, level, mask=None):
@@ -55,7 +57,7 @@ def rotate(key, x, level, mask=None):
         i, j = (axis + 1) % 3, (axis + 2) % 3
         return jnp.eye(3, dtype=x.dtype).at[i, i].set(c).at[j, j].set(c).at[i, j].set(-s).at[j, i].set(s)
 
-    return x @ matrix(2) @ matrix(1) @ matrix(0), _all(x, mask)
+    return x @ matrix(2) @ matrix(1) @ matrix(0), present(x, mask)
 
 
 def drop_global(key, x, level, mask=None):
@@ -97,26 +99,27 @@ def drop_local(key, x, level, mask=None):
 
 
 def add_global(key, x, level, mask=None):
-    """10 (level + 1) of 1024 points are added anywhere in the unit ball."""
+    """10 (level + 1) of 1024 points are added anywhere in the unit ball, none to an empty cloud."""
     count = max(len(x) * 10 * (level + 1) // 1024, 1)
-    added = jax.random.ball(key, 3, shape=(count,), dtype=x.dtype)
-    return jnp.concatenate([x, added]), jnp.concatenate([_all(x, mask), jnp.ones(count, x.dtype)])
+    return _joined(x, jax.random.ball(key, 3, shape=(count,), dtype=x.dtype), mask)
 
 
 def add_local(key, x, level, mask=None):
     """100 (level + 1) of 1024 points are added in 1 to 7 clouds of size U(0.075, 0.125) around random points.
 
-    Those outside the unit ball are divided by their squared radius, as in the published benchmark.
+    Those outside the unit ball are divided by their squared radius, as in the published benchmark. Nothing is added to
+    an empty cloud; one of fewer than 7 points has as many clusters at most.
     """
     count = portion(len(x), level)
     keys = jax.random.split(key, 4)
     _, owner = _cluster_sizes(keys[0], count, x.dtype)
-    score = jnp.where(present(x, mask) > 0, jax.random.uniform(keys[1], (len(x),), x.dtype), -1)
-    centers = x[jax.lax.top_k(score, _PARTS)[1]]
+    good = present(x, mask) > 0
+    order = jnp.argsort(jnp.where(good, -jax.random.uniform(keys[1], good.shape, x.dtype), jnp.inf))
+    centers = jnp.where(good[:, None], x, 0)[order[jnp.arange(_PARTS) % jnp.maximum(good.sum(), 1)]]
     sizes = jax.random.uniform(keys[2], (_PARTS,), x.dtype, 0.075, 0.125)
     added = centers[owner] + sizes[owner][:, None] * jax.random.normal(keys[3], (count, 3), x.dtype)
     added /= jnp.maximum((added**2).sum(-1, keepdims=True), 1)
-    return jnp.concatenate([x, added]), jnp.concatenate([_all(x, mask), jnp.ones(count, x.dtype)])
+    return _joined(x, added, mask)
 
 
 CORRUPTIONS: dict[str, Callable] = {

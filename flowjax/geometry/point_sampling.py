@@ -199,7 +199,11 @@ def balanced_drop(
         ratio: Share of points to keep, in [0, 1].
         mask: Nonzero for points that exist.
         spread: g in [0, 1]; 0 cuts out a ball, 1 thins the whole cloud; uniformly random unless given.
+
+    Raises:
+        ValueError: ratio or spread is outside [0, 1]. Where that shows only under jit, no point is left.
     """
+    in_range = _in_range("ratio", ratio, 1) & (spread is None or _in_range("spread", spread, 1))
     good = present(x, mask) > 0
     keys = jax.random.split(key, 3)
     total = good.sum().astype(x.dtype)
@@ -210,7 +214,15 @@ def balanced_drop(
     squares = jnp.where(good, ((x - center[None]) ** 2).sum(-1), jnp.inf)
     in_pool = _rank(squares) < pool
     score = jnp.where(in_pool & good, jax.random.uniform(keys[2], good.shape, x.dtype), jnp.inf)
-    return (good & ~(_rank(score) < remove)).astype(x.dtype)
+    return (good & ~(_rank(score) < remove) & in_range).astype(x.dtype)
+
+
+def _in_range(name, value, largest):
+    """Whether a number lies in [0, largest]; an error where it is known and does not."""
+    good = (value >= 0) & (value <= largest)
+    if not isinstance(good, jax.core.Tracer) and not good:
+        raise ValueError(f"{name}={value} must be in [0, {largest}]")
+    return good
 
 
 def _rank(values):
@@ -285,19 +297,20 @@ def resample(
     Args:
         key: Random key.
         x: The cloud.
-        ratio: In (0, 2], see `draw_ratio`.
+        ratio: In [0, 2], see `draw_ratio`.
         k: Neighbours for the new points.
         mask: Nonzero for points that exist.
 
     Raises:
-        ValueError: k is not in [1, N].
+        ValueError: k is not in [1, N], or ratio not in [0, 2]. Where that shows only under jit, no point is left.
     """
+    in_range = _in_range("ratio", ratio, 2)
     drop, step, choose = jax.random.split(key, 3)
     good = present(x, mask) > 0
     ratio = jnp.asarray(ratio, x.dtype)
-    kept = balanced_drop(drop, x, jnp.minimum(ratio, 1), mask)
+    kept = balanced_drop(drop, x, jnp.where(in_range, jnp.minimum(ratio, 1), -1), mask)
     extra = jnp.floor(jnp.maximum(ratio - 1, 0) * good.sum().astype(x.dtype))
     score = jnp.where(good, jax.random.uniform(choose, good.shape, x.dtype), jnp.inf)
-    added = (good & (_rank(score) < extra)).astype(x.dtype)
+    added = (good & (_rank(score) < extra) & in_range).astype(x.dtype)
     points = jnp.concatenate([jnp.where(good[:, None], x, 0), tangent_step(step, x, k, mask)])
     return points, jnp.concatenate([kept, added])

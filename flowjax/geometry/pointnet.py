@@ -23,7 +23,8 @@ class PointNet(nnx.Module):
     """Classifier of clouds (B, N, 3) with masks; see `__call__`.
 
     Each group holds the `neighbours` nearest points of a key point, relative to it and as they are. Dense layers start
-    Glorot-uniform with zero bias. Key points and neighbours that do not exist are left out of the maxima.
+    Glorot-uniform with zero bias. Key points and neighbours that do not exist are left out of the maxima. A cloud
+    without any key point, an empty one for example, says nothing: all its logits are 0.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,8 +55,13 @@ class PointNet(nnx.Module):
         Args:
             x: Clouds in the unit sphere.
             mask: Nonzero for points that exist.
-            key_points: Indices of the centres of groups, -1 for none.
+            key_points: Indices of the centres of groups, -1 for none; points that do not exist are none either.
+
+        Raises:
+            ValueError: Fewer points than `neighbours`.
         """
+        if x.shape[1] < self.neighbours:
+            raise ValueError(f"groups of {self.neighbours} neighbours need clouds of as many points, got {x.shape[1]}")
         good = (mask > 0) & jnp.isfinite(x).all(-1)
         x = jnp.where(good[..., None], x, 0)
         center = jnp.take_along_axis(x, key_points[..., None], 1)
@@ -65,8 +71,9 @@ class PointNet(nnx.Module):
         h = jnp.concatenate([group - center[:, :, None], group], -1)
         h = _maximum(_perceptron(self.groups, h), jnp.isfinite(negative))
         h = _perceptron(self.whole, jnp.concatenate([center, h], -1))
-        h = _maximum(h, key_points >= 0)
-        return self.head[1](jax.nn.relu(self.head[0](h)))
+        exist = (key_points >= 0) & jnp.take_along_axis(good, key_points, 1)
+        logits = self.head[1](jax.nn.relu(self.head[0](_maximum(h, exist))))
+        return jnp.where(exist.any(1, keepdims=True), logits, 0)
 
 
 def _perceptron(layers: Any, h: Any) -> Any:

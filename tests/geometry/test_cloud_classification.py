@@ -1,5 +1,6 @@
 """The classifier with and without the sampling protocol: what its inputs are, and a run of the train main."""
 
+import dataclasses
 import json
 
 import jax
@@ -51,7 +52,22 @@ def test_inputs_for_evaluation():
     assert (index < 20).all()
 
 
+def test_clouds_without_a_point_have_no_answer():
+    clouds = task(levels=(0,), size=8, protocol=False)
+    network = clouds.build_network(nnx.Rngs(0))
+    x, mask = clouds.corrupted("clean", 0)
+    bad = x.at[2].set(jnp.nan), mask.at[5].set(0)
+    assert (np.asarray(clouds._classify(network, *bad)) == -1).tolist() == [place in (2, 5) for place in range(8)]
+
+
 def test_errors():
+    source = data.load("toy2d", law="two_moons", size=8)
+    for other in (source, dataclasses.replace(task().source, num_classes=9, names=())):
+        with pytest.raises(ValueError, match="the test draws; the source has"):
+            dataclasses.replace(task(), source=other)
+    with pytest.raises(ValueError, match="32 places cannot be filled up to 40"):
+        cc.evaluation_inputs(True, 4, 40)(jax.random.key(0), jnp.ones((1, 32, 3)), jnp.ones((1, 32)))
+
     with pytest.raises(ValueError, match=r"levels=\(5,\) must lie in 0..4"):
         task(levels=(5,))
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):

@@ -240,6 +240,33 @@ def test_empty_clouds_are_answered_with_minus_one():
     assert (FPS(jnp.full((30, 3), jnp.nan), 5) == -1).all()
 
 
+def test_corruptions_of_clouds_with_few_points():
+    x = jnp.asarray(0.1 * np.random.default_rng(12).normal(size=(40, 3)), jnp.float32)
+    for name in ("add_local", "add_global"):
+        run = jax.jit(lambda x, mask: corruptions.corrupt(jax.random.key(0), x, name, 4, mask))  # noqa: B023
+        assert not run(x, jnp.zeros(40))[1].any()  # nothing is added to nothing
+        few = x.at[3:].set(jnp.nan)
+        points, mask = run(few, jnp.ones(40))
+        np.testing.assert_array_equal(mask[:40], jnp.arange(40) < 3)
+        assert mask[40:].all()
+        assert np.isfinite(points[40:]).all()
+        if name == "add_local":
+            assert np.linalg.norm(points[40:, None] - few[None, :3], axis=-1).min(1).max() < 0.8
+
+
+def test_ratios_under_jit_are_refused_by_an_empty_mask():
+    x = jnp.asarray(np.random.default_rng(13).normal(size=(40, 3)), jnp.float32)
+    drop, resample = jax.jit(ps.balanced_drop), jax.jit(ps.resample)
+    for bad in (-0.5, 2.5, np.nan):
+        assert not drop(jax.random.key(0), x, bad).any()
+        assert not drop(jax.random.key(0), x, 0.5, spread=bad).any()
+        assert not resample(jax.random.key(0), x, bad)[1].any()
+        for call in (ps.balanced_drop, ps.resample):
+            with pytest.raises(ValueError, match="must be in"):
+                call(jax.random.key(0), x, bad)
+    assert drop(jax.random.key(0), x, 0.5).sum() == 20
+
+
 def test_errors():
     x = jnp.ones((10, 3))
     with pytest.raises(ValueError, match=r"k must be in \[1, 10\]"):

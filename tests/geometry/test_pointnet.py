@@ -46,6 +46,18 @@ def test_a_cloud_does_not_see_the_others(network):
     np.testing.assert_allclose(network(x[1:2], mask[1:2], index[1:2]), network(x, mask, index)[1:2], atol=1e-5)
 
 
+def test_key_points_must_exist_and_without_one_nothing_is_known(network):
+    x = clouds().at[0, 7].set(jnp.nan)
+    mask = jnp.ones((3, 40)).at[1, 7].set(0)
+    with_it, without = (jnp.broadcast_to(jnp.array(row, jnp.int32), (3, 4)) for row in ([1, 2, 3, 7], [1, 2, 3, -1]))
+    both = jax.jit(lambda index: network(x, mask, index))
+    np.testing.assert_allclose(both(with_it)[:2], both(without)[:2], atol=1e-6)
+    assert np.abs(both(with_it)[2] - both(without)[2]).max() > 1e-3
+    assert not both(jnp.full((3, 4), -1, jnp.int32)).any()
+    with pytest.raises(ValueError, match="groups of 8 neighbours need clouds of as many points, got 5"):
+        network(x[:, :5], mask[:, :5], jnp.zeros((3, 4), jnp.int32))
+
+
 @pytest.mark.standard_promotion
 def test_training_by_the_engine_separates_shapes():
     def prepare(key, x):
