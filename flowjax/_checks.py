@@ -51,7 +51,7 @@ def whole(interval: str, **values: Any) -> None:
 
 
 def real(interval: str, **values: Any) -> None:
-    """Checks finite numbers, given by name. Arrays pass: they may be traced, and differ from element to element.
+    """Checks finite numbers and the elements of arrays, given by name. Traced numbers and arrays pass.
 
     Args:
         interval: Where they must lie, as in "(0, 1]"; infinity never does.
@@ -61,7 +61,13 @@ def real(interval: str, **values: Any) -> None:
         ValueError: One is something else; the message has its name, its value and what is allowed.
     """
     for name, value in values.items():
+        if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+            continue
         if isinstance(value, jax.Array | np.ndarray):
+            elements = np.asarray(value, np.float64).ravel()
+            extremes = (float(elements.min()), float(elements.max())) if elements.size else ()
+            for element in extremes:
+                real(interval, **{name: element})
             continue
         if isinstance(value, bool | np.bool) or not isinstance(value, numbers.Real):
             raise ValueError(f"{name} must be a number, got {reprlib.repr(value)}")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from flowjax._captured import captured_callables
 from flowjax._pytree import pytree, static
-from flowjax.paths.base import GaussianPath, check_prediction, check_time_and_state
+from flowjax.paths.base import GaussianPath, check_prediction, check_time_and_state, precision
 
 Memory = Any
 
@@ -22,13 +22,18 @@ class Field(abc.ABC):
 
     Attributes:
         path: the path whose predictions the field gives.
+        null: the condition that stands for "no condition" in guidance, or None.
         stateless: whether an evaluation depends on (t, x, cond) alone, so that any solver may call it in any order.
         one_evaluation_per_step: whether the field makes sense only under solvers with one evaluation per step.
+        convertible: whether its predictions belong together, so that the path makes one from another; not so for the
+            drift of an SDE in the place of the velocity, nor for two-sided interpolants.
     """
 
     path: GaussianPath
+    null: Any = None
     stateless: bool = True
     one_evaluation_per_step: bool = False
+    convertible: bool = True
 
     @abc.abstractmethod
     def init(self, x: Array, times: Any = None) -> Memory:
@@ -114,7 +119,8 @@ class Flow(Field):
 
     Args:
         network: any callable `network(x, t, cond, **extra)` with x (B, ...), t (B,) in [0, 1] and cond a pytree with
-            leading axis B or None. A flax.nnx module, or a function; no flax is required.
+            leading axis B or None. A flax.nnx module, or a function; no flax is required. Times are in the precision of
+            the state, float32 at least.
         path: the path the network was trained on.
         prediction: what the network returns: "velocity", "noise", "data", "score" or "v".
         null: the condition that stands for "no condition" in guidance, a pytree of scalars or per-sample arrays
@@ -155,11 +161,10 @@ class Flow(Field):
     ) -> tuple[Any, Counts]:
         """One network call, converted to `to`."""
         check_prediction("to", to, ("raw",))
-        check_time_and_state(t, x)
-        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        t = check_time_and_state(t, x)
         if extra.get("end") is not None:
-            extra["end"] = jnp.broadcast_to(jnp.asarray(extra["end"], jnp.float32), x.shape[:1])
-        value = self.network(x, times, cond, **extra)
+            extra["end"] = network_times(extra["end"], x)
+        value = self.network(x, network_times(t, x), cond, **extra)
         if to != "raw":
             value = self.path.convert(value.astype(x.dtype), given=self.prediction, to=to, t=t, x=x)
         return value, memory.plus(x.shape[0])
@@ -169,6 +174,11 @@ class Flow(Field):
         if to != "raw" and len(times):  # inside (0, 1) a prediction determines all others
             for t in {min(times), max(times)}:
                 check_determined(self.path, self.prediction, to, float(t))
+
+
+def network_times(t: Any, x: Array) -> Array:
+    """A time as a network gets it: (B,), in the precision of the state x (B, ...), at least single."""
+    return jnp.broadcast_to(jnp.asarray(t, precision(x)), x.shape[:1])
 
 
 def check_determined(path: GaussianPath, given: str, to: str, t: float) -> None:

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from flowjax._captured import tracing
+from flowjax._checks import real
 from flowjax._pytree import pytree
+from flowjax.fields import DriftPlusScore
 from flowjax.flow import Field, check_field, check_state, term
 from flowjax.keys import noise
 from flowjax.models.attention import require_jvp
-from flowjax.paths.base import at_least_single
+from flowjax.paths.base import GaussianPath, at_least_single
 from flowjax.solvers.rows import check_choice
 
 
@@ -59,6 +61,10 @@ class _WithDivergence(eqx.Module):
         basis = jnp.eye(math.prod(x.shape[1:]), dtype=x.dtype).reshape(-1, *x.shape[1:])
         parts = jax.lax.map(lambda e: jnp.sum(e[None] * push(jnp.broadcast_to(e[None], x.shape)), axis=axes), basis)
         return value, jnp.sum(parts, axis=0)
+
+
+def _is_drift(part: Any) -> bool:
+    return isinstance(part, DriftPlusScore)
 
 
 def log_likelihood(
@@ -98,8 +104,9 @@ def log_likelihood(
         max_steps: bound on steps; more raise `equinox.EquinoxRuntimeError`.
 
     Raises:
-        ValueError: an unknown choice, Hutchinson without a key, a field with memory, an infinite velocity at an end, or
-            a network without forward derivative (`flowjax.models.require_jvp`).
+        ValueError: an unknown choice, a number outside its range, Hutchinson without a key, a field with memory, the
+            drift of an SDE, an interpolant without `log_prior`, an infinite velocity at an end, or a network without
+            forward derivative (`flowjax.models.require_jvp`).
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -111,14 +118,19 @@ def log_likelihood(
     check_field(field)
     check_choice("divergence", divergence, ("exact", "hutchinson"))
     check_choice("probe", probe, ("rademacher", "gaussian"))
+    real("[0, inf)", rtol=rtol, atol=atol)
+    if not 0 <= start < end <= 1:
+        raise ValueError(f"times need 0 <= start < end <= 1, got start={start}, end={end}")
     velocity = term(field).vector_field
+    if any(map(_is_drift, jax.tree.leaves(field, is_leaf=_is_drift))):
+        raise ValueError("the drift of an SDE carries another density than its flow: pass the field inside it")
+    if log_prior is None and not isinstance(field.path, GaussianPath):
+        raise ValueError("a two-sided interpolant starts from a law of its own: pass log_prior=, its log-density")
     require_jvp(field)
     field.check((start, end), "velocity")
     for name, t in (("start", start), ("end", end)):
         if not field.path.has_velocity(t):
             raise ValueError(f"the velocity of {field.path!r} is infinite at t = {t:g}: move {name}=")
-    if not 0 <= start < end <= 1:
-        raise ValueError(f"times need 0 <= start < end <= 1, got start={start}, end={end}")
     x = jnp.asarray(x)
     check_state(x)
     x = at_least_single(x)

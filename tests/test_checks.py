@@ -42,7 +42,12 @@ def test_whole_numbers(interval, value, message):
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 1e39, -1, -1e-9, 1.1, "1", None, True, (1,)])
 def test_real_numbers(value):
     _checks.real("[0, 1]", a=0, b=1.0, c=np.float32(0.5), d=jnp.ones(2))
+    _checks.real("[0, 1]", a=np.zeros((0, 2)), b=np.array([0.0, 1.0]), c=jnp.array([1], jnp.int32))
     jax.jit(lambda x: _checks.real("[0, 1]", x=x))(2.0)  # a traced number passes
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        for array in (np.array([0.5, value]), np.array([value, 0.5])):
+            with pytest.raises(ValueError, match=r"^x must be "):
+                _checks.real("[0, 1]", x=array)
     with pytest.raises(ValueError, match=r"^x must be "):
         _checks.real("[0, 1]", x=value)
 

@@ -26,7 +26,7 @@ from scipy.signal import savgol_filter
 from flowjax.calibration import store
 from flowjax.flow import Field
 from flowjax.keys import noise
-from flowjax.paths.base import expand
+from flowjax.paths.base import expand, precision
 from flowjax.solvers.rows import check_choice
 from flowjax.solvers.statistics import Statistics
 
@@ -104,8 +104,8 @@ def estimate(
             for j in range(batches):
                 x1, cond = batch(j)
                 keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, i), j))
-                rows = [jnp.asarray(table[i], jnp.float32) for table in tables]
-                values = [np.asarray(v, np.float64) for v in one(field, x1, cond, jnp.float32(times[i]), keys, *rows)]
+                t, *rows = (jnp.asarray(table[i], precision(x1)) for table in (times, *tables))
+                values = [np.asarray(v, np.float64) for v in one(field, x1, cond, t, keys, *rows)]
                 totals = values if totals is None else [a + b for a, b in zip(totals, values, strict=True)]
             if sums is None:
                 sums = [np.zeros((points + 1, *v.shape)) for v in totals or []]

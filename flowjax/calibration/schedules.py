@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from flowjax._files import replacing
 from flowjax.flow import Field
+from flowjax.paths.base import precision
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve
@@ -62,7 +63,7 @@ def errors(
     registers = REGISTERS if statistics is None else REGISTERS_V3
     solvers = [USF(schedule=s, statistics=statistics, mean=mean) for s in schedules]
     bound = [solver.bind(field.path, solver.schedule.times, registers=registers) for solver in solvers]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, jnp.float32) for leaf in leaves]), *bound)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf, precision(x)) for leaf in leaves]), *bound)
     return np.asarray(_errors(field, stacked, x, target, cond))
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from flowjax._pytree import part, pytree, static
 from flowjax.keys import noise as standard_normal
-from flowjax.paths.base import GaussianPath
+from flowjax.paths.base import GaussianPath, precision
 
 _SAMPLERS: dict[str, Any] = {"normal": jax.random.normal, "uniform": jax.random.uniform}
 
@@ -187,8 +187,8 @@ def fit(
         ValueError: an unknown source, or a time outside [0, 1].
     """
     noise_key, key = jax.random.split(key)
-    x1 = jnp.asarray(x1, jnp.float32)
-    targets = path.interpolate(time, standard_normal(noise_key, x1.shape), x1)
+    x1 = jnp.asarray(x1, precision(x1))
+    targets = path.interpolate(time, standard_normal(noise_key, x1.shape, 0, x1.dtype), x1)
     groups = [np.arange(len(x1))]
     if labels is not None:
         groups = [np.flatnonzero(np.asarray(labels) == label) for label in np.unique(np.asarray(labels))]
@@ -210,7 +210,7 @@ def fit(
             stacklevel=2,
         )
     return SemidiscreteMap(
-        targets=targets, heights=jnp.asarray(heights, jnp.float32), time=time, labels=labels, source=source
+        targets=targets, heights=jnp.asarray(heights, x1.dtype), time=time, labels=labels, source=source
     )
 
 

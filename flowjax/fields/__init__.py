@@ -6,3 +6,4 @@ from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms
 from flowjax.fields.gradient import Gradient
 from flowjax.fields.guided import Guided, guide
 from flowjax.fields.thresholded import Thresholded
+from flowjax.fields.wrapper import FieldWrapper

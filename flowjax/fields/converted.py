@@ -8,23 +8,26 @@ taken, and the prediction is completed with the state of b.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from flowjax._pytree import part, pytree
+from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Field, check_determined
-from flowjax.paths.base import GaussianPath, expand, namespace
+from flowjax.paths.base import GaussianPath, check_time_and_state, expand, namespace
 
 
 @pytree
-class Converted(Field):
+class Converted(FieldWrapper):
     """A field along another path than its own.
 
     Args:
         field: a field on the path its network was trained on.
         path: the path to sample along. Times passed to the field are those of this path, scalar or (B,).
+
+    Raises:
+        ValueError: a path that is not Gaussian, or a field whose predictions cannot be converted.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -39,15 +42,12 @@ class Converted(Field):
     field: Field = part("field")
     path: GaussianPath = part("path")
 
-    @property
-    def stateless(self) -> bool:
-        """Whether the field is."""
-        return self.field.stateless
-
-    @property
-    def one_evaluation_per_step(self) -> bool:
-        """Whether the field is."""
-        return self.field.one_evaluation_per_step
+    def __post_init__(self) -> None:
+        """Checks the field and the path."""
+        super().__post_init__()
+        check_convertible(self, self.field)
+        if not isinstance(self.path, GaussianPath):
+            raise ValueError(f"path must be one of flowjax.paths, such as flowjax.paths.Linear(), got {self.path!r}")
 
     def init(self, x: Array, times: Any = None) -> Any:
         """Memory of the field, for its own times."""
@@ -73,15 +73,11 @@ class Converted(Field):
         for t in times if to != "raw" else ():
             check_determined(self.path, "v", to, float(t))
 
-    def report(self, memory: Any) -> Any:
-        """The field's."""
-        return self.field.report(memory)
-
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any
     ) -> tuple[Array, Any]:
         """The field's prediction at the matching time and state, on this path."""
-        t = t if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)
+        t = jnp.asarray(check_time_and_state(t, x))
         u, own = self.time(t), self.field.path
 
         def norm(path: GaussianPath, t: Any) -> Array:
@@ -89,7 +85,7 @@ class Converted(Field):
 
         at = expand(norm(own, u) / norm(self.path, t), x) * x
         if extra.get("end") is not None:
-            extra["end"] = self.time(jnp.asarray(extra["end"], x.dtype))
+            extra["end"] = self.time(jnp.asarray(check_time_and_state(extra["end"], x)))
         value, memory = self.field.evaluate(u, at, cond, memory, to="raw" if to == "raw" else "v", **extra)
         if to == "raw":
             return value, memory

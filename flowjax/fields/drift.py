@@ -7,25 +7,33 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
+import numpy as np
 from jaxtyping import Array, Key
 
 from flowjax._pytree import part, pytree, static
-from flowjax.flow import Counts, Field, term
+from flowjax.fields.wrapper import FieldWrapper
+from flowjax.flow import Counts, Field, check_determined, network_times, term
 from flowjax.paths.base import check_time_and_state, expand
 from flowjax.paths.sde import as_diffusion
 
+PREDICTIONS = ("velocity", "score", "noise")  # of an interpolant
+
 
 @pytree
-class DriftPlusScore(Field):
+class DriftPlusScore(FieldWrapper):
     """A field whose velocity is the drift v + eps(t) s of the SDE with that diffusion (backwards: v - eps(t) s).
 
     Other predictions are those of the field. Solve it with `EulerMaruyama(drift="field", diffusion=...)` and the same
-    diffusion, or through `sde_terms`. Where eps = 0 the score is not used, so it may be infinite there.
+    diffusion, or through `sde_terms`. Where eps = 0 the score is not used, so it may be infinite there. It goes around
+    whatever else changes the field, except guidance of an `InterpolantFlow`: guide(DriftPlusScore(field), rule).
 
     Args:
         field: a `Flow`, a guided field, or an `InterpolantFlow`.
         diffusion: as for `flowjax.solvers.EulerMaruyama`.
         backward: drift of the run from data to noise.
+
+    Raises:
+        ValueError: no such diffusion, or a field whose velocity does not determine its score.
     """
 
     positional = ("field",)
@@ -34,19 +42,36 @@ class DriftPlusScore(Field):
     diffusion: Any = part("diffusion", "sigma", static=True)
     backward: bool = static(False)
 
-    @property
-    def path(self) -> Any:
-        """The path of the field."""
-        return self.field.path
+    convertible = False
 
-    @property
-    def stateless(self) -> bool:
-        """Whether the field is."""
-        return self.field.stateless
+    def __post_init__(self) -> None:
+        """Checks the field and the diffusion."""
+        super().__post_init__()
+        as_diffusion(self.diffusion)
+        if not isinstance(self.field, InterpolantFlow) and not self.field.convertible:
+            raise ValueError(
+                f"the velocity of {type(self.field).__name__} does not determine its score: DriftPlusScore goes around "
+                "a field on a Gaussian path or an InterpolantFlow; guide the drift, guide(DriftPlusScore(field), rule)"
+            )
 
-    def init(self, x: Array, times: Any = None) -> Any:
-        """Memory of the field."""
-        return self.field.init(x, times)
+    def check(self, times: Any, to: str) -> None:
+        """The field must give `to`, and for the drift the score wherever eps is not 0.
+
+        Raises:
+            ValueError: a time at which it does not, or at which eps is not finite or negative.
+        """
+        self.field.check(times, to)
+        for t in times if to == "velocity" else ():
+            eps = float(self.eps(np.float64(t)))
+            if not 0 <= eps < np.inf:
+                raise ValueError(
+                    f"diffusion {self.diffusion!r} is {eps} at t = {t:g}, it must be finite and not negative: move "
+                    "that end of the times, e.g. flowjax.times.uniform(n, start=1e-3)"
+                )
+            if eps and isinstance(self.field, InterpolantFlow):
+                self.field.check([t], "score")
+            elif eps:
+                check_determined(self.path, "velocity", "score", float(t))
 
     def eps(self, t: Any) -> Any:
         """eps(t)."""
@@ -58,7 +83,7 @@ class DriftPlusScore(Field):
         """The drift, from one evaluation of the field where it has one network."""
         if to != "velocity":
             return self.field.evaluate(t, x, cond, memory, to=to, **extra)
-        eps = expand(self.eps(t if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)), x)
+        eps = expand(self.eps(jnp.asarray(check_time_and_state(t, x))), x)
         if isinstance(self.field, InterpolantFlow):
             velocity, score, _, memory = self.field.all(t, x, cond, memory, **extra)
         else:
@@ -95,6 +120,8 @@ class InterpolantFlow(Field):
     second: Any = None
     second_prediction: str = static("denoiser")
 
+    convertible = False
+
     def __post_init__(self) -> None:
         """Checks the predictions."""
         if self.prediction not in ("velocity", "drift") or self.second_prediction not in ("denoiser", "score"):
@@ -109,12 +136,27 @@ class InterpolantFlow(Field):
         """Counters at zero."""
         return Counts.zero(x.shape[0])
 
+    def check(self, times: Any, to: str) -> None:
+        """The networks must give `to`; a denoiser says nothing of the score where gamma = 0.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if to not in PREDICTIONS:
+            raise ValueError(f"an interpolant gives {', '.join(PREDICTIONS)}, not {to!r}")
+        if to != "velocity" and self.second is None:
+            raise ValueError(f"the {to} needs a network of its own: pass second=")
+        for t in times if to == "score" and self.second_prediction == "denoiser" else ():
+            if self.path.coefficients(np.float64(t)).g == 0:
+                raise ValueError(
+                    f"a denoiser does not determine the score at t = {t:g}, where gamma = 0: move that end of the "
+                    "times, e.g. flowjax.times.uniform(n, 1e-3, 1 - 1e-3), or take second_prediction='score'"
+                )
+
     def all(self, t: Any, x: Array, cond: Any, memory: Counts, **extra: Any) -> tuple[Array, Array, Array, Counts]:
         """The velocity b, the score s, the noise etaz and the next memory: one evaluation of both networks."""
-        if self.second is None:
-            raise ValueError("the score needs a network of its own: pass second=")
-        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-        t = t if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)
+        self.check((), "score")
+        times, t = network_times(t, x), jnp.asarray(check_time_and_state(t, x))
         c = self.path.coefficients(t)
         first = self.network(x, times, cond, **extra).astype(x.dtype)
         second = self.second(x, times, cond, **extra).astype(x.dtype)
@@ -135,15 +177,12 @@ class InterpolantFlow(Field):
         Raises:
             ValueError: another prediction, or one that needs a second network.
         """
-        check_time_and_state(t, x)
+        t = check_time_and_state(t, x)
+        self.check((), to)
         if to == "velocity" and self.prediction == "velocity":
-            times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
-            return self.network(x, times, cond, **extra).astype(x.dtype), memory.plus(x.shape[0])
-        names = ("velocity", "score", "noise")
-        if to not in names:
-            raise ValueError(f"an interpolant gives {', '.join(names)}, not {to!r}")
+            return self.network(x, network_times(t, x), cond, **extra).astype(x.dtype), memory.plus(x.shape[0])
         *values, memory = self.all(t, x, cond, memory, **extra)
-        return values[names.index(to)], memory
+        return values[PREDICTIONS.index(to)], memory
 
 
 class SampleBrownian(diffrax.AbstractBrownianPath):
@@ -182,7 +221,7 @@ class _Noise(eqx.Module):
     field: DriftPlusScore
 
     def __call__(self, t: Any, y: Array, args: Any) -> Any:
-        size = jnp.sqrt(2 * self.field.eps(jnp.asarray(t, y.dtype)))
+        size = jnp.sqrt(2 * expand(self.field.eps(jnp.asarray(check_time_and_state(t, y))), y))
         return lineax.DiagonalLinearOperator(jnp.broadcast_to(size, y.shape))
 
 
@@ -211,6 +250,10 @@ def sde_terms(
         tol: resolution of the tree, below the smallest step.
         index: global index of the first sample.
         levy_area: what the solver needs (`diffrax.SpaceTimeLevyArea` for `ShARK`, `SRA1`).
+
+    Raises:
+        ValueError: a field with a memory, or one whose drift is undefined where the run begins.
     """
+    field.check([end if field.backward else start], "velocity")
     motion = SampleBrownian(key, x, start, end, tol, index, levy_area)
     return diffrax.MultiTerm(term(field), diffrax.ControlTerm(_Noise(field), motion))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowjax._pytree import part, pytree
-from flowjax.flow import Counts, Field, check_determined
+from flowjax.flow import Counts, Field, check_determined, network_times
+from flowjax.guidance.base import check_strength, strength
 from flowjax.paths.base import GaussianPath, check_time_and_state, expand
 
 
@@ -25,7 +26,10 @@ class Gradient(Field):
         log_density: called as `log_density(x, t, cond)` with x (B, ...), t (B,) in [0, 1] and the condition of the run;
             returns log p(cond | x_t = x), (B,), up to a constant. Each entry depends on its own sample only.
         path: the path of the field that is guided.
-        scale: strength, a number or one per sample (B,).
+        scale: strength, a number, one per sample (B,), or a function of t that returns either, as for `CFG`.
+
+    Raises:
+        ValueError: a scale that is not finite, or a path that is not Gaussian.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -39,6 +43,12 @@ class Gradient(Field):
     log_density: Callable[..., Float[Array, " batch"]]
     path: GaussianPath = part("path")
     scale: Any = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the path and the scale."""
+        if not isinstance(self.path, GaussianPath):
+            raise ValueError(f"path must be one of flowjax.paths, such as flowjax.paths.Linear(), got {self.path!r}")
+        check_strength(self.scale)
 
     def init(self, x: Array, times: Any = None) -> Counts:
         """Counters at zero."""
@@ -57,8 +67,8 @@ class Gradient(Field):
         self, t: Any, x: Array, cond: Any, memory: Counts, *, to: str = "velocity", **extra: Any
     ) -> tuple[Array, Counts]:
         """One evaluation of the gradient, as the change of the prediction `to`."""
-        check_time_and_state(t, x)
-        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+        t = check_time_and_state(t, x)
+        times = network_times(t, x)
         gradient = jax.grad(lambda x: jnp.sum(self.log_density(x, times, cond)))(x)
-        score = expand(self.scale, x) * gradient.astype(x.dtype)
+        score = expand(strength(self.scale, t), x) * gradient.astype(x.dtype)
         return self.path.convert(score, given="score", to=to, t=t, x=jnp.zeros_like(x)), memory.plus(x.shape[0])

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import part, pytree
-from flowjax.flow import Counts, Field, Flow, check_determined, check_field
+from flowjax.fields.wrapper import FieldWrapper, check_convertible
+from flowjax.flow import Counts, Field, check_determined, check_field
 from flowjax.guidance.autoguidance import Autoguidance
 from flowjax.guidance.base import Rule
-from flowjax.paths.base import GaussianPath
 
 
 @pytree
-class Guided(Field):
+class Guided(FieldWrapper):
     """A field, a rule, and what stands against the condition: another condition, or another field."""
 
     positional = ("field", "rule", "against")
@@ -28,20 +28,35 @@ class Guided(Field):
     rule: Rule = part("rule")
     against: Any  # type: ignore[misc]
 
+    null = None  # it is guided already: guiding it again needs an `against` of its own
+
     @property
-    def path(self) -> GaussianPath:
-        """The path of the field."""
-        return self.field.path
+    def _fields(self) -> tuple[Field, ...]:
+        return (self.field, self.against) if isinstance(self.against, Field) else (self.field,)
 
     @property
     def stateless(self) -> bool:
-        """Whether the rule is."""
-        return self.rule.stateless
+        """Whether the rule and the fields are."""
+        return self.rule.stateless and all(field.stateless for field in self._fields)
+
+    @property
+    def one_evaluation_per_step(self) -> bool:
+        """Whether one of the fields asks for it."""
+        return any(field.one_evaluation_per_step for field in self._fields)
+
+    @property
+    def convertible(self) -> bool:
+        """Whether the predictions of the fields are."""
+        return all(field.convertible for field in self._fields)
 
     def init(self, x: Array, times: Any = None) -> Any:
         """Memories of the field and of the one against it, and the rule's state."""
-        other = self.against.init(x, times) if isinstance(self.against, Field) else None
-        return self.field.init(x, times), other, self.rule.init(x)
+        own = self.field.init(x, times)
+        if isinstance(self.against, Field):
+            other = self.against.init(x, times)
+        else:  # what a field keeps of each sample (reports of a rule inside) would not fit a doubled batch
+            other = self.field.init(x, times) if any(map(jnp.ndim, jax.tree.leaves(own))) else None
+        return own, other, self.rule.init(x)
 
     def check(self, times: Any, to: str) -> None:
         """Both fields must give what the rule works on, and that must determine `to`."""
@@ -55,15 +70,19 @@ class Guided(Field):
             if not isinstance(active, jax.core.Tracer) and not bool(active):
                 self.field.check([t], to)  # the rule is not asked
                 continue
-            for field in (self.field, self.against):
-                if isinstance(field, Field):
-                    field.check([t], space)
+            for field in self._fields:
+                field.check([t], space)
+                if space != to:
+                    check_convertible(self.rule, field)
             if space != to:
                 check_determined(self.path, space, to, float(t))
 
     def report(self, memory: Any) -> Any:
-        """The rule's."""
-        return self.rule.report(memory[2])
+        """The rule's or the field's; {"rule": ..., "field": ...} where both report."""
+        own, rule = self.field.report(memory[0]), self.rule.report(memory[2])
+        if own is None or rule is None:
+            return own if rule is None else rule
+        return {"rule": rule, "field": own}
 
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any
@@ -73,9 +92,12 @@ class Guided(Field):
 
         def pair(memory: Any) -> tuple[Array, Any]:
             own, other, state = memory
-            if isinstance(self.against, Field):
+            if isinstance(self.against, Field) or other is not None:
+                rival, null = self.against, cond
+                if not isinstance(rival, Field):
+                    rival, null = self.field, _like(self.against, cond)
                 c, own = self.field.evaluate(t, x, cond, own, to=space, **extra)
-                u, other = self.against.evaluate(t, x, cond, other, to=space, **extra)
+                u, other = rival.evaluate(t, x, null, other, to=space, **extra)
                 other = _not_an_evaluation(other)
             else:
                 doubled = _interleave(x, x)
@@ -108,10 +130,11 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
     """Steers a field by a guidance rule.
 
     Args:
-        field: a `Flow` (or another field without memory).
+        field: a `Flow` (or another field without memory), or one around it.
         rule: from `flowjax.guidance`.
         against: what the rule compares with: a condition (a pytree like `cond` whose leaves are broadcast over the
-            batch) or a field, for example a weaker model (autoguidance). None takes the flow's own `null` condition.
+            batch) or a field, for example a weaker model (autoguidance). None takes the flow's own `null` condition,
+            also through what is around it.
 
     Returns:
         A field; the condition itself is given at sampling time, as for `field`.
@@ -129,7 +152,7 @@ def guide(field: Field, rule: Rule, against: Any = None) -> Guided:
     if not isinstance(rule, Rule):
         raise ValueError(f"expected a rule, such as flowjax.guidance.CFG(scale=4.0), got {rule!r}")
     if against is None:
-        against = field.null if isinstance(field, Flow) else None
+        against = field.null
         if against is None:
             raise ValueError(
                 "guidance needs something to compare the condition with: pass against=, the condition that stands for "

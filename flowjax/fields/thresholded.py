@@ -1,7 +1,7 @@
 """Dynamic thresholding of the data prediction (Saharia et al., Imagen, 2205.11487, section 2.3).
 
-Per sample, q = max(1, quantile of |m|) over all its elements, and m <- clip(m, -q, q)/q. For data in [-1, 1] in pixel
-space, under strong guidance; never for latents.
+Per sample, q = the quantile of |m| over all its elements, moved into [1, max], and m <- clip(m, -q, q)/q. For data in
+[-1, 1] in pixel space, under strong guidance; never for latents.
 """
 
 from typing import Any
@@ -9,55 +9,39 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowjax._checks import real
 from flowjax._pytree import part, pytree
+from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Field, check_determined
-from flowjax.paths.base import GaussianPath
+from flowjax.paths.base import at_least_single
 
 
 @pytree
-class Thresholded(Field):
+class Thresholded(FieldWrapper):
     """A field whose data prediction is thresholded at every evaluation, whatever prediction is asked for.
 
     Args:
         field: the field, guidance included.
         quantile: in (0, 1].
+        max: largest q, at least 1, so that a few extreme elements do not darken the others; 1 clips to [-1, 1]. None
+            does not limit it. (`sample_max_value` in diffusers, whose default is 1.)
 
     Raises:
-        ValueError: another quantile.
+        ValueError: a number outside its range, or a field whose predictions cannot be converted.
     """
 
     positional = ("field",)
 
     field: Field = part("field")
-    quantile: float = 0.995
+    quantile: Any = 0.995
+    max: Any = None
 
     def __post_init__(self) -> None:
-        """Checks the quantile if it is concrete."""
-        if isinstance(self.quantile, int | float) and not 0 < self.quantile <= 1:
-            raise ValueError(f"quantile must be in (0, 1], got {self.quantile}")
-
-    @property
-    def path(self) -> GaussianPath:
-        """The field's."""
-        return self.field.path
-
-    @property
-    def stateless(self) -> bool:
-        """Whether the field is."""
-        return self.field.stateless
-
-    @property
-    def one_evaluation_per_step(self) -> bool:
-        """Whether the field asks for it."""
-        return self.field.one_evaluation_per_step
-
-    def init(self, x: Array, times: Any = None) -> Any:
-        """The field's memory."""
-        return self.field.init(x, times)
-
-    def report(self, memory: Any) -> Any:
-        """The field's."""
-        return self.field.report(memory)
+        """Checks the field and the numbers."""
+        super().__post_init__()
+        check_convertible(self, self.field)
+        real("(0, 1]", quantile=self.quantile)
+        real("[1, inf)", max=1.0 if self.max is None else self.max)
 
     def check(self, times: Any, to: str) -> None:
         """The data prediction must be known, and determine what is asked for.
@@ -76,7 +60,10 @@ class Thresholded(Field):
     ) -> tuple[Array, Any]:
         """The prediction that belongs to the thresholded data prediction."""
         m, memory = self.field.evaluate(t, x, cond, memory, to="data", **extra)
-        size = jnp.quantile(jnp.abs(m.astype(jnp.float32)).reshape(m.shape[0], -1), self.quantile, axis=1)
-        q = jnp.maximum(size, 1.0).reshape(-1, *(1,) * (m.ndim - 1)).astype(m.dtype)
+        sizes = jnp.abs(at_least_single(m)).reshape(m.shape[0], -1)
+        q = jnp.maximum(jnp.quantile(sizes, jnp.asarray(self.quantile, sizes.dtype), axis=1), 1.0)
+        if self.max is not None:
+            q = jnp.minimum(q, jnp.asarray(self.max, q.dtype))
+        q = q.reshape(-1, *(1,) * (m.ndim - 1)).astype(m.dtype)
         m = jnp.clip(m, -q, q) / q
         return self.path.convert(m, given="data", to=to, t=t, x=x), memory

@@ -7,13 +7,15 @@
 eta = 1, beta = 0, r = inf is plain guidance. Norms and inner products are per sample, over all axes but the batch's.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowjax._checks import real
 from flowjax._pytree import pytree
-from flowjax.guidance.base import Rule, inner, norm
+from flowjax.guidance.base import Rule, check_strength, inner, norm, strength
 from flowjax.paths.base import divide, expand
 
 
@@ -22,10 +24,13 @@ class APG(Rule):
     """Guidance along the part of c - u that is orthogonal to c, with reverse momentum.
 
     Args:
-        scale: w; 1 is the conditional prediction.
+        scale: w, as for `CFG`; 1 is the conditional prediction.
         eta: weight of the parallel part; 1 keeps all of it.
         beta: momentum, usually negative.
         r: largest norm of the guidance direction, positive; infinity does not limit it.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     space = "data"
@@ -36,17 +41,24 @@ class APG(Rule):
     beta: Any = -0.5
     r: Any = 15.0
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_strength(self.scale)
+        real("(-inf, inf)", eta=self.eta, beta=self.beta)
+        real("(0, inf)", r=1.0 if isinstance(self.r, float) and self.r == math.inf else self.r)
+
     def init(self, x: Array) -> Array:
         """Momentum zero, of the state's shape."""
         return jnp.zeros_like(x)
 
     def active(self, t: Any) -> Any:
         """Wherever w is not 1."""
-        return jnp.any(jnp.asarray(self.scale) != 1)
+        return jnp.any(jnp.asarray(strength(self.scale, t)) != 1)
 
     def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
         """C + (w - 1) (orth + eta par)."""
         m = (c - u) + self.beta * state
-        d = m * jnp.minimum(1.0, self.r / jnp.maximum(norm(m), jnp.finfo(jnp.float32).tiny)).astype(m.dtype)
+        size = norm(m)
+        d = m * jnp.minimum(1.0, self.r / jnp.maximum(size, jnp.finfo(size.dtype).tiny)).astype(m.dtype)
         parallel = divide(inner(d, c), inner(c, c)).astype(c.dtype) * c
-        return c + (expand(self.scale, c) - 1) * (d - parallel + self.eta * parallel), m
+        return c + (expand(strength(self.scale, t), c) - 1) * (d - parallel + self.eta * parallel), m

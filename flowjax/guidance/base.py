@@ -6,6 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from flowjax._checks import real
+from flowjax.paths.base import at_least_single
+
 
 class Rule(abc.ABC):
     """Combines the prediction with the condition, c, and without it, u.
@@ -37,6 +40,17 @@ class Rule(abc.ABC):
         return None
 
 
+def strength(scale: Any, t: Any) -> Any:
+    """A scale at time t: that of a function, or the number or numbers themselves."""
+    return scale(t) if callable(scale) else scale
+
+
+def check_strength(scale: Any) -> None:
+    """Raises ValueError for a scale that is neither a function nor made of finite numbers (traced ones pass)."""
+    if not callable(scale):
+        real("(-inf, inf)", scale=scale)
+
+
 class Wrapper(Rule):
     """A rule around a rule: everything is the inner rule's unless it says otherwise.
 
@@ -45,6 +59,15 @@ class Wrapper(Rule):
     """
 
     rule: Rule
+
+    def __post_init__(self) -> None:
+        """Checks the inner rule.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(self.rule, Rule):
+            raise ValueError(f"expected a rule, such as flowjax.guidance.CFG(scale=4.0), got {self.rule!r}")
 
     @property
     def space(self) -> str:
@@ -70,11 +93,14 @@ class Wrapper(Rule):
 
 
 def norm(x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-    """Euclidean norm over all axes but the first, kept as axes of length 1, in single precision; gradient 0 at 0."""
+    """Euclidean norm over all axes but the first, kept as axes of length 1, in at least single precision.
+
+    Its gradient at 0 is 0.
+    """
     square = inner(x, x)
     return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 def inner(x: Float[Array, "batch ..."], y: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
-    """Inner product over all axes but the first, kept as axes of length 1, in single precision."""
-    return jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32), axis=tuple(range(1, x.ndim)), keepdims=True)
+    """Inner product over all axes but the first, kept as axes of length 1, in at least single precision."""
+    return jnp.sum(at_least_single(x) * at_least_single(y), axis=tuple(range(1, x.ndim)), keepdims=True)

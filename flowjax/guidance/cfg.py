@@ -9,24 +9,37 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree
-from flowjax.guidance.base import Rule
+from flowjax.guidance.base import Rule, check_strength, strength
 from flowjax.paths.base import expand
 
 
 @pytree
 class CFG(Rule):
-    """Constant guidance.
+    """Guidance of one strength, or of one that changes with time.
 
     Args:
-        scale: w, a number or one per sample (B,); 1 is the conditional prediction and saves the second evaluation.
+        scale: w, a number, one per sample (B,), or a function of t (scalar or (B,), a float, NumPy or JAX) that returns
+            either; 1 is the conditional prediction and saves the second evaluation. Numbers are traced; a function is
+            compiled in.
+
+    Raises:
+        ValueError: a scale that is not finite.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> rule = fj.guidance.CFG(scale=lambda t: jnp.where(t < 0.5, 1.0, 4.0))
     """
 
     scale: Any = 1.0
 
+    def __post_init__(self) -> None:
+        """Checks the scale."""
+        check_strength(self.scale)
+
     def active(self, t: Any) -> Any:
         """Wherever w is not 1."""
-        return jnp.any(jnp.asarray(self.scale) != 1)
+        return jnp.any(jnp.asarray(strength(self.scale, t)) != 1)
 
     def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
         """U + w (c - u)."""
-        return u + expand(self.scale, c) * (c - u), state
+        return u + expand(strength(self.scale, t), c) * (c - u), state

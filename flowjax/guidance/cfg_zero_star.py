@@ -9,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowjax._checks import whole
 from flowjax._pytree import pytree, static
-from flowjax.guidance.base import Rule, inner
+from flowjax.guidance.base import Rule, check_strength, inner, strength
 from flowjax.paths.base import expand
 
 
@@ -19,11 +20,11 @@ class CFGZeroStar(Rule):
     """Guidance with an optimised unconditional part.
 
     Args:
-        scale: w; 1 is the conditional prediction (after the zeros).
+        scale: w, as for `CFG`; 1 is the conditional prediction (after the zeros).
         zero_steps: number of first evaluations whose velocity is zero; about 4 % of the steps is recommended.
 
     Raises:
-        ValueError: negative zero_steps.
+        ValueError: a scale that is not finite, negative zero_steps.
     """
 
     space = "velocity"
@@ -32,9 +33,9 @@ class CFGZeroStar(Rule):
     zero_steps: int = static(1)
 
     def __post_init__(self) -> None:
-        """Checks zero_steps."""
-        if self.zero_steps < 0:
-            raise ValueError(f"zero_steps must not be negative, got {self.zero_steps}")
+        """Checks both."""
+        check_strength(self.scale)
+        whole("[0, inf)", zero_steps=self.zero_steps)
 
     @property
     def stateless(self) -> bool:
@@ -47,10 +48,10 @@ class CFGZeroStar(Rule):
 
     def active(self, t: Any) -> Any:
         """Always, as long as there are zeros to give; otherwise wherever w is not 1."""
-        return True if self.zero_steps else jnp.any(jnp.asarray(self.scale) != 1)
+        return True if self.zero_steps else jnp.any(jnp.asarray(strength(self.scale, t)) != 1)
 
     def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
         """S u + w (c - s u), or zero."""
         s = (inner(c, u) / (inner(u, u) + 1e-8)).astype(c.dtype)
-        guided = s * u + expand(self.scale, c) * (c - s * u)
+        guided = s * u + expand(strength(self.scale, t), c) * (c - s * u)
         return jnp.where(state < self.zero_steps, 0, guided), state + 1

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowjax._checks import whole
 from flowjax._pytree import part, pytree, static
 from flowjax.guidance.base import Rule, Wrapper
 
@@ -28,9 +29,9 @@ class Channels(Wrapper):
     count: int = static(3)
 
     def __post_init__(self) -> None:
-        """Checks the number."""
-        if self.count < 1:
-            raise ValueError(f"count must be at least 1, got {self.count}")
+        """Checks the rule and the number."""
+        super().__post_init__()
+        whole("[1, inf)", count=self.count)
 
     def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
         """The inner rule sees all channels; its result is used in the first ones."""

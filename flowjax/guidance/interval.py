@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from flowjax._checks import real
 from flowjax._pytree import part, pytree
 from flowjax.guidance.base import Rule, Wrapper
 from flowjax.paths.base import expand
@@ -18,11 +21,22 @@ class Interval(Wrapper):
         rule: the rule inside.
         start: first time, in [0, 1].
         end: end of the interval, in [0, 1]. A noise level k = sigma/alpha of the paper is t = path.time(-log k).
+
+    Raises:
+        ValueError: a time outside [0, 1], or an end before the start.
     """
 
     rule: Rule = part("rule")
     start: Any = 0.0
     end: Any = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the rule and the times."""
+        super().__post_init__()
+        real("[0, 1]", start=self.start, end=self.end)
+        ends = (self.start, self.end)
+        if not any(isinstance(t, jax.core.Tracer) for t in ends) and np.any(np.asarray(self.start) > self.end):
+            raise ValueError(f"an interval needs start <= end, got start={self.start} and end={self.end}")
 
     def _inside(self, t: Any) -> Any:
         return (jnp.asarray(t) >= self.start) & (jnp.asarray(t) < self.end)

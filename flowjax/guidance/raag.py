@@ -14,8 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowjax._checks import real
 from flowjax._pytree import pytree, static
 from flowjax.guidance.base import Rule, norm
+from flowjax.paths.base import precision
 
 
 @pytree
@@ -23,12 +25,12 @@ class RAAG(Rule):
     """Ratio-aware adaptive guidance.
 
     Args:
-        w_max: scale reached where c - u vanishes; much larger than a constant scale would be.
+        w_max: scale reached where c - u vanishes, a number; much larger than a constant scale would be.
         alpha: how fast the scale falls, not negative; 0 is constant guidance with w_max.
         form: "interpolating" or "original".
 
     Raises:
-        ValueError: another form.
+        ValueError: another form, or a number outside its range.
     """
 
     space = "velocity"
@@ -38,13 +40,15 @@ class RAAG(Rule):
     form: str = static("interpolating")
 
     def __post_init__(self) -> None:
-        """Checks the form."""
+        """Checks the form and the numbers."""
+        real("(-inf, inf)", w_max=self.w_max)
+        real("[0, inf)", alpha=self.alpha)
         if self.form not in ("interpolating", "original"):
             raise ValueError(f"form must be 'interpolating' or 'original', got {self.form!r}")
 
     def init(self, x: Array) -> dict[str, Array]:
         """Room for what is reported."""
-        zero = jnp.zeros(x.shape[0], jnp.float32)
+        zero = jnp.zeros(x.shape[0], precision(x))
         return {"ratio": zero, "scale": zero}
 
     def active(self, t: Any) -> Any:

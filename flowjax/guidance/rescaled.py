@@ -9,9 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from flowjax._checks import real
 from flowjax._pytree import part, pytree
 from flowjax.guidance.base import Rule, Wrapper
-from flowjax.paths.base import divide, expand
+from flowjax.paths.base import at_least_single, divide, expand
 
 
 @pytree
@@ -21,10 +22,18 @@ class Rescaled(Wrapper):
     Args:
         rule: the rule whose result is rescaled.
         phi: how far, in [0, 1]; 0 is the inner rule.
+
+    Raises:
+        ValueError: another phi.
     """
 
     rule: Rule = part("rule")
     phi: Any = 0.7
+
+    def __post_init__(self) -> None:
+        """Checks both."""
+        super().__post_init__()
+        real("[0, 1]", phi=self.phi)
 
     @property
     def space(self) -> str:
@@ -35,6 +44,6 @@ class Rescaled(Wrapper):
         """Phi (std(c)/std(v0)) v0 + (1 - phi) v0."""
         guided, state = self.rule.combine(t, c, u, state)
         axes = tuple(range(1, c.ndim))
-        ratio = divide(*(jnp.std(v.astype(jnp.float32), axis=axes, keepdims=True) for v in (c, guided)))
+        ratio = divide(*(jnp.std(at_least_single(v), axis=axes, keepdims=True) for v in (c, guided)))
         phi = expand(self.phi, c)
         return phi * ratio.astype(c.dtype) * guided + (1 - phi) * guided, state

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from flowjax.paths.base import precision
+
 IMPLEMENTATIONS = {"xla": True, "dot_product": True, "cudnn": False}
 """Implementation -> whether it has a forward derivative."""
 
@@ -32,7 +34,7 @@ def attend(
     implementation: str = "xla",
     mask: Bool[Array, "B N"] | None = None,
 ) -> Float[Array, "B N heads head"]:
-    """Softmax attention with scores q k / sqrt(head); the softmax is computed in float32.
+    """Softmax attention with scores q k / sqrt(head); the softmax is computed in at least float32.
 
     Tokens where `mask` is False are not attended; where it is False for all of them, the answer has no meaning, but is
     finite.
@@ -41,7 +43,7 @@ def attend(
     if implementation != "xla":
         kind: Any = "cudnn" if implementation == "cudnn" else "xla"
         return jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=kind)
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=precision(q)) / math.sqrt(q.shape[-1])
     if seen is not None:
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bhnm,bmhd->bnhd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)

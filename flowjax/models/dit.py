@@ -100,7 +100,7 @@ def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
 class DiT(nnx.Module):
     """Diffusion transformer for images (B, H, W, C).
 
-    The network computes in `dtype` (normalisations and softmax in float32), stores its parameters in
+    The network computes in `dtype` (normalisations and softmax in at least float32), stores its parameters in
     `param_dtype` and answers in the type of x. Dense layers start Glorot-uniform with zero bias, embeddings
     as N(0, 0.02^2), modulations and the output layer at zero. Times in [0, 1] enter as sines and cosines of
     angular frequency at most `time_scale`.

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from flowjax._checks import COUNT, real, whole
+from flowjax.paths.base import at_least_single, precision
 
 DEPTH = "[1, 10000]"
 """Numbers of layers that networks accept: each costs Python time before anything can be measured."""
@@ -93,9 +94,9 @@ def per_token(layer: nnx.LinearGeneral, h: Array) -> Array:
 
 
 def normalize(h: Float[Array, "B N width"]) -> Float[Array, "B N width"]:
-    """Layer normalisation without parameters, in float32."""
-    h32 = h.astype(jnp.float32)
-    centred = h32 - jnp.mean(h32, axis=-1, keepdims=True)
+    """Layer normalisation without parameters, in at least float32."""
+    precise = at_least_single(h)
+    centred = precise - jnp.mean(precise, axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
 
 
@@ -178,7 +179,7 @@ def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array
         Vaswani et al. (2017), Attention Is All You Need, section 3.5, arXiv:1706.03762.
     """
     frequencies = scale * 10_000.0 ** (-np.arange(size // 2) / (size // 2))
-    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)[None]
+    angles = at_least_single(t)[:, None] * jnp.asarray(frequencies, precision(t))[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

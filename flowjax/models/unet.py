@@ -33,6 +33,7 @@ from flowjax.models.layers import (
     layer_keys,
     named,
 )
+from flowjax.paths.base import at_least_single
 
 _ZERO = nnx.initializers.zeros_init()
 
@@ -52,7 +53,7 @@ _RESAMPLE = {"halve": halve, "double": double, None: lambda h: h}
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of neighbouring channels over the image, in float32, then scales and shifts channels."""
+    """Normalises groups of neighbouring channels over the image, in float32 or better; scales and shifts channels."""
 
     def __init__(self, channels: int, groups: int, axis: str, param_dtype: Any):
         self.groups = groups
@@ -61,7 +62,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, h: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """Applies the layer."""
-        grouped = h.astype(jnp.float32).reshape(h.shape[0], -1, self.groups, h.shape[-1] // self.groups)
+        grouped = at_least_single(h).reshape(h.shape[0], -1, self.groups, h.shape[-1] // self.groups)
         centred = grouped - jnp.mean(grouped, axis=(1, 3), keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)
         scale, bias = (a[...].astype(h.dtype)[None, None, None] for a in (self.scale, self.bias))
@@ -134,10 +135,10 @@ def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
 class UNet(nnx.Module):
     """U-Net for images (B, H, W, C).
 
-    The network computes in `dtype` (normalisations and softmax in float32), stores its parameters in `param_dtype`
-    and answers in the type of x. Kernels start Glorot-uniform with zero bias, embeddings as N(0, 0.02^2); the second
-    convolution of every block, the projection of attention and the output start at zero. Times in [0, 1] enter as
-    sines and cosines of angular frequency at most `time_scale`.
+    The network computes in `dtype` (normalisations and softmax in at least float32), stores its parameters in
+    `param_dtype` and answers in the type of x. Kernels start Glorot-uniform with zero bias, embeddings as
+    N(0, 0.02^2); the second convolution of every block, the projection of attention and the output start at zero. Times
+    in [0, 1] enter as sines and cosines of angular frequency at most `time_scale`.
 
     Example:
         >>> import jax.numpy as jnp

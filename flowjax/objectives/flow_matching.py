@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Key
 from flowjax._pytree import part, pytree, static
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import PREDICTIONS, GaussianPath
+from flowjax.paths.base import check_time_and_state
 
 LATEST = 1 - 1e-3  # latest time for targets without a bound at t = 1
 
@@ -162,13 +163,14 @@ class FlowMatching:
         Raises:
             ValueError: The network's answer has another shape than the data.
         """
-        x = self.path.interpolate(draws.t, draws.x0, draws.x1)
-        target = self.path.target(self.prediction, draws.t, draws.x0, draws.x1)
-        value = networks(x, draws.t, draws.cond)
+        t = check_time_and_state(draws.t, draws.x1)
+        x = self.path.interpolate(t, draws.x0, draws.x1)
+        target = self.path.target(self.prediction, t, draws.x0, draws.x1)
+        value = networks(x, t, draws.cond)
         check_answer(value, target)
         error = (value - target) ** 2
         mse = jnp.mean(error, axis=tuple(range(1, error.ndim)))
-        return mse if self.weight is None else self.weight(draws.t) * mse, {"mse": mse}
+        return mse if self.weight is None else self.weight(t) * mse, {"mse": mse}
 
     @property
     def _bounded(self) -> bool:

@@ -19,6 +19,7 @@ negative.
 References: Albergo, Boffi, Vanden-Eijnden (2303.08797), sections 2.2, 4 and 6; Tong et al. (2302.00482, 2307.03672).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -30,7 +31,7 @@ from flowjax._pytree import part, pytree, static
 from flowjax.objectives.flow_matching import check_answer
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import Interpolant
-from flowjax.paths.base import divide, expand
+from flowjax.paths.base import check_time_and_state, divide, expand
 
 Field = Literal["velocity", "drift", "forward_drift", "score", "denoiser", "source", "data"]
 CUT = 1e-4  # distance from t = 0 and 1 for targets without a bound there
@@ -154,6 +155,7 @@ class Interpolation:
         Raises:
             ValueError: the network's answer has another shape than the data.
         """
+        draws = dataclasses.replace(draws, t=check_time_and_state(draws.t, draws.x1))
         antithetic = self._unbounded if self.antithetic is None else self.antithetic
         axes = tuple(range(1, draws.x1.ndim))
         energies, errors = [], []

@@ -10,6 +10,7 @@ The two networks descend at once on the sum of two losses with disjoint gradient
 negative. References: 2303.08797, section 3.4, theorem 5.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from flowjax._pytree import part, pytree
 from flowjax.models.attention import require_jvp
 from flowjax.objectives.interpolation import CUT, InterpolationDraws
 from flowjax.objectives.times import TimeLaw, Uniform
-from flowjax.paths.base import expand
+from flowjax.paths.base import check_time_and_state, expand
 
 
 @pytree
@@ -79,7 +80,7 @@ class SchroedingerBridge:
         Raises:
             ValueError: the interpolant's network has no forward derivative.
         """
-        d, eps = draws, self.diffusion
+        d, eps = dataclasses.replace(draws, t=check_time_and_state(draws.t, draws.x1)), self.diffusion
         g = jnp.sqrt(2 * eps * d.t * (1 - d.t))
         forward = expand(-2 * eps * d.t / g, d.z)  # g' - eps / g
 

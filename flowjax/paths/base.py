@@ -41,6 +41,12 @@ def expand(coefficient: Time, like: Array) -> Array:
     return coefficient.reshape(coefficient.shape + (1,) * (np.ndim(like) - 1 if coefficient.ndim else 0))
 
 
+def precision(*arrays: Any) -> Any:
+    """Double precision if one of the arrays has it and JAX is in its x64 mode, else single."""
+    double = any(getattr(array, "dtype", None) == np.float64 for array in arrays)
+    return jax.dtypes.canonicalize_dtype(np.float64 if double else np.float32)
+
+
 def at_least_single(x: Array) -> Array:
     """The array in its own precision, or in single precision if that is lower."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
@@ -53,8 +59,12 @@ def divide(numerator: Array, denominator: Array) -> Array:
     return xp.where(zero, 0, numerator / xp.where(zero, 1, denominator))
 
 
-def check_time_and_state(t: Time, x: Array) -> None:
+def check_time_and_state(t: Time, x: Array) -> Time:
     """Refuses swapped arguments: t is a scalar or has one entry per sample of x.
+
+    Returns:
+        The time to compute coefficients with: a JAX array in its own or the state's precision, whichever is higher, and
+        at least single; float64 on the host.
 
     Raises:
         ValueError: t is neither a scalar nor of shape (B,) for x of shape (B, ...).
@@ -64,6 +74,9 @@ def check_time_and_state(t: Time, x: Array) -> None:
             f"expected (t, x) with t a scalar or of shape (B,) and x of shape (B, ...), got t of shape {np.shape(t)} "
             f"and x of shape {np.shape(x)}; fields and paths take the time first, networks the state first"
         )
+    if isinstance(t, jax.Array):
+        return t.astype(precision(t, x))
+    return t.astype(np.float64) if isinstance(t, np.ndarray | np.generic) else t
 
 
 def check_prediction(name: str, prediction: str, more: tuple[str, ...] = ()) -> None:
@@ -137,21 +150,23 @@ class GaussianPath(abc.ABC):
 
     def start(self, noise: Array, t: Time = 0.0) -> Array:
         """State at the source end of a run that begins at time t: sigma(t) times `noise` of shape (B, ...)."""
+        t = check_time_and_state(t, noise)
         return expand(self.sigma(t), noise) * noise
 
     def interpolate(self, t: Time, x0: Array, x1: Array) -> Array:
         """x_t = alpha(t) x1 + sigma(t) x0 for noise x0 and data x1 of shape (B, ...)."""
-        check_time_and_state(t, x1)
+        t = check_time_and_state(t, x1)
         return expand(self.alpha(t), x1) * x1 + expand(self.sigma(t), x0) * x0
 
     def conditional_velocity(self, t: Time, x0: Array, x1: Array) -> Array:
         """d/dt x_t = alpha'(t) x1 + sigma'(t) x0."""
-        check_time_and_state(t, x1)
+        t = check_time_and_state(t, x1)
         return expand(self.dalpha(t), x1) * x1 + expand(self.dsigma(t), x0) * x0
 
     def target(self, prediction: str, t: Time, x0: Array, x1: Array) -> Array:
         """What a network of this prediction regresses on: its value when x0 and x1 are known."""
         check_prediction("prediction", prediction)
+        t = check_time_and_state(t, x1)
         if prediction == "velocity":
             return self.conditional_velocity(t, x0, x1)
         if prediction == "noise":
@@ -184,7 +199,7 @@ class GaussianPath(abc.ABC):
         """
         check_prediction("given", given)
         check_prediction("to", to)
-        check_time_and_state(t, x)
+        t = check_time_and_state(t, x)
         if given == to:
             return value
         alpha, sigma = expand(self.alpha(t), x), expand(self.sigma(t), x)

@@ -93,8 +93,8 @@ class Interpolant:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}")
-        if not self.scale > 0:
-            raise ValueError(f"scale must be positive, got {self.scale}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {self.scale}")
         if (self.form == "one_sided") != (self.path is not None):
             raise ValueError("path= belongs to form='one_sided', which needs it: path=flowjax.paths.Linear()")
         if self.form == "one_sided" and self.gamma is not None:
@@ -214,7 +214,7 @@ class Interpolant:
         return divide(x - _sum(*((k, eta) for k, eta in parts if eta is not None)), missing[0])
 
     def _expanded(self, t: Time, x: Array) -> Coefficients:
-        check_time_and_state(t, x)
+        t = check_time_and_state(t, x)
         return Coefficients(*(expand(c, x) for c in self.coefficients(t)))
 
 

@@ -41,8 +41,8 @@ class Diffusion:
         """Checks both."""
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r} is not one of {', '.join(map(repr, FORMS))}")
-        if not self.norm >= 0:
-            raise ValueError(f"norm must not be negative, got {self.norm}")
+        if not 0 <= self.norm < math.inf:
+            raise ValueError(f"norm must be finite and not negative, got {self.norm}")
 
     def value(self, path: Any, t: Time) -> Time:
         """eps(t); infinite for "sbdm" where alpha = 0."""

@@ -5,7 +5,9 @@ The table holds alpha_bar_k = prod (1 - beta_i), i = 0..k, of N steps, with k = 
     t = 1 - (k + 1) / N,   alpha(t)^2 = alpha_bar_k,   sigma^2 = 1 - alpha^2,
 
 and between steps log alpha is linear in t, as in DPM-Solver (2206.00927, appendix D.4). t = 1, one step after k = 0, is
-clean data: alpha = 1, sigma = 0.
+clean data: alpha = 1, sigma = 0. Where a table ends in alpha_bar = 0 (zero terminal signal-to-noise ratio), its last
+piece, t < 1 / N, has alpha itself linear in t: t = 0 is pure noise, at which a noise prediction says nothing of the
+data; velocity, data and v predictions do.
 """
 
 import functools
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flowjax._pytree import part, pytree
+from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import Time, namespace
 from flowjax.paths.gaussian import _VariancePreserving
 
@@ -33,10 +35,12 @@ class Tabulated(_VariancePreserving):
     """The path through a table of alpha_bar.
 
     Args:
-        alphas_cumprod: N strictly decreasing values in (0, 1), from the data to the noise.
+        alphas_cumprod: N strictly decreasing values in (0, 1), from the data to the noise; the last may be 0.
+        zero_terminal_snr: shift and scale the values of alpha so that the last is 0 and the first stays (2305.08891,
+            section 3.1), for networks that were trained on such a table.
 
     Raises:
-        ValueError: another table. (A table that ends in alpha_bar = 0 has no finite log alpha there.)
+        ValueError: another table.
 
     Example:
         >>> import flowjax as fj
@@ -46,15 +50,20 @@ class Tabulated(_VariancePreserving):
     """
 
     alphas_cumprod: Any = part("array", static=True)
+    zero_terminal_snr: bool = static(False)
 
     def __post_init__(self) -> None:
         """Checks the table and keeps it as a tuple, which compiled programs can be looked up by."""
         table = np.asarray(self.alphas_cumprod, np.float64)
-        if table.ndim != 1 or len(table) < 2 or not np.all(np.diff(np.r_[1.0, table, 0.0]) < 0):
+        falls = table.ndim == 1 and len(table) > 1 and np.all(np.diff(np.r_[1.0, table]) < 0) and table[-1] >= 0
+        if not falls:
             raise ValueError(
-                "alphas_cumprod must hold at least two strictly decreasing values in (0, 1), from data to noise; "
-                f"got shape {table.shape}"
+                "alphas_cumprod must hold at least two strictly decreasing values in (0, 1), from data to noise (the "
+                f"last may be 0); got shape {table.shape}"
             )
+        if self.zero_terminal_snr:
+            alpha = np.sqrt(table)
+            table = ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))) ** 2
         object.__setattr__(self, "alphas_cumprod", tuple(table.tolist()))
 
     @property
@@ -70,42 +79,51 @@ class Tabulated(_VariancePreserving):
         """The time 1 - (k + 1) / N of training step k."""
         return 1.0 - (step + 1.0) / self.steps
 
+    @property
+    def _slope(self) -> float:
+        """alpha' in the last piece of a table that ends in 0."""
+        return self.steps * float(np.exp(-_falls(self.alphas_cumprod)[-1]))
+
     def _piece(self, t: Time) -> tuple[Any, Any, Any]:
-        """The piece of the table that t lies in: log alpha at its data end, its increment, and how far t is in it."""
+        """At t: -log alpha, its increment over the piece of the table, and whether alpha is linear there instead."""
         xp = namespace(t)
         position = self.steps * (1.0 - xp.asarray(t))
         index = xp.clip(xp.floor(position), 0, self.steps - 1).astype(int)
-        logs = xp.asarray(_logs(self.alphas_cumprod), dtype=position.dtype)
-        return logs[index], logs[index + 1] - logs[index], position - index.astype(position.dtype)
-
-    def log_alpha(self, t: Time) -> Time:
-        """log alpha(t), piecewise linear."""
-        log, increment, inside = self._piece(t)
-        return log + inside * increment
+        falls = xp.asarray(_falls(self.alphas_cumprod), dtype=position.dtype)
+        fall, increment = falls[index], falls[index + 1] - falls[index]
+        linear = (self.alphas_cumprod[-1] == 0) & (index == self.steps - 1)
+        return fall + (position - index.astype(position.dtype)) * increment, increment, linear
 
     def alpha(self, t: Time) -> Time:
         """Coefficient of the data."""
-        return namespace(t).exp(self.log_alpha(t))
+        xp = namespace(t)
+        fall, _, linear = self._piece(t)
+        return xp.where(linear, self._slope * t, xp.exp(-fall))[()]
 
     def sigma(self, t: Time) -> Time:
         """Coefficient of the noise, without cancellation near t = 1."""
-        xp = namespace(t)
-        return xp.sqrt(-xp.expm1(2 * self.log_alpha(t)))
+        xp, alpha = namespace(t), self.alpha(t)
+        fall, _, linear = self._piece(t)
+        return xp.sqrt(xp.where(linear, (1.0 - alpha) * (1.0 + alpha), -xp.expm1(-2 * fall)))
 
     def dalpha(self, t: Time) -> Time:
         """Derivative; at a step of the table that of its noisier side."""
-        return -self.steps * self._piece(t)[1] * self.alpha(t)
+        _, increment, linear = self._piece(t)
+        return namespace(t).where(linear, self._slope, self.steps * increment * self.alpha(t))[()]
 
     def time(self, lam: Time) -> Time:
         """Inverse of lam, within the table."""
         xp = namespace(lam)
         fall = xp.logaddexp(xp.zeros_like(lam), -2 * lam) / 2  # -log alpha
-        dtype = fall.dtype
-        table, number = (xp.asarray(a, dtype=dtype) for a in (-_logs(self.alphas_cumprod), np.arange(self.steps + 1)))
-        return 1.0 - xp.interp(fall, table, number) / self.steps
+        falls = _falls(self.alphas_cumprod)
+        table, number = (xp.asarray(a, dtype=fall.dtype) for a in (falls, np.arange(self.steps + 1)))
+        t = 1.0 - xp.interp(fall, table, number) / self.steps
+        linear = (self.alphas_cumprod[-1] == 0) & (fall >= table[-1])
+        return xp.where(linear, xp.exp(-fall) / self._slope, t)[()]
 
 
 @functools.lru_cache(maxsize=64)
-def _logs(alphas_cumprod: tuple[float, ...]) -> np.ndarray:
-    """log alpha at position 0 (clean), 1, ..., N."""
-    return np.log(np.r_[1.0, alphas_cumprod]) / 2
+def _falls(alphas_cumprod: tuple[float, ...]) -> np.ndarray:
+    """-log alpha at position 0 (clean), 1, ..., N; at a 0 that of the value before."""
+    values = np.r_[1.0, alphas_cumprod]
+    return np.log(1 / np.where(values == 0, np.roll(values, 1), values)) / 2

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flowjax._captured import tracing
 from flowjax._pytree import part, pytree, static
 from flowjax.flow import Field, count, term
-from flowjax.paths.base import at_least_single
+from flowjax.paths.base import at_least_single, precision
 from flowjax.times import check_times
 
 
@@ -81,13 +81,13 @@ class Adaptive(OwnSteps):
                 raise ValueError(
                     f"the velocity of {field.path!r} is infinite at t = {t:g}: move the {name} of the times"
                 )
-        return _integrate(self, term(field), x, jnp.asarray(times, jnp.float32), cond, trajectory)
+        x = at_least_single(x)
+        return _integrate(self, term(field), x, jnp.asarray(times, precision(x)), cond, trajectory)
 
 
 @jax.jit(static_argnames="trajectory")
 @tracing()
 def _integrate(adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool) -> dict[str, Any]:
-    x = at_least_single(x)
     solution = diffrax.diffeqsolve(
         velocity,
         adaptive.solver,

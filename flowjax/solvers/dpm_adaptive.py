@@ -18,7 +18,7 @@ from jaxtyping import Array
 from flowjax._captured import tracing
 from flowjax._pytree import pytree, static
 from flowjax.flow import Field, count
-from flowjax.paths.base import at_least_single
+from flowjax.paths.base import at_least_single, precision
 from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.dpm_solver import check_finite_lam
 from flowjax.solvers.rows import check_choice
@@ -69,7 +69,7 @@ class DPMAdaptive(OwnSteps):
             raise ValueError(f"{type(field).__name__} has a memory, which rejected trial steps would disturb")
         x = at_least_single(x)
         lam = np.asarray([field.path.lam(times[0]), field.path.lam(times[-1])])
-        return _integrate(self, field, x, jnp.asarray(lam, x.dtype), cond)
+        return _integrate(self, field, x, jnp.asarray(lam, precision(x)), cond)
 
 
 @jax.jit

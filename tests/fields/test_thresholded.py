@@ -37,6 +37,22 @@ def test_each_sample_has_its_own_quantile():
     assert relative(m[0], raw[0]) < 1e-6
 
 
+def test_the_largest_quantile_is_limited():
+    """m <- clip(m, -q, q)/q with q between 1 and max; max = 1 clips to [-1, 1]."""
+    factors = jnp.array([0.5, 3.0, 20.0])[:, None, None]
+    raw = np.asarray(factors * jnp.tanh(X))
+    for most in (1.0, 2.0, 1e6):
+        found = Thresholded(flow(factors), quantile=0.9, max=most).data(0.5, X)
+        q = np.clip(np.quantile(np.abs(raw), 0.9, axis=(1, 2), keepdims=True), 1, most)
+        np.testing.assert_allclose(found, np.clip(raw, -q, q) / q, rtol=1e-5)
+    np.testing.assert_allclose(Thresholded(flow(factors), max=1).data(0.5, X), np.clip(raw, -1, 1), rtol=1e-6)
+    run, plain = jax.jit(lambda field: field.data(0.5, X)), flow(3.0)
+    for most in (1.5, 2.5):  # traced
+        expected = Thresholded(plain, max=most).data(0.5, X)
+        np.testing.assert_allclose(run(Thresholded(plain, max=most)), expected, rtol=1e-5)
+    assert run._cache_size() == 1
+
+
 @pytest.mark.parametrize("to", PREDICTIONS)
 def test_all_predictions_belong_to_the_thresholded_data(to):
     path, field = PATHS["vp"], Thresholded(flow(5.0))
@@ -74,5 +90,8 @@ def test_refusals():
     for quantile in (0.0, 1.1):
         with pytest.raises(ValueError, match="quantile must be in"):
             Thresholded(flow(1.0), quantile=quantile)
+    for most in (0.9, -1.0, float("nan"), float("inf"), jnp.array(0.5)):
+        with pytest.raises(ValueError, match=r"max must be (at least 1|finite)"):
+            Thresholded(flow(1.0), max=most)
     with pytest.raises(ValueError, match="raw"):
         Thresholded(flow(1.0)).check([0.5], "raw")

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 import flowjax as fj
 from flowjax import oracles
-from flowjax.guidance import APG, CFG, Interval, Rule
+from flowjax.guidance import APG, CFG, RAAG, Autoguidance, CFGZeroStar, Channels, Interval, Rescaled, Rule
 
 RNG = np.random.default_rng(0)
 C, U, M = (jnp.asarray(RNG.normal(size=(5, 4, 3)), jnp.float32) for _ in range(3))
@@ -178,6 +179,110 @@ def test_guided_run_reaches_the_class_of_its_condition():
     np.testing.assert_allclose(run[0.0], target.flow_map(x0, 0.0, 1.0), atol=0.05)
     np.testing.assert_allclose(run[1.0], target.flow_map(x0, 0.0, 1.0, cond), atol=0.02)
     assert float(jnp.mean(run[3.0])) < float(jnp.mean(run[1.0])) - 0.05
+
+
+def late(t):
+    """Guidance of strength 1 + 4 t behind the middle, of any kind of time."""
+    return jnp.where(jnp.asarray(t) < 0.5, 1.0, 1.0 + 4.0 * jnp.asarray(t))
+
+
+@pytest.mark.parametrize("make", [CFG, APG, lambda scale: CFGZeroStar(scale=scale, zero_steps=0), Autoguidance])
+def test_a_scale_may_be_a_function_of_time(make):
+    """At one time it is the rule with that number; per sample with their times; neutral where it is 1."""
+    rule = make(scale=late)
+    for t, w in ((0.25, 1.0), (0.5, 3.0), (np.float64(0.75), 4.0), (jnp.float32(1.0), 5.0)):
+        np.testing.assert_allclose(combine(rule, t=t)[0], combine(make(scale=w), t=t)[0], rtol=1e-5, atol=1e-6)
+        assert bool(rule.active(t)) == (w != 1)
+    t = jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    each = make(scale=jnp.array([1.0, 1.0, 3.0, 4.0, 5.0]))
+    np.testing.assert_allclose(combine(rule, t=t)[0], combine(each, t=t)[0], rtol=1e-5, atol=1e-6)
+    assert bool(rule.active(t))
+    assert not bool(rule.active(t[:2]))
+
+
+def test_a_function_of_time_in_a_run():
+    """The second half is saved where the scale is 1, also behind an interval, and numbers beside it stay traced."""
+    flow = fj.Flow(lambda x, t, cond: (cond[:, None] - x) * jnp.cos(t)[:, None], path=fj.paths.Linear(), null=0.0)
+    x, cond, times = jnp.asarray(RNG.normal(size=(4, 2)), jnp.float32), jnp.arange(4.0), fj.times.uniform(10)
+    result = fj.solve(fj.guide(flow, CFG(scale=late)), fj.solvers.Euler(), x, times, cond=cond)
+    state = np.asarray(x, np.float64)
+    for s, t in itertools.pairwise(times):
+        c, u = ((k - state) * np.cos(s) for k in (np.arange(4.0)[:, None], 0.0))
+        state = state + (t - s) * (u + (1 if s < 0.5 else 1 + 4 * s) * (c - u))
+    np.testing.assert_allclose(result.x, state, rtol=1e-4, atol=1e-5)
+    assert (int(result.evaluations), int(result.network_calls)) == (10, 15)
+    gate = Interval(rule=CFG(scale=late), start=0.0, end=0.75)
+    assert int(fj.solve(fj.guide(flow, gate), fj.solvers.Euler(), x, times, cond=cond).network_calls) == 13
+    traces = []
+
+    @jax.jit
+    def run(field):
+        traces.append(1)
+        return field.velocity(0.75, x, cond)
+
+    values = [run(fj.guide(flow, APG(scale=late, r=r))) for r in (0.1, 10.0)]
+    assert len(traces) == 1
+    assert not np.allclose(*values)
+    pull = fj.fields.Gradient(lambda x, t, cond: -jnp.sum(x**2, -1) / 2, path=fj.paths.Linear(), scale=late)
+    np.testing.assert_allclose(pull.score(0.75, x), -4 * x, rtol=1e-5)
+
+
+NAN, INF = math.nan, math.inf
+FLOW = fj.Flow(lambda x, t, cond: x, path=fj.paths.Linear())
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "bad"),
+    [
+        (CFG, "scale", [NAN, INF, -INF, "4", True, np.array([1.0, NAN]), jnp.array(NAN)]),
+        (Autoguidance, "scale", [NAN]),
+        (CFGZeroStar, "scale", [NAN, INF]),
+        (CFGZeroStar, "zero_steps", [-1, 1.5, NAN]),
+        (APG, "scale", [NAN]),
+        (APG, "eta", [NAN, INF]),
+        (APG, "beta", [NAN, INF]),
+        (APG, "r", [NAN, -1.0, 0.0, -INF, jnp.array(-1.0)]),
+        (RAAG, "w_max", [NAN, INF]),
+        (RAAG, "alpha", [NAN, -1.0, INF]),
+        (lambda **o: Rescaled(rule=CFG(), **o), "phi", [NAN, -0.1, 1.1]),
+        (lambda **o: Interval(rule=CFG(), **o), "start", [NAN, -0.1, 1.1]),
+        (lambda **o: Interval(rule=CFG(), **o), "end", [NAN, -0.1, 1.1]),
+        (lambda **o: Channels(rule=CFG(), **o), "count", [0, 1.5, NAN]),
+        (lambda **o: fj.fields.Gradient(lambda x, t, c: x, path=FLOW.path, **o), "scale", [NAN, INF]),
+        (lambda **o: fj.fields.Thresholded(FLOW, **o), "quantile", [NAN, 0.0, 1.1]),
+        (lambda **o: fj.paths.Interpolant(**o), "scale", [NAN, INF, 0.0]),
+        (lambda **o: fj.solvers.Diffusion(**o), "norm", [NAN, INF, -1.0]),
+    ],
+)
+def test_bad_numbers_are_refused_where_they_are_given(make, name, bad):
+    for value in bad:
+        with pytest.raises((ValueError, TypeCheckError), match=name) as error:
+            make(**{name: value})
+        assert isinstance(error.value, TypeCheckError) or "\n" not in str(error.value)
+
+
+def test_an_interval_does_not_end_before_it_starts():
+    for ends in ((0.7, 0.3), (jnp.array(0.7), 0.3), (0.5, np.array([0.6, 0.4]))):
+        with pytest.raises(ValueError, match="start <= end"):
+            Interval(rule=CFG(), start=ends[0], end=ends[1])
+
+
+@pytest.mark.parametrize("make", [lambda r: Interval(rule=r), lambda r: Rescaled(rule=r), lambda r: Channels(rule=r)])
+def test_rules_around_rules_only(make):
+    with pytest.raises((ValueError, TypeCheckError), match=r"expected a rule|Type-check error"):
+        make(4.0)
+
+
+def test_traced_numbers_pass():
+    """Also where they are made inside of compiled code, under vmap and under a gradient."""
+
+    def total(w, a, b):
+        rules = (CFG(scale=w), APG(scale=w, r=b, eta=a), RAAG(w_max=w, alpha=b), CFGZeroStar(scale=w, zero_steps=0))
+        rules += (Rescaled(rule=CFG(scale=w), phi=a), Interval(rule=CFG(scale=w), start=a, end=b))
+        return sum(jnp.sum(combine(rule)[0]) for rule in rules)
+
+    assert np.isfinite(jax.jit(jax.grad(total))(2.0, 0.3, 0.9))
+    assert np.all(np.isfinite(jax.vmap(total)(jnp.ones(2), jnp.zeros(2), jnp.ones(2))))
 
 
 def test_rules_are_pytrees_of_their_numbers():

@@ -3,9 +3,11 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import multivariate_normal
 
 from flowjax import paths
 from flowjax.oracles import Gaussian, TwoSidedMixture
@@ -145,6 +147,105 @@ def test_identities_between_fields(interpolant):
         np.testing.assert_allclose(log_slope, get["score"], atol=1e-5 * (1 + abs(get["score"]).max()))
         change, spread = (rho(t + h, x) - rho(t - h, x)) / (2 * h), (flux(x + h) - flux(x - h)) / (2 * h)
         np.testing.assert_allclose(change, -spread, atol=1e-6)
+
+
+def correlated(interpolant, turn=None):
+    """Two components to two in the plane, with full covariances at both ends, perhaps seen in a rotated frame."""
+    turn = np.eye(2) if turn is None else turn
+    roots = np.array([[[0.9, 0.0], [0.5, 0.4]], [[0.3, 0.2], [-0.4, 0.7]], [[0.6, 0.1], [0.0, 0.5]]])
+    covariances = turn @ (roots @ np.swapaxes(roots, 1, 2)) @ turn.T
+    means = np.array([[-1.0, 0.5], [1.2, 0.3], [0.4, -0.8]]) @ turn.T
+    return TwoSidedMixture(
+        weights0=np.array([0.4, 0.6]),
+        means0=means[:2],
+        covariances0=covariances[:2],
+        weights1=np.array([0.7, 0.3]),
+        means1=means[1:],
+        covariances1=covariances[1:],
+        interpolant=interpolant,
+    )
+
+
+PLANE = np.random.default_rng(0).normal(size=(5, 2))
+
+
+def everything(target, t, x):
+    names = ("velocity", "drift", "score", "denoiser", "source", "data")
+    both = jax.jit(lambda t, x: (target.log_density(t, x), {k: target.predict(k, t, x) for k in names}))
+    return jax.tree.map(np.asarray, both(t, x))
+
+
+def test_diagonal_covariances_are_deviations():
+    """Also with deviations at one end and covariances at the other, and times per sample."""
+    with jax.enable_x64(True):
+        rng, ends = np.random.default_rng(1), []
+        laws = {"weights0": np.array([0.3, 0.7]), "weights1": np.array([0.5, 0.2, 0.3])}
+        laws |= {"means0": rng.normal(size=(2, 2)), "means1": rng.normal(size=(3, 2)), "interpolant": Interpolant()}
+        stds0, stds1 = rng.uniform(0.3, 1.0, (2, 2)), rng.uniform(0.3, 1.0, (3, 2))
+        full0, full1 = ([np.diag(s**2) for s in stds] for stds in (stds0, stds1))
+        for spread in (
+            {"stds0": stds0, "stds1": stds1},
+            {"covariances0": full0, "covariances1": full1},
+            {"stds0": stds0, "covariances1": full1},
+        ):
+            t = np.array([0.0, 0.2, 0.5, 0.9, 1.0])
+            ends.append(everything(TwoSidedMixture(**laws, **spread), t, PLANE))
+        for other in ends[1:]:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ends[0], other)
+
+
+@pytest.mark.parametrize("interpolant", [Interpolant(), Interpolant(form="trig", gamma="quadratic")], ids=["a", "b"])
+def test_full_covariances(interpolant):
+    """The density by SciPy, the score as its slope, the continuity equation, and turning the plane."""
+    weights, means, covariances = np.array([0.28, 0.12, 0.42, 0.18]), [], []
+    target, t, h = correlated(interpolant), 0.37, 1e-5
+    c = interpolant.coefficients(np.float64(t))
+    for i, j in itertools.product(range(2), range(2)):
+        means.append(c.c0 * target.means0[i] + c.c1 * target.means1[j])
+        parts = c.c0**2 * target.covariances0[i] + c.c1**2 * target.covariances1[j]
+        covariances.append(parts + c.g**2 * np.eye(2))
+    density = sum(w * multivariate_normal.pdf(PLANE, m, v) for w, m, v in zip(weights, means, covariances, strict=True))
+    with jax.enable_x64(True):
+        log_density, values = everything(target, t, PLANE)
+        np.testing.assert_allclose(np.exp(log_density), density, rtol=1e-12)
+        rho = jax.jit(lambda t, x: jnp.exp(target.log_density(t, x)))
+        velocity = jax.jit(lambda t, x: target.predict("velocity", t, x))
+        outflow = np.zeros(len(PLANE))
+        for axis in np.eye(2):
+            slope = (np.log(rho(t, PLANE + h * axis)) - np.log(rho(t, PLANE - h * axis))) / (2 * h)
+            np.testing.assert_allclose(values["score"] @ axis, slope, atol=1e-6)
+            flux = [
+                np.asarray(velocity(t, x)) @ axis * np.asarray(rho(t, x)) for x in (PLANE + h * axis, PLANE - h * axis)
+            ]
+            outflow += (flux[0] - flux[1]) / (2 * h)
+        change = (np.asarray(rho(t + h, PLANE)) - np.asarray(rho(t - h, PLANE))) / (2 * h)
+        np.testing.assert_allclose(change, -outflow, atol=1e-7)
+        np.testing.assert_allclose(
+            interpolant.velocity(t, values["drift"], values["score"]), values["velocity"], atol=1e-12
+        )
+        third = interpolant.third(t, PLANE, source=values["source"], data=values["data"])
+        np.testing.assert_allclose(third, values["denoiser"], atol=1e-10)
+        angle = 0.7
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turned = everything(correlated(interpolant, turn), t, PLANE @ turn.T)[1]
+        for kind, value in values.items():
+            np.testing.assert_allclose(turned[kind], value @ turn.T, rtol=1e-9, atol=1e-12, err_msg=kind)
+
+
+def test_laws_that_do_not_fit_are_refused():
+    good = vars(correlated(Interpolant())).copy()
+    for change, message in (
+        ({"stds0": np.ones((2, 2))}, "give one of stds0 and covariances0"),
+        ({"covariances1": None}, "give one of stds1 and covariances1"),
+        ({"covariances0": np.ones((2, 2))}, r"covariances0 \(K, d, d\)"),
+        ({"covariances0": None, "stds0": np.ones(2)}, "stds0 like the means"),
+        ({"weights1": np.ones(3)}, r"expected weights1 \(K,\)"),
+        ({"covariances0": np.array([[[1.0, 0.5], [0.2, 1.0]]] * 2)}, "covariances0 must be symmetric"),
+        ({"covariances1": np.array([[[1.0, 2.0], [2.0, 1.0]]] * 2)}, "positive definite"),
+        ({"covariances1": np.full((2, 2, 2), np.nan)}, "positive definite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TwoSidedMixture(**(good | change))
 
 
 def test_gaussian_source_absorbs_the_latent_noise():

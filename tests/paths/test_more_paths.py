@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+import flowjax as fj
 from flowjax import paths, times
+from flowjax.oracles import Gaussian
 
 TABLE = paths.scaled_linear_betas()
+ZERO = paths.Tabulated(alphas_cumprod=TABLE, zero_terminal_snr=True)
 PATHS = [paths.SubVP(), paths.SBDM(), paths.EDM(), paths.Tabulated(alphas_cumprod=TABLE), paths.Linear(sigma_min=0.1)]
+PATHS += [ZERO, paths.Tabulated(alphas_cumprod=[0.9, 0.6, 0.2, 0.0])]
 INSIDE = np.array([0.0303, 0.1117, 0.4001, 0.7503, 0.9512])
 
 
@@ -88,7 +92,61 @@ def test_tables():
     assert hash(path) == hash(paths.Tabulated(alphas_cumprod=list(TABLE)))
 
 
-@pytest.mark.parametrize("table", [[0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0], [[0.5, 0.4]]])
+def test_zero_terminal_signal():
+    """2305.08891: sqrt(alpha_bar) moved and scaled so that the first stays and the last is 0; the end is pure noise."""
+    before, after = np.sqrt(TABLE), np.sqrt(ZERO.alphas_cumprod)
+    assert after[0] == pytest.approx(before[0], rel=1e-15)
+    assert after[-1] == 0
+    slope = (after[1:] - after[:-1]) / (before[1:] - before[:-1])
+    np.testing.assert_allclose(slope, before[0] / (before[0] - before[-1]), rtol=1e-9)
+    given = paths.Tabulated(alphas_cumprod=ZERO.alphas_cumprod)
+    assert given.alphas_cumprod == ZERO.alphas_cumprod
+    steps = np.array([999, 998, 500, 0])
+    np.testing.assert_allclose(given.alpha(ZERO.at_step(steps)), after[steps], rtol=1e-12)
+    for path in (ZERO, given):
+        for t in (0.0, jnp.float32(0.0)):
+            assert (path.alpha(t), path.sigma(t), path.lam(t)) == (0, 1, -np.inf)
+        assert path.has_velocity(0.0)
+        assert path.time(-np.inf) == 0
+        assert path.step(0.0) == 999
+        # Within the last piece and across its edge: lam rises, its inverse and the slopes fit.
+        t = np.array([1e-6, 3e-4, 0.000999, 0.001, 0.001001, 0.0015])
+        np.testing.assert_allclose(path.time(path.lam(t)), t, rtol=1e-9)
+        assert np.all(np.diff(path.lam(t)) > 0)
+        difference = (path.alpha(t[:3] + 1e-7) - path.alpha(t[:3] - 1e-7)) / 2e-7
+        np.testing.assert_allclose(path.dalpha(t[:3]), difference, rtol=1e-7)
+        np.testing.assert_allclose(jax.jit(path.alpha)(jnp.float32(3e-4)), path.alpha(3e-4), rtol=1e-5)
+
+
+def test_predictions_at_pure_noise():
+    """A noise prediction is refused there; the others lead from it to the data, in NumPy and in compiled code."""
+    known = {given: ZERO.determines(given, "data", 0.0) for given in paths.PREDICTIONS}
+    assert known == {"velocity": True, "noise": False, "data": True, "score": False, "v": True}
+    target = Gaussian(mean=0.7, std=0.6, path=ZERO)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
+    exact = {kind: target.predict(kind, 0.0, x) for kind in paths.PREDICTIONS}
+    for given in ("velocity", "data", "v"):
+        for to in ("velocity", "data", "noise"):
+            for t in (0.0, jnp.float32(0.0)):
+                value = ZERO.convert(exact[given], given=given, to=to, t=t, x=x)
+                np.testing.assert_allclose(value, exact[to], rtol=1e-4, atol=1e-5, err_msg=f"{given} {to}")
+    grid = times.uniform(20, 0.0, 0.999)
+    for prediction in ("v", "data"):
+        flow = fj.Flow(target.network(prediction), path=ZERO, prediction=prediction)
+        end = fj.solve(flow, fj.solvers.DPMSolver(), x, grid).x
+        np.testing.assert_allclose(end, target.flow_map(x, 0.0, 0.999), atol=0.05)
+    with pytest.raises(ValueError, match="move the start"):
+        fj.solve(fj.Flow(target.network("noise"), path=ZERO, prediction="noise"), fj.solvers.DDIM(), x, grid)
+
+
+def test_data_of_a_velocity_at_the_end_of_a_table():
+    """sigma(1) is a positive zero, so that the infinite slope of sigma has its sign."""
+    path, x = paths.Tabulated(alphas_cumprod=TABLE), np.ones((2, 1))
+    assert path.dsigma(1.0) == -1e12
+    np.testing.assert_array_equal(path.convert(0 * x, given="velocity", to="data", t=1.0, x=x), x)
+
+
+@pytest.mark.parametrize("table", [[0.9], [0.5, 0.6], [1.0, 0.5], [0.5, 0.0, 0.0], [0.5, -0.1], [[0.5, 0.4]]])
 def test_bad_tables_are_refused(table):
     with pytest.raises(ValueError, match="strictly decreasing"):
         paths.Tabulated(alphas_cumprod=table)

@@ -1,0 +1,62 @@
+"""The base of fields around a field: what a class does not change is the inner field's."""
+
+from typing import Any
+
+from jaxtyping import Array
+
+from flowjax.flow import Field, check_field
+
+
+class _Forwarded:
+    """The inner field's attribute. Unlike a property it gives way to one that the instance stores itself."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else getattr(instance.field, self.name)
+
+
+class FieldWrapper(Field):
+    """A field around a field. Only `evaluate` is left to write; what else it changes, it overrides by name.
+
+    Attributes:
+        field: the inner field.
+    """
+
+    field: Field
+
+    path: Any = _Forwarded()
+    null: Any = _Forwarded()
+    stateless: Any = _Forwarded()
+    one_evaluation_per_step: Any = _Forwarded()
+    convertible: Any = _Forwarded()
+
+    def __post_init__(self) -> None:
+        """Checks the inner field.
+
+        Raises:
+            ValueError: it is none.
+        """
+        check_field(self.field)
+
+    def init(self, x: Array, times: Any = None) -> Any:
+        """The field's memory."""
+        return self.field.init(x, times)
+
+    def check(self, times: Any, to: str) -> None:
+        """The field must give `to` at these times."""
+        self.field.check(times, to)
+
+    def report(self, memory: Any) -> Any:
+        """The field's."""
+        return self.field.report(memory)
+
+
+def check_convertible(what: Any, field: Field) -> None:
+    """Raises ValueError unless the predictions of the field, which `what` converts, belong together."""
+    if not field.convertible:
+        raise ValueError(
+            f"{type(what).__name__} makes one prediction from another, which {type(field).__name__} does not allow: it "
+            "goes around fields on a Gaussian path, and DriftPlusScore around the whole"
+        )
