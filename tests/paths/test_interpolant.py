@@ -240,7 +240,7 @@ def test_laws_that_do_not_fit_are_refused():
         ({"covariances0": np.ones((2, 2))}, r"covariances0 \(K, d, d\)"),
         ({"covariances0": None, "stds0": np.ones(2)}, "stds0 like the means"),
         ({"weights1": np.ones(3)}, r"expected weights1 \(K,\)"),
-        ({"covariances0": np.array([[[1.0, 0.5], [0.2, 1.0]]] * 2)}, "covariances0 must be symmetric"),
+        ({"covariances0": np.array([[[1.0, 0.5], [0.2, 1.0]]] * 2)}, "covariances0 must be finite, symmetric"),
         ({"covariances1": np.array([[[1.0, 2.0], [2.0, 1.0]]] * 2)}, "positive definite"),
         ({"covariances1": np.full((2, 2, 2), np.nan)}, "positive definite"),
     ):
