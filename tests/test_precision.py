@@ -11,7 +11,7 @@ import flowjax as fj
 from flowjax.calibration import ems, schedules
 from flowjax.fields import Converted, DriftPlusScore, Gradient, InterpolantFlow, Thresholded
 from flowjax.guidance import APG, CFG, RAAG, CFGZeroStar, Rescaled
-from flowjax.models import attention, dit, layers, unet
+from flowjax.models import attention, layers, unet
 from flowjax.objectives import FlowMatching, Interpolation, SchroedingerBridge
 from flowjax.oracles import Gaussian, Mixture
 from flowjax.paths import VP, Interpolant, Linear
@@ -160,7 +160,7 @@ def test_layers_of_networks():
     a = np.asarray(h)
     centred = a - a.mean(-1, keepdims=True)
     normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(dit._norm(h), normal, rtol=1e-13)
+    np.testing.assert_allclose(layers.normalize(h), normal, rtol=1e-13)
     norm = unet.GroupNorm(8, 1, "embed", jnp.float64)
     image = a.reshape(2, 3, 1, 8)
     centred = image - image.mean((1, 2, 3), keepdims=True)
