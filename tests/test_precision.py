@@ -12,7 +12,7 @@ from flowjax.calibration import ems, schedules
 from flowjax.fields import Converted, DriftPlusScore, Gradient, InterpolantFlow, Thresholded
 from flowjax.guidance import APG, CFG, RAAG, CFGZeroStar, Rescaled
 from flowjax.models import attention, layers, unet
-from flowjax.objectives import FlowMatching, Interpolation, SchroedingerBridge
+from flowjax.objectives import FlowMatching, Interpolation, SchroedingerBridge, TeacherRegression
 from flowjax.oracles import Gaussian, Mixture
 from flowjax.paths import VP, Interpolant, Linear
 
@@ -128,8 +128,9 @@ def test_solvers(solver):
     [
         FlowMatching(path=VP(), prediction="noise", weight=lambda t: 1 + t),
         Interpolation(interpolant=Interpolant(), weight=lambda t: 1 + t),
+        TeacherRegression(teacher=fj.Flow(lambda x, t, cond: x, path=VP()), weight=lambda t: 1 + t),
     ],
-    ids=["flow", "interpolant"],
+    ids=["flow", "interpolant", "teacher"],
 )
 def test_objectives(objective):
     draws = objective.draw(jax.random.key(0), {"x1": jnp.asarray(C)})

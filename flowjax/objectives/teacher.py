@@ -25,7 +25,7 @@ from flowjax.flow import Field, check_field
 from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import GaussianPath
-from flowjax.paths.base import check_prediction
+from flowjax.paths.base import check_prediction, check_time_and_state
 
 
 @pytree
@@ -108,6 +108,7 @@ class TeacherRegression:
         Raises:
             ValueError: The student's answer has another shape than the teacher's.
         """
+        draws = dataclasses.replace(draws, t=check_time_and_state(draws.t, draws.x1))
         x = self.path.interpolate(draws.t, draws.x0, draws.x1)
         memory = self.teacher.init(x)
         target, _ = self.teacher.evaluate(draws.t, x, draws.cond, memory, to=self.prediction)
