@@ -654,6 +654,13 @@ objectives = {
         ),
         tasks=("distillation", "adapters"),
     ),
+    "autoencoding": Entry(
+        _objectives.Autoencoding,
+        "reconstruction, prior and an adversary that starts later",
+        _LATENT_DIFFUSION,
+        couples_batch=True,
+        tasks=("autoencoding",),
+    ),
 }
 
 systems = {
