@@ -16,6 +16,7 @@ from measure import alternate, ratio, store
 from flowjax import data, train
 from flowjax._cli import load_config
 from flowjax.training import compile_step, create_state, make_mesh, make_step, put_batch
+from flowjax.training.ema import Warmup
 
 ROUNDS, READS = 40, 60
 
@@ -29,7 +30,9 @@ def main():
     memory = data.Batches(source, size)
     fixed = put_batch(memory.batch(0), mesh)
     held = {"state": create_state(lambda: recipe.build_network(nnx.Rngs(0)), optimizer, mesh)}
-    step = compile_step(make_step(optimizer, config.train.ema), held["state"], objective, fixed, key)
+    step = compile_step(
+        make_step(optimizer, {"average": Warmup(decay=config.train.ema)}), held["state"], objective, fixed, key
+    )
     augment = data.Augment(flip=True, crop=1)
     with tempfile.TemporaryDirectory() as folder:
         data.store(source, Path(folder) / "digits")

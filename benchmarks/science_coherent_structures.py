@@ -79,7 +79,8 @@ def trained():
     optimizer = optax.adam(optax.cosine_decay_schedule(3e-3, 3000))
     mesh = training.make_mesh(devices=jax.devices()[:1])
     state = training.create_state(lambda: MLP(dim=2, width=64, depth=3, rngs=nnx.Rngs(0)), optimizer, mesh)
-    objective, step = fj.objectives.FlowMatching(path=target.path), jax.jit(training.make_step(optimizer, 0.995))
+    averages = {"average": training.ema.Warmup(decay=0.995)}
+    objective, step = fj.objectives.FlowMatching(path=target.path), jax.jit(training.make_step(optimizer, averages))
     rng = np.random.default_rng(0)
     for _ in range(3000):
         x1 = means[rng.integers(4, size=512)] + 0.3 * rng.normal(size=(512, 2))

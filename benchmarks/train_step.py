@@ -13,6 +13,7 @@ from measure import alternate, ratio, store
 from flowjax import data, train
 from flowjax._cli import load_config
 from flowjax.training import create_state, make_mesh, make_step, put_batch
+from flowjax.training.ema import Warmup
 
 
 def measure(name):
@@ -27,7 +28,7 @@ def measure(name):
     key = jax.random.key(0)
     build = lambda: recipe.build_network(nnx.Rngs(0))  # noqa: E731
     held = {"ours": create_state(build, optimizer, mesh)}
-    step = jax.jit(make_step(optimizer, config.train.ema), donate_argnums=0)
+    step = jax.jit(make_step(optimizer, {"average": Warmup(decay=config.train.ema)}), donate_argnums=0)
     adam = optax.adam(1e-3)
     network = build()
     held["bare"] = (network, adam.init(network))

@@ -223,8 +223,9 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         if train.best == "accuracy" and source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
         objective = task.objective
-        optimizer, averages = make_optimizer(train), ema.from_config(train.averages, objective)
-        step = make_step(optimizer, train.ema, accumulate=train.accumulate, averages=averages)
+        optimizer = make_optimizer(train)
+        averages = {"average": ema.Warmup(decay=train.ema), **ema.from_config(train.averages, objective)}
+        step = make_step(optimizer, averages, accumulate=train.accumulate)
         part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
         augment = _checks.call("augment", data.Augment, config.data.get("augment", {}))
         batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
@@ -242,7 +243,8 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     first = jax.process_index() == 0
 
     # State, born sharded, and the program of one step.
-    state = create_state(lambda: task.build_network(nnx.Rngs(init_key)), optimizer, mesh, averages=averages)
+    build = lambda: task.build_network(nnx.Rngs(init_key))  # noqa: E731
+    state = create_state(build, optimizer, mesh, averages=averages, objective=objective, batch=batch)
     clock = time.perf_counter()
     step = jax.jit(step) if values.debug else compile_step(step, state, objective, batch, train_key)
     compile_seconds = time.perf_counter() - clock
@@ -263,7 +265,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
                 state = checkpoints.restore(state)
             except (FileNotFoundError, ValueError) as error:
                 raise _cli.UsageError(str(error)) from error
-        start, skipped = int(state.step), int(jax.device_get(state.skipped)[1])
+        start, skipped = int(state.step), int(jax.device_get(state.counts)["network"][2])
         if start > train.steps:
             raise _cli.UsageError(f"config.train.steps={train.steps}, but {start} steps are done")
         if first:
@@ -291,7 +293,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             last, stop = done == train.steps, preemption.reached(done)
             if last or done % train.report_every == 0:
                 writer.report(done, {name: float(value) for name, value in metrics.items()})
-                row, skips = map(int, jax.device_get(state.skipped))
+                _, row, skips = map(int, jax.device_get(state.counts)["network"])
                 if row >= min(train.max_skipped, train.steps):
                     raise _cli.UsageError(
                         f"loss, gradient or update was not finite in the last {row} steps, up to step {done}; "

@@ -32,7 +32,7 @@ def workdir(tmp_path_factory):
     recipe.save(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         one = jax.numpy.int32(1)
-        checkpoints.save(TrainState(step=one, network=network, average=network, optimizer=one))
+        checkpoints.save(TrainState(step=one, networks=network, averages={"average": network}, optimizer=one))
     return folder
 
 

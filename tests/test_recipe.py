@@ -78,7 +78,7 @@ def test_load_gives_the_average(recipe, tmp_path):
     one = jax.numpy.int32(1)
     recipe.save(tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(TrainState(step=one, network=network, average=average, optimizer=one))
+        checkpoints.save(TrainState(step=one, networks=network, averages={"average": average}, optimizer=one))
     flow, found = load(tmp_path)
     assert found == recipe
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(flow.network), jax.device_get(average))

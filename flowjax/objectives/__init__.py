@@ -1,7 +1,9 @@
 """Training objectives: `draw(key, batch)` holds everything random, `loss(networks, draws)` nothing random."""
 
 from flowjax.objectives import times
+from flowjax.objectives.assembled import Assembled
 from flowjax.objectives.autoencoding import Autoencoding, AutoencodingDraws
+from flowjax.objectives.base import turns
 from flowjax.objectives.classification import Classification, ClassificationDraws
 from flowjax.objectives.coupled import Coupled
 from flowjax.objectives.flow_matching import Draws, FlowMatching

@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from flowjax._pytree import pytree
+from flowjax.objectives.base import seed, with_keys
 
 
 @pytree
@@ -26,10 +27,12 @@ class ClassificationDraws:
     Attributes:
         inputs: Positional arguments of the network, leading axis B.
         cond: Labels, (B,).
+        seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
     """
 
     inputs: tuple[Any, ...]
     cond: Int[Array, " B"]
+    seeds: UInt32[Array, "B 2"] | None = None
 
 
 @pytree
@@ -53,16 +56,22 @@ class Classification:
         if isinstance(self.smoothing, (int, float)) and not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing} must be in [0, 1)")
 
-    def draw(self, key: Key[Array, ""], batch: dict[str, Array], memory: Any = None) -> ClassificationDraws:
+    def draw(
+        self, key: Key[Array, ""], batch: dict[str, Array], memory: Any = None, *, step: Any = 0
+    ) -> ClassificationDraws:
         """Prepares the inputs of a batch {"x1": (B, ...), "cond": (B,)}."""
-        inputs = (batch["x1"],) if self.prepare is None else self.prepare(key, batch["x1"])
-        return ClassificationDraws(inputs=inputs, cond=batch["cond"])
+        x1 = batch["x1"]
+        inputs = (x1,) if self.prepare is None else self.prepare(key, x1)
+        # From another branch of the key, so that what `prepare` draws stays what it was.
+        for_network = jax.random.fold_in(jax.random.clone(key), 0x64726F70)
+        seeds = jax.vmap(seed)(jax.random.split(for_network, len(x1)))
+        return ClassificationDraws(inputs=inputs, cond=batch["cond"], seeds=seeds)
 
     def loss(
         self, networks: Callable, draws: ClassificationDraws
     ) -> tuple[Float[Array, " B"], dict[str, Float[Array, " B"]]]:
         """Cross-entropy of each example, and "accuracy"."""
-        logits = networks(*draws.inputs)
+        logits = with_keys(networks, draws.seeds)(*draws.inputs)
         log_p = jax.nn.log_softmax(logits)
         right = jnp.take_along_axis(log_p, draws.cond[:, None], -1)[:, 0]
         loss = -(1 - self.smoothing) * right - self.smoothing * log_p.mean(-1)

@@ -20,9 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from flowjax._pytree import part, pytree, static
+from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.paths.base import check_time_and_state
@@ -39,12 +40,14 @@ class Draws:
         x1: Data, (B, ...).
         t: Times, (B,).
         cond: Condition with a leading axis B after label dropout, or None.
+        seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
     """
 
     x0: Float[Array, "B ..."]
     x1: Float[Array, "B ..."]
     t: Float[Array, " B"]
     cond: Any = None
+    seeds: UInt32[Array, "B 2"] | None = None
 
 
 def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_dropout: Any, null: Any) -> Draws:
@@ -59,12 +62,12 @@ def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_
     """
     x1, cond = batch["x1"], batch.get("cond")
 
-    def one(index: Array) -> tuple[Array, Array, Array]:
-        for_noise, for_time, for_label = jax.random.split(jax.random.fold_in(key, index), 3)
+    def one(index: Array) -> tuple[Array, Array, Array, Array]:
+        for_noise, for_time, for_label, for_network = jax.random.split(jax.random.fold_in(key, index), 4)
         x0 = jax.random.normal(for_noise, x1.shape[1:], x1.dtype)
-        return x0, times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32)
+        return x0, times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32), seed(for_network)
 
-    x0, t, chance = jax.vmap(one)(jnp.arange(x1.shape[0]))
+    x0, t, chance, seeds = jax.vmap(one)(jnp.arange(x1.shape[0]))
     if cond is not None and null is not None:
         dropped = chance < label_dropout
         cond = jax.tree.map(
@@ -74,7 +77,7 @@ def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_
             cond,
             null,
         )
-    return Draws(x0=x0, x1=x1, t=t, cond=cond)
+    return Draws(x0=x0, x1=x1, t=t, cond=cond, seeds=seeds)
 
 
 def check_answer(value: Array, target: Array) -> None:
@@ -135,13 +138,14 @@ class FlowMatching:
         if self.label_dropout and self.null is None:
             raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
 
-    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> Draws:
+    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0) -> Draws:
         """Draws noise, times and dropped conditions; example i depends on (key, i) only.
 
         Args:
             key: Key of the training step.
             batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B.
             memory: Unused; part of the objective protocol.
+            step: Unused likewise.
         """
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
         if self._bounded:
@@ -154,7 +158,7 @@ class FlowMatching:
         """Weighted squared error per example, averaged over its dimensions.
 
         Args:
-            networks: The network, called as `networks(x, t, cond)`.
+            networks: The network, called as `networks(x, t, cond)`, with `key=` if it has dropout.
             draws: From `draw`, or with arrays replaced by `dataclasses.replace`.
 
         Returns:
@@ -166,7 +170,7 @@ class FlowMatching:
         t = check_time_and_state(draws.t, draws.x1)
         x = self.path.interpolate(t, draws.x0, draws.x1)
         target = self.path.target(self.prediction, t, draws.x0, draws.x1)
-        value = networks(x, t, draws.cond)
+        value = with_keys(networks, draws.seeds)(x, t, draws.cond)
         check_answer(value, target)
         error = (value - target) ** 2
         mse = jnp.mean(error, axis=tuple(range(1, error.ndim)))

@@ -25,9 +25,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from flowjax._pytree import part, pytree, static
+from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.flow_matching import check_answer
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import Interpolant
@@ -47,6 +48,7 @@ class InterpolationDraws:
         z: latent noise, (B, ...).
         t: times, (B,).
         cond: condition with leading axis B, or None.
+        seeds: seeds of the network's dropout, (B, 2); None is without dropout.
     """
 
     x0: Float[Array, "B ..."]
@@ -54,6 +56,7 @@ class InterpolationDraws:
     z: Float[Array, "B ..."]
     t: Float[Array, " B"]
     cond: Any = None
+    seeds: UInt32[Array, "B 2"] | None = None
 
 
 @pytree
@@ -102,7 +105,9 @@ class Interpolation:
     def _unbounded(self) -> bool:
         return self.prediction in ("velocity", "forward_drift", "score")
 
-    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> InterpolationDraws:
+    def draw(
+        self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0
+    ) -> InterpolationDraws:
         """Draws latent noise, times and, where the batch has no "x0", a standard normal source.
 
         Example i depends on (key, i) only. Times of unbounded targets are moved into [1e-4, 1 - 1e-4].
@@ -111,18 +116,19 @@ class Interpolation:
             key: key of the training step.
             batch: "x1" (B, ...), optionally the source "x0" (B, ...) and "cond".
             memory: unused; part of the objective protocol.
+            step: unused likewise.
         """
         x1 = batch["x1"]
 
-        def one(index: Array) -> tuple[Array, Array, Array]:
-            for_source, for_latent, for_time = jax.random.split(jax.random.fold_in(key, index), 3)
+        def one(index: Array) -> tuple[Array, Array, Array, Array]:
+            for_source, for_latent, for_time, for_network = jax.random.split(jax.random.fold_in(key, index), 4)
             x0, z = (jax.random.normal(k, x1.shape[1:], x1.dtype) for k in (for_source, for_latent))
-            return x0, z, self.times.sample(for_time)
+            return x0, z, self.times.sample(for_time), seed(for_network)
 
-        x0, z, t = jax.vmap(one)(jnp.arange(x1.shape[0]))
+        x0, z, t, seeds = jax.vmap(one)(jnp.arange(x1.shape[0]))
         if self._unbounded:
             t = jnp.clip(t, CUT, 1 - CUT)
-        return InterpolationDraws(x0=batch.get("x0", x0), x1=x1, z=z, t=t, cond=batch.get("cond"))
+        return InterpolationDraws(x0=batch.get("x0", x0), x1=x1, z=z, t=t, cond=batch.get("cond"), seeds=seeds)
 
     def target(self, draws: InterpolationDraws, z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """What the network regresses on, for this latent noise."""
@@ -146,7 +152,7 @@ class Interpolation:
         """The loss of each example.
 
         Args:
-            networks: called as `networks(x, t, cond)`; twice for an antithetic pair.
+            networks: called as `networks(x, t, cond)`, with `key=` if it has dropout; twice for an antithetic pair.
             draws: from `draw`.
 
         Returns:
@@ -158,10 +164,10 @@ class Interpolation:
         draws = dataclasses.replace(draws, t=check_time_and_state(draws.t, draws.x1))
         antithetic = self._unbounded if self.antithetic is None else self.antithetic
         axes = tuple(range(1, draws.x1.ndim))
-        energies, errors = [], []
+        network, energies, errors = with_keys(networks, draws.seeds), [], []
         for z in (draws.z, -draws.z) if antithetic else (draws.z,):
             x = self.interpolant.interpolate(draws.t, draws.x0, draws.x1, z)
-            value, target = networks(x, draws.t, draws.cond), self.target(draws, z)
+            value, target = network(x, draws.t, draws.cond), self.target(draws, z)
             check_answer(value, target)
             energies.append(jnp.sum(value**2 / 2 - target * value, axis=axes))
             errors.append(jnp.mean((value - target) ** 2, axis=axes))

@@ -14,27 +14,31 @@ References:
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Key, Num, UInt32
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.flow_matching import check_answer
 
 
 @pytree
 class RegressionDraws:
-    """One batch; nothing in it is random.
+    """One batch; nothing in it is random but the seeds.
 
     Attributes:
         x1: Inputs, (B, ...).
         target: What the network should answer, (B, ...).
         cond: Condition with leading axis B, or None.
+        seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
     """
 
     x1: Num[Array, "B ..."]
     target: Num[Array, "B ..."]
     cond: Any = None
+    seeds: UInt32[Array, "B 2"] | None = None
 
 
 @pytree
@@ -71,7 +75,8 @@ class Regression:
         """
         if "target" not in batch:
             raise ValueError(f"a regression needs data with a field 'target'; this has {', '.join(batch)}")
-        return RegressionDraws(x1=batch["x1"], target=batch["target"], cond=batch.get("cond"))
+        seeds = jax.vmap(seed)(jax.random.split(key, len(batch["x1"])))
+        return RegressionDraws(x1=batch["x1"], target=batch["target"], cond=batch.get("cond"), seeds=seeds)
 
     def loss(
         self, networks: Callable[..., Array], draws: RegressionDraws
@@ -81,7 +86,7 @@ class Regression:
         Raises:
             ValueError: The network's answer has another shape than the target.
         """
-        value = networks(draws.x1, jnp.ones(draws.x1.shape[:1], jnp.float32), draws.cond)
+        value = with_keys(networks, draws.seeds)(draws.x1, jnp.ones(draws.x1.shape[:1], jnp.float32), draws.cond)
         check_answer(value, draws.target)
         error, axes = value - draws.target.astype(value.dtype), tuple(range(1, value.ndim))
         metrics = {"mse": jnp.mean(error**2, axes), "mae": jnp.mean(jnp.abs(error), axes)}

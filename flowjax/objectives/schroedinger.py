@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import part, pytree
 from flowjax.models.attention import require_jvp
+from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.interpolation import CUT, InterpolationDraws
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths.base import check_time_and_state, expand
@@ -48,18 +49,20 @@ class SchroedingerBridge:
         if isinstance(self.diffusion, int | float) and not self.diffusion > 0:
             raise ValueError(f"diffusion must be positive, got {self.diffusion}")
 
-    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None) -> InterpolationDraws:
+    def draw(
+        self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0
+    ) -> InterpolationDraws:
         """Draws times and latent noise; the source is batch["x0"] or else standard normal."""
         x1 = batch["x1"]
 
-        def one(index: Array) -> tuple[Array, Array, Array]:
-            for_source, for_latent, for_time = jax.random.split(jax.random.fold_in(key, index), 3)
+        def one(index: Array) -> tuple[Array, Array, Array, Array]:
+            for_source, for_latent, for_time, for_network = jax.random.split(jax.random.fold_in(key, index), 4)
             x0, z = (jax.random.normal(k, x1.shape[1:], x1.dtype) for k in (for_source, for_latent))
-            return x0, z, self.times.sample(for_time)
+            return x0, z, self.times.sample(for_time), seed(for_network)
 
-        x0, z, t = jax.vmap(one)(jnp.arange(x1.shape[0]))
+        x0, z, t, seeds = jax.vmap(one)(jnp.arange(x1.shape[0]))
         t = jnp.clip(t, CUT, 1 - CUT)
-        return InterpolationDraws(x0=batch.get("x0", x0), x1=x1, z=z, t=t, cond=batch.get("cond"))
+        return InterpolationDraws(x0=batch.get("x0", x0), x1=x1, z=z, t=t, cond=batch.get("cond"), seeds=seeds)
 
     def interpolate(
         self, network: Callable[..., Array], t: Float[Array, " B"], x0: Array, x1: Array, cond: Any = None
@@ -85,6 +88,7 @@ class SchroedingerBridge:
         forward = expand(-2 * eps * d.t / g, d.z)  # g' - eps / g
 
         def value(drift: Callable[..., Array], bend: Callable[..., Array]) -> Array:
+            drift, bend = with_keys(drift, d.seeds), with_keys(bend, d.seeds)
             base, slope = jax.jvp(
                 lambda t: self.interpolate(bend, t, d.x0, d.x1, d.cond), (d.t,), (jnp.ones_like(d.t),)
             )

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import part, pytree, static
 from flowjax.flow import Field, check_field
+from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths import GaussianPath
@@ -99,7 +100,7 @@ class TeacherRegression:
         """Weighted squared distance to the teacher, averaged over the dimensions of an example.
 
         Args:
-            networks: The student, called as `networks(x, t, cond)`.
+            networks: The student, called as `networks(x, t, cond)`, with `key=` if it has dropout.
             draws: From `draw`, or with arrays replaced by `dataclasses.replace`.
 
         Returns:
@@ -112,7 +113,7 @@ class TeacherRegression:
         x = self.path.interpolate(draws.t, draws.x0, draws.x1)
         memory = self.teacher.init(x)
         target, _ = self.teacher.evaluate(draws.t, x, draws.cond, memory, to=self.prediction)
-        value = networks(x, draws.t, draws.cond)
+        value = with_keys(networks, draws.seeds)(x, draws.t, draws.cond)
         check_answer(value, target)
         # A teacher may share weights with the student (adapters on it): only the student moves towards the other.
         error = (value - jax.lax.stop_gradient(target)) ** 2

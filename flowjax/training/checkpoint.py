@@ -1,9 +1,10 @@
 """Asynchronous Orbax checkpoints of a `TrainState`, stored by parameter name.
 
-Each checkpoint has the items `average` (the weights that sampling uses), `average-NAME` for each further average and
-`state` (the rest), flat dictionaries from a dotted name such as `network.blocks.0.mlp.kernel` to an array. So a
-checkpoint can be read without flowjax, sampling reads a part of it, and neither depends on how flax nests its nodes.
-Arrays are restored into the sharding asked for, which may differ from the one they were saved from.
+Each checkpoint has the items `average` (the weights that sampling uses), `average-NAME` for each further average,
+`memory` where the objective has one, and `state` (the rest), flat dictionaries from a dotted name such as
+`network.blocks.0.mlp.kernel` to an array. So a checkpoint can be read without flowjax, sampling reads a part of it, and
+neither depends on how flax nests its nodes. Arrays are restored into the sharding asked for, which may differ from the
+one they were saved from.
 
 The item `manifest` has shape, dtype and checksum of every array; `index.json` beside the checkpoints has their scores
 and, once they are complete, the sizes of their files. A checkpoint that does not agree with both is damaged, and the
@@ -15,7 +16,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,10 @@ from jax.experimental import multihost_utils
 
 from flowjax.training.ema import combination
 from flowjax.training.state import TrainState
+from flowjax.training.trees import flatten, unflatten
 from flowjax.training.writers import write_json
 
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of `tree` by dotted name; the value level of `nnx.Variable`s is left out of the names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves
-    }
-
-
-def unflatten(flat: dict[str, Any], like: Any) -> Any:
-    """The inverse of `flatten` for a tree of the structure of `like`."""
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
+Like = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Damaged(ValueError):
@@ -96,7 +87,8 @@ def _manifest(
             checksum = int(sums[item][name])
             manifest[item][name] = [list(leaf.shape), str(leaf.dtype), f"{checksum:08x}" if ordered else checksum]
             # Optimisers and memories may hold an infinite value on purpose, such as the best loss so far.
-            if not finite[item][name] and (item != "state" or name.partition(".")[0] == "network"):
+            network = name.partition(".")[0] == "network" if item == "state" else item != "memory"
+            if not finite[item][name] and network:
                 bad = bad or f"{item}/{name} has values that are NaN or infinite"
     return manifest, bad
 
@@ -211,8 +203,10 @@ class Store:
         arguments["manifest"] = ocp.args.JsonSave({**manifest, "sha256": _sha256(manifest)})
         self._manager.save(step, args=ocp.args.Composite(**arguments))
 
-    def get(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
+    def get(self, step: int, like: Like) -> dict[str, Any]:
         """The items of `like` with number `step`, with the structure and the shardings of `like`.
+
+        A function gets the manifest, item -> name -> [shape, dtype, checksum], and returns these items.
 
         Raises:
             Damaged: They cannot be read, are not what was written, or are a network or an average with NaN or infinite
@@ -233,6 +227,7 @@ class Store:
             problem = str(error)
         if not everywhere(problem is None):
             raise Damaged(f"{root} is damaged: {problem or 'another process cannot read it'}")
+        like = like(manifest) if callable(like) else like
         wanted = {item: flatten(tree) for item, tree in like.items()}
         for item, flat in wanted.items():
             shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in flat.items()}
@@ -261,9 +256,7 @@ class Store:
             raise Damaged(f"{root} is of no use: {bad}")
         return {item: unflatten(found[item], tree) for item, tree in like.items()}
 
-    def get_first(
-        self, steps: Iterable[int], like: Mapping[str, Any]
-    ) -> tuple[int | None, dict[str, Any], dict[int, str]]:
+    def get_first(self, steps: Iterable[int], like: Like) -> tuple[int | None, dict[str, Any], dict[int, str]]:
         """The first of `steps` that is not damaged: (its number or None, its items, what is wrong with others)."""
         damaged: dict[int, str] = {}
         for step in steps:
@@ -310,9 +303,17 @@ class Store:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The items of a checkpoint."""
-    names = ("step", "network", "optimizer", "memory", "skipped")
-    averages = {f"average-{name}": average for name, average in state.averages.items()}
-    return {"average": state.average, **averages, "state": {name: getattr(state, name) for name in names}}
+    items = {name if name == "average" else f"average-{name}": tree for name, tree in state.averages.items()}
+    items |= {} if state.memory is None else {"memory": state.memory}
+    kept = {"step": state.step, "network": state.networks, "optimizer": state.optimizer, "counts": dict(state.counts)}
+    return {**items, "state": kept}
+
+
+def _older(items: dict[str, Any]) -> dict[str, Any]:
+    """The items of a checkpoint of a single network from before there were counts for each label."""
+    kept = dict(items["state"])
+    counts = jax.tree.leaves(kept.pop("counts"))[0]
+    return {**items, "state": {**kept, "skipped": jax.ShapeDtypeStruct((2,), counts.dtype, sharding=counts.sharding)}}
 
 
 class Checkpoints(Store):
@@ -351,14 +352,23 @@ class Checkpoints(Store):
             FileNotFoundError: There is none.
             ValueError: It is of another structure.
         """
-        step, items, damaged = self.get_first(reversed(self.steps), _items(like))
+        new, single = _items(like), not isinstance(like.networks, dict)
+
+        def fitting(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+            return _older(new) if single and "skipped" in manifest.get("state", {}) else new
+
+        step, items, damaged = self.get_first(reversed(self.steps), fitting)
         self.damaged, self.damage = list(damaged), next(iter(damaged.values()), "")
         if step is None:
             why = f"no checkpoint in {self.folder} can be read (damaged: {self.damaged}); {self.damage}"
             raise FileNotFoundError(why)
         self.delete_after(step)
-        averages = {name: items[f"average-{name}"] for name in like.averages}
-        return TrainState(average=items["average"], averages=averages, **items["state"])
+        kept = items["state"]
+        if "counts" not in kept:
+            row, bad = kept.pop("skipped")
+            kept["counts"] = {"network": jax.device_put(jnp.stack([kept["step"] - bad, row, bad]), row.sharding)}
+        averages = {name: items["average" if name == "average" else f"average-{name}"] for name in like.averages}
+        return TrainState(averages=averages, networks=kept.pop("network"), memory=items.get("memory"), **kept)
 
 
 def restore_average(folder: str | Path, like: Any, which: str = "latest", name: str | None = None) -> Any:

@@ -19,7 +19,7 @@ References:
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -111,6 +111,23 @@ class Power:
 
 
 Average = Constant | Warmup | Power
+Averages = Mapping[str, Average | tuple[Average, tuple[str, ...]]]
+MAIN: Averages = {"average": Warmup(decay=0.999)}
+"""The averages of a run by name, each a law, or a law and the labels of the networks that are averaged."""
+
+
+def labelled(averages: Averages, networks: Iterable[str]) -> dict[str, tuple[Average, tuple[str, ...]]]:
+    """Law and labels of each average.
+
+    Raises:
+        ValueError: A label that no network has.
+    """
+    known = tuple(networks)
+    laws = {name: law if isinstance(law, tuple) else (law, known) for name, law in averages.items()}
+    for name, (_, labels) in laws.items():
+        if unknown := set(labels) - set(known):
+            raise ValueError(f"average {name!r} is to follow {min(unknown)!r}, but networks are {', '.join(known)}")
+    return laws
 
 
 def from_config(laws: Any, objective: Any = None) -> dict[str, Average]:
@@ -127,8 +144,8 @@ def from_config(laws: Any, objective: Any = None) -> dict[str, Average]:
     laws = laws.to_dict() if isinstance(laws, ConfigDict) else laws
     if not isinstance(laws, Mapping):
         raise ValueError(f"averages must be named laws, got {laws!r}")
-    if "target" in laws:
-        raise ValueError("'target' is the name of the average that an objective asks for; call this one otherwise")
+    for name in {"average", "target"} & set(laws):
+        raise ValueError(f"{name!r} is the name of an average that a run has itself; call this one otherwise")
     averages: dict[str, Average] = {}
     for name, law in laws.items():
         if not specs.is_spec(law):
@@ -139,8 +156,12 @@ def from_config(laws: Any, objective: Any = None) -> dict[str, Average]:
 
 
 def move(average: Any, network: Any, weight: Float[Array, ""]) -> Any:
-    """The average a fraction `weight` of the way nearer to `network`."""
-    return jax.tree.map(lambda old, new: old + weight.astype(old.dtype) * (new - old), average, network)
+    """The average a fraction `weight` of the way nearer to `network`; what is not floating is the network's."""
+
+    def moved(old: Array, new: Array) -> Array:
+        return old + weight.astype(old.dtype) * (new - old) if jnp.issubdtype(old.dtype, jnp.floating) else new
+
+    return jax.tree.map(moved, average, network)
 
 
 def _inner(a: tuple[float, float], b: tuple[float, float]) -> float:

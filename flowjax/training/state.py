@@ -1,8 +1,11 @@
-"""Everything that training changes, in one pytree."""
+"""Everything that training changes, in one pytree.
+
+Trained networks have labels. A single one, labelled "network", stands bare wherever the others are a dict by label.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from flowjax._pytree import pytree
+from flowjax.objectives import base
+from flowjax.training.ema import MAIN, Average, labelled
 from flowjax.training.mesh import RULES, shardings
+from flowjax.training.trees import bare, by_label, flatten, set_mode, trainable, unflatten
+
+Optimizers: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 
 
 @pytree
@@ -20,53 +28,117 @@ class TrainState:
 
     Attributes:
         step: Number of finished steps, skipped ones included.
-        network: The trained network, any callable pytree of float arrays (an `nnx.Module` is one), or a dict
-            of them.
-        average: Exponential moving average of `network`; what sampling uses.
-        optimizer: State of the optax transformation.
-        memory: The mutable memory of an objective that has one, otherwise None.
-        averages: Further averages by name; "target" is the one that an objective asked for.
-        skipped: Steps whose loss, gradient or new network was not finite: the last ones in a row, and all; int32, (2,).
+        networks: The trained networks in evaluation mode: one callable pytree of arrays (an `nnx.Module` is one), or a
+            dict of them by label.
+        averages: Averages of networks by name, each like `networks` or a part of its dict. Sampling uses the one called
+            "average"; "target" is the one that an objective asked for.
+        optimizer: State of the optax transformation of the network, or of each label's.
+        memory: What the objective remembers, otherwise None.
+        counts: For each label its updates, its bad steps in a row up to now, and all its bad steps; int32, (3,). A step
+            is bad where the loss, or the label's gradient or new network, is not finite.
     """
 
     step: Int[Array, ""]
-    network: Any
-    average: Any
+    networks: Any
+    averages: Mapping[str, Any]
     optimizer: Any
     memory: Any = None
-    averages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    skipped: Any = None
+    counts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def network(self) -> Any:
+        """The trained network, or the dict of them."""
+        return self.networks
+
+    @property
+    def average(self) -> Any:
+        """The average that sampling uses."""
+        return self.averages["average"]
+
+    def weights(self, raw: bool = False) -> dict[str, Any]:
+        """The networks by label: averages where there are any, or with `raw` none."""
+        return by_label(self.networks) | ({} if raw else by_label(self.averages.get("average", {})))
+
+
+def _born(label: str, build: Callable[[], Any], start: Any) -> Any:
+    """A new network, with those of its values that `start` has."""
+    network = set_mode(jax.tree.map(jnp.asarray, build()), training=False)
+    values = flatten(network)
+    for name, leaf in values.items():
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(
+                f"network {label!r} holds a random stream, {name}: a network is given its keys at each call (key=, and "
+                "nnx.Dropout without rngs=), so that a step depends on nothing but seed and number"
+            )
+    given = {} if start is None else flatten(start)
+    for name, leaf in given.items():
+        if name not in values or values[name].shape != leaf.shape:
+            own = values[name].shape if name in values else "absent"
+            raise ValueError(
+                f"the start of network {label!r} does not fit: {name} is {leaf.shape} there and {own} here"
+            )
+    return unflatten({k: given[k].astype(leaf.dtype) if k in given else leaf for k, leaf in values.items()}, network)
+
+
+def of_label(optimizers: Optimizers, label: str) -> optax.GradientTransformation:
+    """The transformation of one label.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not isinstance(optimizers, Mapping):
+        return optimizers
+    if label not in optimizers:
+        raise ValueError(f"network {label!r} has no optimizer; there are those of {', '.join(optimizers)}")
+    return optimizers[label]
 
 
 def create_state(
-    build: Callable[[], Any],
-    optimizer: optax.GradientTransformation,
+    build: Callable[[], Any] | Mapping[str, Callable[[], Any]],
+    optimizers: Optimizers,
     mesh: Mesh,
     rules: Mapping[str, str | None] = RULES,
-    memory: Any = None,
-    averages: Iterable[str] = (),
+    *,
+    averages: Mapping[str, Average | tuple[Average, tuple[str, ...]]] = MAIN,
+    objective: Any = None,
+    batch: Any = None,
+    start: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """A new state, born sharded: no device ever holds more than its own part.
 
     Args:
-        build: Makes the network; traced, so all its arrays must come from JAX calls inside it.
-        optimizer: The transformation whose state is created.
+        build: Makes the network, or for each label one that does; traced, so all arrays must come from JAX calls inside
+            it. A dict with the single label "network" is the same as its value.
+        optimizers: The transformation whose state is created, or one for each label.
         mesh: From `make_mesh`.
         rules: Logical axis -> mesh axis.
-        memory: Initial memory of the objective.
-        averages: Names of further averages.
-    """
+        averages: Laws as for `make_step`.
+        objective: Asked for its initial memory; arrays in it are arguments, never constants.
+        batch: What `objective.memory` gets.
+        start: For some labels the initial values of the network, or of parts of it, by the same names.
 
-    def born() -> TrainState:
-        network = build()
+    Raises:
+        ValueError: A label without optimizer, an average of an unknown label, initial values that do not fit, or a
+            network that holds a random stream.
+    """
+    builds = dict(build) if isinstance(build, Mapping) else {"network": build}
+    laws = labelled(averages, builds)
+    if unknown := set(start or ()) - set(builds):
+        raise ValueError(f"there is a start of {min(unknown)!r}, but no such network: {', '.join(builds)}")
+
+    def born(start: Mapping[str, Any], objective: Any, batch: Any) -> TrainState:
+        networks = {label: _born(label, make, start.get(label)) for label, make in builds.items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            network=network,
-            average=jax.tree.map(jnp.copy, network),
-            optimizer=optimizer.init(network),
-            memory=memory,
-            averages={name: jax.tree.map(jnp.copy, network) for name in averages},
-            skipped=jnp.zeros(2, jnp.int32),
+            networks=bare(networks),
+            averages={
+                name: bare({label: jax.tree.map(jnp.copy, networks[label]) for label in labels})
+                for name, (_, labels) in laws.items()
+            },
+            optimizer=bare({k: of_label(optimizers, k).init(trainable(v)) for k, v in networks.items()}),
+            memory=base.memory(objective, batch),
+            counts={label: jnp.zeros(3, jnp.int32) for label in networks},
         )
 
-    return jax.jit(born, out_shardings=shardings(jax.eval_shape(born), mesh, rules))()
+    arguments = dict(start or {}), objective, batch
+    return jax.jit(born, out_shardings=shardings(jax.eval_shape(born, *arguments), mesh, rules))(*arguments)

@@ -154,7 +154,8 @@ def test_what_a_trained_sampler_stretches():
     target = fj.oracles.Gaussian(mean=1.0, std=jnp.array([2.0, 0.5]), path=fj.paths.Linear())
     optimizer, mesh = optax.adam(3e-3), training.make_mesh(devices=jax.devices()[:1])
     state = training.create_state(lambda: MLP(dim=2, width=32, depth=2, rngs=nnx.Rngs(0)), optimizer, mesh)
-    objective, step = fj.objectives.FlowMatching(path=target.path), jax.jit(training.make_step(optimizer, 0.99))
+    averages = {"average": training.ema.Warmup(decay=0.99)}
+    objective, step = fj.objectives.FlowMatching(path=target.path), jax.jit(training.make_step(optimizer, averages))
     for i in range(1500):
         key = jax.random.fold_in(jax.random.key(0), i)
         x1 = 1 + jax.random.normal(key, (256, 2)) * jnp.array([[2.0, 0.5]])

@@ -12,6 +12,7 @@ from flowjax.models import MLP
 from flowjax.objectives import FlowMatching
 from flowjax.paths import Linear
 from flowjax.training import compile_step, create_state, make_mesh, make_step, put_batch
+from flowjax.training.ema import Warmup
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def problem():
     def build(devices=1, objective=None, accumulate=1, averages=None, optimizer=None, **sizes):
         mesh = make_mesh(devices=jax.devices()[:devices], **sizes)
         objective = FlowMatching(path=Linear(), label_dropout=0.1, null=3) if objective is None else objective
-        averages, optimizer = averages or {}, optimizer or optax.adamw(1e-2)
+        averages = {"average": Warmup(decay=0.9)} | (averages or {})
+        optimizer = optimizer or optax.adamw(1e-2)
         rng = np.random.default_rng(0)
         x, cond = rng.normal(size=(6, 64, 2)).astype(np.float32), rng.integers(0, 3, (6, 64)).astype(np.int32)
 
@@ -34,7 +36,7 @@ def problem():
         state = create_state(network, optimizer, mesh, averages=averages)
         key = jax.random.key(1)
         batch = put_batch({"x1": x[0], "cond": cond[0]}, mesh)
-        step = make_step(optimizer, 0.9, accumulate=accumulate, averages=averages)
+        step = make_step(optimizer, averages, accumulate=accumulate)
         step = compile_step(step, state, objective, batch, key)
 
         def run(state, steps, spoil=()):

@@ -155,12 +155,12 @@ def spoiled(state):
 def test_networks_that_are_not_finite_are_neither_written_nor_read(problem, tmp_path, monkeypatch):
     p, states = saved(problem, tmp_path)
     state, _ = p.run(jax.device_put(states[2]), 1)
-    bad = dataclasses.replace(state, average=spoiled(state.average))
+    bad = dataclasses.replace(state, averages={"average": spoiled(state.average)})
     with Checkpoints(tmp_path, keep=5) as checkpoints:
         with pytest.raises(ValueError, match=r"4 is not written: average/\S+ has values that are NaN or infinite"):
             checkpoints.save(bad)
         with pytest.raises(ValueError, match=r"4 is not written: state/network\S+ has values"):
-            checkpoints.save(dataclasses.replace(state, network=spoiled(state.network)))
+            checkpoints.save(dataclasses.replace(state, networks=spoiled(state.networks)))
         assert checkpoints.steps == [1, 2, 3]
         # As they were written before.
         whole = checkpoint._manifest

@@ -1,0 +1,65 @@
+"""Networks as trees: by label, by name, and what of them is trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """The leaves of `tree` by dotted name; the value level of `nnx.Variable`s is left out of the names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value"): leaf for path, leaf in leaves
+    }
+
+
+def unflatten(flat: dict[str, Any], like: Any) -> Any:
+    """The inverse of `flatten` for a tree of the structure of `like`."""
+    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
+
+
+def by_label(networks: Any) -> dict[str, Any]:
+    """Networks as a dict."""
+    return networks if isinstance(networks, dict) else {"network": networks}
+
+
+def bare(networks: dict[str, Any]) -> Any:
+    """The inverse of `by_label`."""
+    return networks["network"] if set(networks) == {"network"} else networks
+
+
+def trainable(tree: Any) -> Any:
+    """`tree` with None in place of what is not trained.
+
+    Of modules the values of `nnx.Param`s are trained: neither statistics and other variables nor plain arrays.
+    Elsewhere all floating-point arrays are.
+    """
+
+    def of(node: Any) -> Any:
+        if isinstance(node, nnx.Module):
+            return jax.tree.map(of_module, node, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        if isinstance(node, nnx.Variable):
+            return of_module(node)
+        return node if jnp.issubdtype(node.dtype, jnp.floating) else None
+
+    def of_module(leaf: Any) -> Any:
+        if isinstance(leaf, nnx.Variable):
+            return leaf if isinstance(leaf, nnx.Param) else leaf.replace(None)
+        return None
+
+    return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, nnx.Module | nnx.Variable))
+
+
+def merge(whole: Any, part: Any) -> Any:
+    """`whole` with the leaves of `part`, a tree of its structure, where these are not None; modules are new objects."""
+    return jax.tree.map(lambda old, new: old if new is None else new, whole, part)
+
+
+def set_mode(networks: Any, training: bool) -> Any:
+    """The modules among `networks`, changed in place to training or evaluation mode."""
+    for node in jax.tree.leaves(networks, is_leaf=lambda node: isinstance(node, nnx.Module)):
+        if isinstance(node, nnx.Module):
+            node.train() if training else node.eval()
+    return networks
