@@ -94,7 +94,9 @@ class Batches:
         check_memory(f"batch_size={self.batch_size}", rows * (8 + 16 * math.prod(shape[1:]) + fields))
         for name, field in self.source.fields.items():
             if field.dtype.kind == "U":
-                raise ValueError(f"the field {name} holds texts; give the source their tokens instead, as networks do")
+                raise ValueError(
+                    f"the field {name} holds texts; put their tokens in its place, from `flowjax.models.Words`"
+                )
         if self._changes and self.source.fields:
             names = ", ".join(self.source.fields)
             raise ValueError(f"images with the fields {names} are not augmented: what belongs to them would not change")

@@ -22,6 +22,7 @@ from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.models.attention import check_implementation
 from flowjax.models.layers import conv
 from flowjax.models.unet import Block, GroupNorm
+from flowjax.paths.base import at_least_single
 
 
 class Encoder(nnx.Module):
@@ -42,12 +43,11 @@ class Encoder(nnx.Module):
         self.unembed = conv(width, 2 * latent, 3, ("embed", None), **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B h w latent"], Float[Array, "B h w latent"]]:
-        """Mean and log variance in float32; the log variance is held in [-30, 20]."""
+        """Mean and log variance in at least float32; the log variance is held in [-30, 20]."""
         h = self.embed(x.astype(self.dtype))
         for layer in self.layers:
             h = layer(h)
-        h = self.unembed(jax.nn.silu(self.norm(h))).astype(jnp.float32)
-        mean, log_variance = jnp.split(h, 2, axis=-1)
+        mean, log_variance = jnp.split(at_least_single(self.unembed(jax.nn.silu(self.norm(h)))), 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
@@ -76,16 +76,16 @@ class Decoder(nnx.Module):
         return jax.nn.silu(self.norm(h))
 
     def __call__(self, z: Float[Array, "B h w latent"]) -> Float[Array, "B H W C"]:
-        """The images, in float32."""
-        return self.unembed(self.features(z)).astype(jnp.float32)
+        """The images, in at least float32."""
+        return at_least_single(self.unembed(self.features(z)))
 
 
 class Autoencoder(nnx.Module):
     """Autoencoder of images (B, H, W, C) with a Gaussian posterior; see the module's formulas.
 
-    Computes in `dtype` (normalisations, softmax and results in float32), stores parameters in `param_dtype`. Kernels
-    start Glorot-uniform with zero bias; the second convolution of every block and the projection of attention at zero.
-    The parts are `encoder` and `decoder`, for patterns of labels and rates.
+    Computes in `dtype` (normalisations, softmax and results in at least float32), stores parameters in `param_dtype`.
+    Kernels start Glorot-uniform with zero bias; the second convolution of every block and the projection of attention
+    at zero. The parts are `encoder` and `decoder`, for patterns of labels and rates.
 
     Example:
         >>> import jax.numpy as jnp

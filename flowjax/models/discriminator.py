@@ -21,12 +21,14 @@ from jaxtyping import Array, Float
 from flowjax._checks import COUNT, sizes, whole
 from flowjax.models.layers import conv
 from flowjax.models.unet import GroupNorm
+from flowjax.paths.base import at_least_single
 
 
 class Discriminator(nnx.Module):
     """Logits (B, h, w, 1) of the patches of images (B, H, W, C), positive for real ones; see the module.
 
-    Computes in `dtype` (normalisations in float32), stores parameters in `param_dtype`. Kernels start as N(0, 0.02^2).
+    Computes in `dtype` (normalisations in at least float32), stores parameters in `param_dtype`. Kernels start as
+    N(0, 0.02^2).
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,7 +93,7 @@ class Discriminator(nnx.Module):
         self.unembed = conv(widths[-1], 1, 4, ("embed", None), **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:
-        """The logits, in float32.
+        """The logits, in at least float32.
 
         Raises:
             ValueError: Images of another shape.
@@ -101,4 +103,4 @@ class Discriminator(nnx.Module):
         h = jax.nn.leaky_relu(self.embed(x.astype(self.dtype)), 0.2)
         for layer, norm in zip(self.layers, self.norms):
             h = jax.nn.leaky_relu(norm(layer(h)), 0.2)
-        return self.unembed(h).astype(jnp.float32)
+        return at_least_single(self.unembed(h))

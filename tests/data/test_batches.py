@@ -162,7 +162,7 @@ def test_fields_go_with_their_examples():
 
 def test_refuses_fields_that_would_be_wrong():
     texts = data.Source(x=images(3).x, fields={"text": np.array(["a", "b", "c"])})
-    with pytest.raises(ValueError, match="the field text holds texts; give the source their tokens"):
+    with pytest.raises(ValueError, match="the field text holds texts; put their tokens in its place"):
         data.Batches(texts, 2)
     pairs = data.Source(x=images(3).x, fields={"x0": images(3).x})
     data.Batches(pairs, 2, augment=data.Augment())

@@ -103,6 +103,13 @@ def test_names_and_types():
         assert y.dtype == jnp.float32
 
 
+@pytest.mark.usefixtures("x64")
+def test_double_precision_stays():
+    for make in (autoencoder, discriminator):
+        fine = jax.eval_shape(lambda make=make: make(dtype=jnp.float64, param_dtype=jnp.float64))
+        assert jax.eval_shape(lambda n: n(jnp.zeros((2, *n.image_shape))), fine).dtype == jnp.float64
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
