@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from flowjax._files import replacing
+from flowjax.data.files import BROKEN, read_arrays
 
 
 def model_hash(tree: Any) -> str:
@@ -45,12 +46,24 @@ def load(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, np.nd
         The arrays by name, and the record.
 
     Raises:
-        ValueError: the file belongs to something else; the message names the first entry that differs.
+        ValueError: the file belongs to something else, and the message names the first entry that differs; or it is no
+            calibration file, or has NaN or infinite values.
         FileNotFoundError: there is no such file.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    record = json.loads(str(arrays.pop("record")))
+    if not Path(path).exists():
+        raise FileNotFoundError(f"calibration file {path} does not exist")
+    try:
+        arrays = read_arrays(Path(path), texts=True)
+        if "record" not in arrays:
+            raise ValueError(f"it has {', '.join(arrays) or 'no array'}, but no record")
+        record = json.loads(str(arrays.pop("record")))
+        if not isinstance(record, dict):
+            raise ValueError("its record has no entries")
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name} has NaN or infinite values")
+    except (*BROKEN, RecursionError) as error:
+        raise ValueError(f"{path} is not a whole file of flowjax.calibrate: {error}") from error
     for name, value in json.loads(json.dumps(dict(expected))).items():
         if record.get(name) != value:
             raise ValueError(

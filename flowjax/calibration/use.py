@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flowjax import times
+from flowjax._checks import choose
 from flowjax.calibration import schedules, store
 from flowjax.couplings import SemidiscreteMap
 from flowjax.flow import Flow
@@ -68,15 +69,26 @@ def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None 
         steps: number of steps; needed for statistics and maps, the others have their own.
 
     Raises:
-        ValueError: the file belongs to another model, path, guidance or number of steps.
+        ValueError: the file belongs to another model, path, guidance or number of steps, or it is none.
         FileNotFoundError: no such file.
     """
     arrays, known = store.load(file, _model(flow, guidance))
+    try:
+        return _made(file, arrays, known, guidance, steps)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{file} is not a whole file of flowjax.calibrate: {error}") from error
+
+
+def _made(
+    file: str | Path, arrays: dict[str, np.ndarray], known: dict[str, Any], guidance: float, steps: int | None
+) -> Calibrated:
+    """The same from the contents of the file."""
     n = known.get("steps", steps)
     if n is None:
         raise ValueError(f"{file} holds {known['what']} for any number of steps: say how many")
     if steps not in (None, n):
         raise ValueError(f"{file} was calibrated for {n} steps, not {steps}")
+    choose("calibration", known["what"], ("ems", "compensation", "schedule", "transport"))
     if known["what"] == "ems":
         statistics = Statistics(**{name: arrays[name] for name in ("lam", "l", "s", "b")})
         order = 3 if guidance == 1 else 2
@@ -85,6 +97,8 @@ def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None 
     if known["what"] == "transport":
         targets, heights = (jnp.asarray(arrays[name]) for name in ("targets", "heights"))
         labels = jnp.asarray(arrays["labels"]) if "labels" in arrays else None
+        if not len(targets) == len(heights) == len(targets if labels is None else labels) > 0:
+            raise ValueError(f"{file} has {len(targets)} targets and {len(heights)} heights")
         found = SemidiscreteMap(targets=targets, heights=heights, time=known["start"], labels=labels)
         return Calibrated(None, times.uniform(n, known["start"]), found)
     if known["what"] == "compensation":

@@ -21,8 +21,8 @@ from flowjax.data.sources import Source, labels_of
 
 # Pictures that the system's table of file types may not know.
 _MORE_PICTURES = set(".arw .avif .cr2 .dng .exr .hdr .heic .heif .jp2 .jxl .nef .psd .tga".split())
-# What reading a damaged npz file may raise.
-_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What reading a damaged npz file may raise."""
 _TRAIN = {"train", "training"}
 _HELD_OUT = {"dev", "eval", "evaluation", "test", "testing", "val", "valid", "validation"}
 
@@ -198,7 +198,7 @@ def images(
     return Source(x=x, **scale_of(x), **labels, notes=tuple(notes))
 
 
-def _header(file: Any, key: str) -> tuple[tuple[int, ...], np.dtype]:
+def _header(file: Any, key: str, kinds: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of the array whose file is open, from its first bytes."""
     try:
         version = np.lib.format.read_magic(file)
@@ -207,14 +207,28 @@ def _header(file: Any, key: str) -> tuple[tuple[int, ...], np.dtype]:
     except ValueError as error:
         # What numpy says here advises to trust the file.
         raise ValueError(f"{key!r} is no array of numbers") from error
-    if dtype.hasobject or dtype.names or dtype.kind not in "biuf":
+    if dtype.hasobject or dtype.names or dtype.kind not in kinds:
         kind = "Python objects" if dtype.hasobject else f"values of type {dtype}"
         raise ValueError(f"{key!r} holds {kind}, which are not read; save it as numbers of one shape (numpy.stack)")
     return shape, dtype
 
 
-def _arrays(path: Path, keys: Sequence[str] | None, max_bytes: int | None) -> list[np.ndarray]:
-    """Arrays of an npz file, or the only one; what the file claims is checked before they are read."""
+def read_arrays(
+    path: Path, keys: Sequence[str] | None = None, max_bytes: int | None = None, *, texts: bool = False
+) -> dict[str, np.ndarray]:
+    """Arrays of an npz file by name; what the file claims is checked before they are read.
+
+    Args:
+        path: The file.
+        keys: Names; all by default.
+        max_bytes: Largest size of the unpacked arrays; by default 2 GiB, or ten times the size of the file if that
+            is more.
+        texts: Whether arrays may hold texts besides numbers.
+
+    Raises:
+        ValueError: Not an npz file, one that claims more than it holds or than `max_bytes`, a key that it does not
+            have, or an array of something else. Damaged files raise the other `BROKEN` errors too.
+    """
     with open(path, "rb") as opened:
         if opened.read(6) == b"\x93NUMPY":
             raise ValueError("it is one .npy array; put it into an npz: numpy.savez(path, images=..., labels=...)")
@@ -225,8 +239,6 @@ def _arrays(path: Path, keys: Sequence[str] | None, max_bytes: int | None) -> li
         with zipfile.ZipFile(opened) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             shown = ", ".join(list(members)[:10]) + (", ..." if len(members) > 10 else "")
-            if keys is None and len(members) != 1:
-                raise ValueError(f"it has {shown or 'no array'}: say which with name=")
             keys = list(members) if keys is None else keys
             for key in keys:
                 if key not in members:
@@ -238,16 +250,16 @@ def _arrays(path: Path, keys: Sequence[str] | None, max_bytes: int | None) -> li
                     f"its {path.stat().st_size} bytes unpack to {claimed}, more than max_bytes={limit}; "
                     "raise that option if it is meant to be so large"
                 )
-            found = []
+            found = {}
             for key in keys:
                 with archive.open(members[key]) as file:
-                    shape, dtype = _header(file, key)
+                    shape, dtype = _header(file, key, "biufU" if texts else "biuf")
                     size = math.prod(shape) * dtype.itemsize
                     if size != members[key].file_size - file.tell():
                         held = members[key].file_size - file.tell()
                         raise ValueError(f"{key!r} of shape {shape} and type {dtype} needs {size} bytes, it has {held}")
                 with archive.open(members[key]) as file:
-                    found.append(np.lib.format.read_array(file, allow_pickle=False))
+                    found[key] = np.lib.format.read_array(file, allow_pickle=False)
     return found
 
 
@@ -299,8 +311,8 @@ def npz(
         raise ValueError(f"file {path} does not exist")
     keys = [images] if labels is None else [images, labels]
     try:
-        x, *rest = _arrays(Path(path), keys, max_bytes)
-    except _BROKEN as error:
+        x, *rest = read_arrays(Path(path), keys, max_bytes).values()
+    except BROKEN as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     try:
         if x.ndim == 0:
@@ -336,6 +348,9 @@ def stored_array(
     if sha256 is not None and hashlib.sha256(place.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"{place} is another file than the one that is meant: its sha256 differs")
     try:
-        return _arrays(place, None if name is None else [name], None)[0]
-    except _BROKEN as error:
+        found = read_arrays(place, None if name is None else [name])
+        if len(found) != 1:
+            raise ValueError(f"it has {', '.join(found) or 'no array'}: say which with name=")
+        return next(iter(found.values()))
+    except BROKEN as error:
         raise ValueError(f"cannot read {place}: {error}") from error
