@@ -103,6 +103,26 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
 
 
+def check_flags(values: flags.FlagValues, **intervals: str) -> None:
+    """Refuses flags that are empty, as with an unset variable of a shell, and numbers outside their interval.
+
+    Args:
+        values: The parsed flags.
+        **intervals: Where the numbers of these flags must lie, as in "[1, inf)"; flags that were not given pass.
+
+    Raises:
+        UsageError: One line with the flag, its value and what is allowed.
+    """
+    for name in values:
+        if values[name].value in ("", []) and not name.startswith("config"):
+            raise UsageError(f"--{name} is empty")
+    with usage_errors():
+        for name, interval in intervals.items():
+            value = values[name].value
+            if value is not None:
+                (_checks.real if isinstance(value, float) else _checks.whole)(interval, **{f"--{name}": value})
+
+
 def check_keys(config: ConfigDict, keys: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Any]:
     """The values of a config by dotted name, if it has exactly these keys; what is below them may be anything.
 

@@ -10,10 +10,12 @@ DC-Solver for one number of steps. schedule: a solver searched for one number of
 map of DPM-OT from noise to training samples noised to --start, where sampling then begins (needs ott-jax). The result
 goes to calibration/ in the workdir, with a record of the weights, path, range and guidance that it belongs to; sample
 with `flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started again (a map begins
-anew), and a finished one says that it exists.
+anew), and a finished one says that it exists. Training data in files is opened where it lies in the workdir, or where
+--data=recipe or --data=PATH asks for it.
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -24,10 +26,11 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flowjax import _cli, data, times
+from flowjax import _checks, _cli, data, times
 from flowjax.calibration import compensation, ems, reference, schedules, store
 from flowjax.calibration.use import record
 from flowjax.couplings import fit
+from flowjax.data.records import check_memory
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, load
 from flowjax.solvers import DCSolver
@@ -42,6 +45,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     what = argv.pop(1) if len(argv) > 1 and not argv[1].startswith("-") else None
     flags.DEFINE_string("what", what, f"Same as the argument: {', '.join(KINDS)}.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
+    text = "Folder or file of the training data; recipe: what the recipe names. Needed for files outside of --workdir."
+    flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_integer("steps", 5, "Solver steps (compensation) or evaluations (schedule).", flag_values=values)
     flags.DEFINE_float("guidance", None, "Guidance scale, 1 for none; the recipe's by default.", flag_values=values)
     text = "First sampling time: 0.5 for transport, 1e-3 for the others."
@@ -61,33 +66,31 @@ def main(values: flags.FlagValues) -> None:
     if values.what is None:
         raise _cli.UsageError(f"say what to calibrate ({', '.join(KINDS)}), e.g. `flowjax.calibrate ems --workdir=...`")
     _cli.choose("calibration", values.what, KINDS)
-    if not values.workdir:
+    counts = dict.fromkeys(("points", "rounds"), _checks.COUNT) | {"num": "[0, 2147483647]"}
+    numbers = {"guidance": "[0, inf)", "start": "[0, 1]", "end": "[0, 1]"}
+    _cli.check_flags(values, **counts, **numbers, steps=_checks.STEPS, seed=_checks.SEED)
+    if values.workdir is None:
         raise _cli.UsageError("--workdir=FOLDER is required")
-    for name in ("steps", "points", "rounds", "order"):
-        if values[name].value < 1:
-            raise _cli.UsageError(f"--{name} must be at least 1, got {values[name].value}")
+    _cli.choose("mode", values.mode, ("element", "channel", "scalar"))
     first = {"transport": 0.5}.get(values.what, 1e-3) if values.start is None else values.start
     if not 0 <= first < values.end <= 1:
         raise _cli.UsageError(f"need 0 <= --start < --end <= 1, got {first} and {values.end}")
-    if values.num < 0:
-        raise _cli.UsageError(f"--num must be positive, or 0 for the default, got {values.num}")
-    try:
+    num = values.num or {"ems": 512, "compensation": 10, "schedule": 128, "transport": 1000}[values.what]
+    with _cli.usage_errors():
+        solver = DCSolver(order=values.order)
         recipe = Recipe.load(values.workdir)
-    except FileNotFoundError:
-        raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
+        recipe.check_sizes(num, num)
+        check_memory(f"--points={values.points}", 3 * 8 * (values.points + 1) * math.prod(recipe.shape))
     if values.guidance is not None and recipe.num_classes is None:
         raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
     _cli.use_compilation_cache()
     mesh = make_mesh()
-    try:
+    with _cli.usage_errors():
         flow, recipe = load(values.workdir, mesh)
-    except (FileNotFoundError, ValueError) as error:
-        raise _cli.UsageError(str(error)) from None
 
     with _cli.usage_errors():
         guidance = recipe.plain_scale(values.guidance)
     field = recipe.field(flow, guidance)
-    num = values.num or {"ems": 512, "compensation": 10, "schedule": 128, "transport": 1000}[values.what]
     sizes = {
         "ems": {"points": values.points, "num": num, "mode": values.mode},
         "compensation": {"steps": values.steps, "num": num, "order": values.order},
@@ -103,6 +106,9 @@ def main(values: flags.FlagValues) -> None:
         print(f"{file} exists")
         return
 
+    if values.what != "compensation":
+        with _cli.usage_errors():
+            source = data.of_run(recipe, values.workdir, values.data)
     began = time.perf_counter()
     console = Console()
     key = jax.random.key(values.seed)
@@ -117,8 +123,6 @@ def main(values: flags.FlagValues) -> None:
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        if values.what != "compensation":
-            source = data.as_trained(data.load(recipe.data["name"], **recipe.data["options"]), recipe)
         if values.what in ("ems", "transport"):
             batches = data.Batches(source, num, values.seed)
 
@@ -155,7 +159,7 @@ def main(values: flags.FlagValues) -> None:
             if values.what == "compensation":
                 ratios = compensation.search(
                     field,
-                    DCSolver(order=values.order),
+                    solver,
                     x,
                     grid,
                     cond,

@@ -47,7 +47,7 @@ class Label:
 
     def default(self, num: int) -> np.ndarray:
         """The classes in turn, (num,)."""
-        return np.resize(np.arange(self.classes, dtype=np.int32), num)
+        return (np.arange(num) % self.classes).astype(np.int32)
 
     def read(self, text: str, num: int) -> np.ndarray:
         """Numbers or names of classes, separated by commas, in turn: (num,).
@@ -55,12 +55,14 @@ class Label:
         Raises:
             ValueError: One that there is not.
         """
-        known = {str(i): i for i in range(self.classes)} | {name: i for i, name in enumerate(self.names)}
+        known = {name: i for i, name in enumerate(self.names)}
         shown = f"0 to {self.classes - 1}" + (f", or {', '.join(self.names)}" if self.names else "")
         asked = [item.strip() for item in text.split(",")]
         for item in asked:
             if item not in known:
-                raise ValueError(f"label {item!r} is out of range (allowed: {shown})")
+                if not (item.isdecimal() and len(item) <= len(str(self.classes)) and int(item) < self.classes):
+                    raise ValueError(f"label {item!r} is out of range (allowed: {shown})")
+                known[item] = int(item)
         return np.resize(np.array([known[item] for item in asked], np.int32), num)
 
 

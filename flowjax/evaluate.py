@@ -7,6 +7,8 @@ Prints a table and writes evaluation.json (every number with what it depends on)
 evaluations) to the workdir. Started again, it computes only what is missing; other samples, weights, features or
 versions begin a new list in the file. Distances carry the hash of the features they are measured in: those of a
 classifier trained on the data, or of the function given with --extractor, whose --weights are checked by --sha256.
+An extractor is a program of yours, and runs. A run from elsewhere is not: its recipe names data, which is opened only
+if it needs no files, lies in the workdir, or is asked for with --data=recipe or --data=PATH.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flowjax import _cli, data, evaluation, specs
+from flowjax import _checks, _cli, data, evaluation, specs
 from flowjax._files import replacing
 from flowjax.calibration.store import model_hash
 from flowjax.flow import Flow
@@ -53,6 +55,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list("steps", None, "Numbers of steps; the recipe's by default.", flag_values=values)
     text = "Scales, 1 for none, and rules such as apg(scale=4); the recipe's by default."
     flags.DEFINE_string("guidance", None, text, flag_values=values)
+    text = "Folder or file of the real data; recipe: what the recipe names. Needed for files outside of --workdir."
+    flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_integer("num", 2000, "Samples, and real examples they are compared with.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise and of the choice of real examples.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
@@ -66,11 +70,11 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def parse(name: str, texts: Sequence[str], kind: Callable[[str], Any], least: float) -> list[Any]:
+def parse(name: str, texts: Sequence[str], kind: Callable[[str], Any], interval: str) -> list[Any]:
     """The numbers of a flag, each once.
 
     Raises:
-        UsageError: Not a number, or one below `least`.
+        UsageError: Not a number, or one outside the interval.
     """
     numbers = []
     for text in texts:
@@ -78,8 +82,8 @@ def parse(name: str, texts: Sequence[str], kind: Callable[[str], Any], least: fl
             number = kind(text)
         except ValueError:
             raise _cli.UsageError(f"--{name} must be numbers, got {text!r}") from None
-        if not least <= number < float("inf"):
-            raise _cli.UsageError(f"--{name} must be at least {least}, got {text}")
+        with _cli.usage_errors():
+            (_checks.whole if kind is int else _checks.real)(interval, **{f"--{name}": number})
         numbers.append(number)
     return list(dict.fromkeys(numbers))
 
@@ -90,7 +94,7 @@ def settings(values: flags.FlagValues, recipe: Recipe) -> list[tuple[str, int, f
     Raises:
         UsageError: A flag is wrong.
     """
-    steps = parse("steps", values.steps or [str(recipe.steps)], int, 1)
+    steps = parse("steps", values.steps or [str(recipe.steps)], int, _checks.STEPS)
     with _cli.usage_errors():
         solvers = [specs.text(spec) for spec in _named(values.solvers or recipe.solver["name"], "solver")]
         for spec in solvers:
@@ -133,8 +137,10 @@ def make_extractor(values: flags.FlagValues, source: data.Source) -> evaluation.
     module, _, name = values.extractor.partition(":")
     try:
         build = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise _cli.UsageError(f"--extractor={values.extractor}: {error}") from None
+    if not callable(build):
+        raise _cli.UsageError(f"--extractor={values.extractor} is no function")
     with _cli.usage_errors():
         return evaluation.load_extractor(values.weights, values.sha256, build)
 
@@ -249,15 +255,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     """Checks, samples, measures, writes after each row; what is put on `held` ends with the run."""
-    if not values.workdir:
+    _cli.check_flags(values, num="[20, 2147483647]", batch=_checks.COUNT, seed=_checks.SEED)
+    if values.workdir is None:
         raise _cli.UsageError("--workdir=FOLDER is required")
-    if values.num < 20 or values.batch < 1 or values.seed < 0:
-        raise _cli.UsageError("--num must be at least 20, --batch at least 1 and --seed at least 0")
     workdir = Path(values.workdir)
-    try:
+    with _cli.usage_errors():
         recipe = Recipe.load(workdir)
-    except FileNotFoundError:
-        raise _cli.UsageError(f"{workdir} is not the workdir of a training run (no recipe.json)") from None
+        recipe.check_sizes(values.num, values.batch)
     sweep = settings(values, recipe)
     with _cli.usage_errors():
         fields = None if values.fields is None else _named(values.fields, "field")
@@ -265,12 +269,9 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             specs.find("field", spec["name"])
     _cli.use_compilation_cache()
     mesh = make_mesh()
-    try:
-        flow, recipe = load(workdir, mesh)
-    except (FileNotFoundError, ValueError) as error:
-        raise _cli.UsageError(str(error)) from None
     with _cli.usage_errors():
-        source = data.as_trained(data.load(recipe.data["name"], **recipe.data["options"]), recipe)
+        flow, recipe = load(workdir, mesh)
+        source = data.of_run(recipe, workdir, values.data)
         extractor = make_extractor(values, source)
         real = np.asarray(source.take(values.num, values.seed).x)
         if len(real) < 20:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from flowjax import _checks, data, specs
 from flowjax.conditions import Label, resized
+from flowjax.data.records import check_memory
 from flowjax.fields import InterpolantFlow, guide
 from flowjax.flow import Field, Flow
 from flowjax.guidance import CFG, Rule
@@ -117,7 +119,7 @@ class Recipe:
     def __post_init__(self):
         _checks.choose("kind of recipe", self.kind, ("flow",))
         _checks.sizes(shape=self.shape)
-        _checks.whole(_checks.COUNT, steps=self.steps)
+        _checks.whole(_checks.STEPS, steps=self.steps)
         _checks.real("(-inf, inf)", shift=self.shift)
         _checks.real("(0, inf)", scale=self.scale)
         self.build_rule()
@@ -196,6 +198,20 @@ class Recipe:
             _checks.real("[0, inf)", guidance=guidance)
             return None if guidance == 1 else CFG(scale=guidance)
         return specs.build("rule", guidance)
+
+    def check_sizes(self, num: int, batch: int) -> None:
+        """Refuses what the memory of this machine cannot hold, before anything is made.
+
+        Args:
+            num: Number of samples.
+            batch: Samples generated at once.
+
+        Raises:
+            ValueError: See `flowjax.data.records.check_memory`.
+        """
+        size = math.prod(self.shape)
+        check_memory(f"num={num} samples", 8 * num * size)  # blocks and their concatenation
+        check_memory(f"batch={batch} samples at once", 16 * batch * size)  # noise, state, velocity, result
 
     def check_network(self, network: Any) -> None:
         """Traces a call of the network and refuses what it takes or answers if that is not of this recipe's shape.

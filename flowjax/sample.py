@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from flowjax import _cli, specs
+from flowjax import _checks, _cli, data, specs
 from flowjax._files import replacing
 from flowjax.calibration.use import calibrated
 from flowjax.recipe import Recipe, load
@@ -75,18 +75,16 @@ def conditions(values: flags.FlagValues, recipe: Recipe) -> Any:
 
 def main(values: flags.FlagValues) -> None:
     """Checks, generates, writes."""
-    if not values.workdir:
+    counts = dict.fromkeys(("num", "batch"), _checks.COUNT)
+    _cli.check_flags(values, **counts, steps=_checks.STEPS, seed=_checks.SEED)
+    if values.workdir is None:
         raise _cli.UsageError("--workdir=FOLDER is required")
     out = Path(values.out)
     if out.suffix != ".npz":
         raise _cli.UsageError(f"--out must end in .npz, got {out}")
-    for name in ("num", "batch", "steps"):
-        if values[name].value is not None and values[name].value < 1:
-            raise _cli.UsageError(f"--{name} must be at least 1, got {values[name].value}")
-    try:
+    with _cli.usage_errors():
         recipe = Recipe.load(values.workdir)
-    except FileNotFoundError:
-        raise _cli.UsageError(f"{values.workdir} is not the workdir of a training run (no recipe.json)") from None
+        recipe.check_sizes(values.num, values.batch)
     if values.solver in ("dpm_solver_v3", "usf"):
         raise _cli.UsageError(
             f"--solver={values.solver} needs a calibration: pass --calibration=FILE of flowjax.calibrate"
@@ -109,17 +107,13 @@ def main(values: flags.FlagValues) -> None:
         if path is not None and path.exists() and not values.overwrite:
             raise _cli.UsageError(f"{path} exists; add --overwrite or choose another --out")
     _cli.use_compilation_cache()
-    try:
+    with _cli.usage_errors():
         flow, recipe = load(values.workdir, mesh)
-    except (FileNotFoundError, ValueError) as error:
-        raise _cli.UsageError(str(error)) from None
 
     first, clock = jax.process_index() == 0, time.perf_counter()
     # The file is made before the work, so that a place that cannot be written costs nothing.
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
         if values.calibration is not None:
-            if not Path(values.calibration).is_file():
-                raise _cli.UsageError(f"calibration file {values.calibration} does not exist")
             brought = calibrated(values.calibration, flow, recipe.plain_scale(guidance), values.steps)
             solver, grid, start = brought.solver or solver, brought.times, brought.start
         samples = recipe.sample(
@@ -153,8 +147,12 @@ def main(values: flags.FlagValues) -> None:
         )
         if png is not None:
             try:
-                picture(recipe, samples, png)
-            except (OSError, ValueError) as error:  # its data may lie elsewhere
+                source = None
+                if recipe.shape == (2,):  # beside the real points, if they can be read without asking
+                    with contextlib.suppress(ValueError):
+                        source = data.of_run(recipe, values.workdir)
+                picture(recipe, samples, png, source)
+            except (OSError, ValueError) as error:
                 raise _cli.UsageError(f"{out} is written, but not {png}: {_cli.describe(error)}") from error
 
 

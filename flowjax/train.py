@@ -43,6 +43,7 @@ from flowjax.training import (
     Preemption,
     Profile,
     Store,
+    check_size,
     compile_step,
     create_state,
     ema,
@@ -93,7 +94,8 @@ KEYS: dict[str, tuple[Callable[..., None], str] | None] = {
 GENERATION: dict[str, tuple[Callable[..., None], str] | None] = {
     **dict.fromkeys(f"{spec}.{part}" for spec in ("path", "objective.times", "sample.solver") for part in _SPEC),
     "objective.prediction": None,
-    **{f"sample.{name}": _COUNT for name in ("steps", "num", "batch")},
+    **{f"sample.{name}": _COUNT for name in ("num", "batch")},
+    "sample.steps": (_checks.whole, _checks.STEPS),
     "sample.guidance": (_checks.real, "[0, inf)"),
     "objective.label_dropout": (_checks.real, "[0, 1]"),
 }
@@ -174,6 +176,7 @@ def make_task(config: ConfigDict, source: data.Source, mesh: Mesh, key: Key[Arra
         network, options = config.network.options.to_dict(), {**config.objective, **config.test}
         return _checks.call("config", CloudClassification, options, source=source, network=network, mesh=mesh)
     recipe = make_recipe(config, source)
+    recipe.check_sizes(config.sample.num, config.sample.batch)
     recipe.check_network(jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0))))
     return Generation(
         recipe=recipe,
@@ -207,7 +210,10 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     check(config)
     workdir, train = Path(values.workdir), config.train
     if values.distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise _cli.UsageError(f"--distributed: {error}") from error
     if values.debug:
         _cli.use_debug_checks()
     else:
@@ -231,6 +237,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
         batch = put_batch(batches.batch(0), mesh, part)
         network = jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
+        check_size(network, mesh, 4 + len(averages))  # weights, their gradient, two moments
         jax.eval_shape(lambda n, b: objective.loss(n, objective.draw(train_key, b))[0], network, batch)
         profile = Profile(values.profile, workdir / "profile")
         check_ours(workdir)

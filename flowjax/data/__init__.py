@@ -3,7 +3,7 @@
 from flowjax.data import captions, fashion, shapes
 from flowjax.data.batches import Augment, Batches
 from flowjax.data.files import images, npz
-from flowjax.data.loading import load
+from flowjax.data.loading import load, of_run
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
 from flowjax.data.sources import Source, as_trained, digits, laws, toy2d
@@ -23,6 +23,7 @@ __all__ = [
     "laws",
     "load",
     "npz",
+    "of_run",
     "parquet",
     "shapes",
     "store",

@@ -4,11 +4,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from flowjax.data import captions, fashion, shapes
 from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
-from flowjax.data.sources import Source, choose, digits, laws, toy2d
+from flowjax.data.sources import Source, as_trained, choose, digits, laws, toy2d
 from flowjax.data.tables import parquet
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -23,6 +25,10 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "fashion": fashion.source,
     "laws": laws,
 }
+
+
+PLACES = ("folder", "path")
+"""Options by which data sets name files."""
 
 
 def load(name: str, **options: object) -> Source:
@@ -48,3 +54,34 @@ def load(name: str, **options: object) -> Source:
         if parameter.default is parameter.empty and parameter.name not in options:
             raise ValueError(f"data set {name!r} needs the option {parameter.name!r}")
     return maker(**options)
+
+
+def of_run(recipe: Any, workdir: str | Path, place: str | None = None) -> Source:
+    """The data that a run was trained on, in the scale that it was trained in.
+
+    A run may come from elsewhere, and its recipe then names files of this machine that its user did not choose. So
+    files are opened only where they lie in the folder of the run, or where the caller says so; data that is made or
+    installed always is.
+
+    Args:
+        recipe: `flowjax.recipe.Recipe` of the run.
+        workdir: Folder of the run.
+        place: "recipe" opens what the recipe names; another text is the folder or file that stands in its place.
+
+    Raises:
+        ValueError: Files that nobody asked for, data that cannot be read, or that changed since training.
+    """
+    name, options = recipe.data["name"], dict(recipe.data["options"])
+    files = [key for key in PLACES if key in options]
+    if place is None:
+        for key in files:
+            if not Path(str(options[key])).resolve().is_relative_to(Path(workdir).resolve()):
+                raise ValueError(
+                    f"the recipe of {workdir} names data on disk ({name} with {key}={options[key]}), which is opened "
+                    "only when asked for: add --data=recipe, or --data=PATH if it lies elsewhere"
+                )
+    elif place != "recipe":
+        if not files:
+            raise ValueError(f"--data={place}: the data of {workdir}, {name}, is not read from a file")
+        options |= dict.fromkeys(files, place)
+    return as_trained(load(name, **options), recipe)

@@ -63,25 +63,30 @@ def grid(
         Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(part)
 
 
-def density(x: Num[np.ndarray, "N 2"], real: Num[np.ndarray, "M 2"], path: str | Path, *, bins: int = 60) -> None:
+def density(
+    x: Num[np.ndarray, "N 2"], real: Num[np.ndarray, "M 2"] | None, path: str | Path, *, bins: int = 60
+) -> None:
     """Histogram of points in the plane beside that of the real law, in the same window and colours.
 
     Args:
         x: Samples.
-        real: Points from the real law; they decide the window and the colours.
+        real: Points from the real law; they decide the window and the colours. None shows the samples alone.
         path: The file; its folder is made if needed.
         bins: Bins in each direction.
     """
-    real, x = np.asarray(real, np.float64), np.asarray(x, np.float64)
-    middle = (real.max(0) + real.min(0)) / 2
-    half = 0.55 * np.ptp(real, axis=0).max()
+    shown = {f"{len(x):,} samples": np.asarray(x, np.float64)}
+    if real is not None:
+        shown[f"{len(real):,} real points"] = np.asarray(real, np.float64)
+    leading = list(shown.values())[-1]
+    middle = (leading.max(0) + leading.min(0)) / 2
+    half = 0.55 * np.ptp(leading, axis=0).max() or 1.0  # one point
     window = np.stack([middle - half, middle + half], 1)
     area = (2 * half / bins) ** 2
-    maps = [np.histogram2d(p[:, 0], p[:, 1], bins=bins, range=window)[0].T / (len(p) * area) for p in (x, real)]
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for panel, title, values in zip(panels, (f"{len(x):,} samples", f"{len(real):,} real points"), maps):
-        image = panel.imshow(values, origin="lower", extent=window.ravel(), vmin=0, vmax=maps[1].max())
+    maps = [np.histogram2d(p[:, 0], p[:, 1], bins, window)[0].T / (len(p) * area) for p in shown.values()]
+    figure = Figure(figsize=(4.5 * len(maps), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    for panel, title, values in zip(panels, shown, maps):
+        image = panel.imshow(values, origin="lower", extent=window.ravel(), vmin=0, vmax=maps[-1].max())
         panel.set_title(title)
     figure.colorbar(image, ax=panels, label="density")
     _save(figure, path)

@@ -5,5 +5,5 @@ from flowjax.training.checkpoint import Checkpoints, Store, reconstruct, restore
 from flowjax.training.mesh import RULES, batch_sharding, local_part, make_mesh, put_batch, shardings
 from flowjax.training.preemption import Preemption
 from flowjax.training.profiling import Profile
-from flowjax.training.state import TrainState, create_state
+from flowjax.training.state import TrainState, check_size, create_state
 from flowjax.training.step import compile_step, make_step

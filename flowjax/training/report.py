@@ -43,10 +43,10 @@ def has_picture(recipe: Recipe) -> bool:
     return recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
 
 
-def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
+def picture(recipe: Recipe, samples: Samples, path: str | Path, source: data.Source | None = None) -> None:
     """A PNG of samples: images in a grid, one row per class; points in the plane as a density.
 
-    The density of the real data stands beside it. Data of other shapes has no picture.
+    The density of the real data, if `source` is given, stands beside it. Data of other shapes has no picture.
     """
     if not has_picture(recipe):
         return
@@ -56,8 +56,8 @@ def picture(recipe: Recipe, samples: Samples, path: str | Path) -> None:
         high = float(shown.max()) if recipe.high is None else recipe.high
         pictures.grid(shown, path, low=low, high=high, cond=samples.cond)
     else:
-        source = data.load(recipe.data["name"], **recipe.data["options"])
-        pictures.density(samples.x, source.x[np.arange(min(len(source.x), 50_000))], path)
+        real = None if source is None else source.x[np.arange(min(len(source.x), 50_000))]
+        pictures.density(samples.x, real, path)
 
 
 def picture_ways(recipe: Recipe, flow: Field, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:

@@ -4,6 +4,7 @@ Trained networks have labels. A single one, labelled "network", stands bare wher
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from flowjax._pytree import pytree
+from flowjax.data.records import check_memory
 from flowjax.objectives import base
 from flowjax.training.ema import MAIN, Average, labelled
 from flowjax.training.mesh import RULES, shardings
@@ -91,6 +93,26 @@ def of_label(optimizers: Optimizers, label: str) -> optax.GradientTransformation
     if label not in optimizers:
         raise ValueError(f"network {label!r} has no optimizer; there are those of {', '.join(optimizers)}")
     return optimizers[label]
+
+
+def check_size(network: Any, mesh: Mesh, copies: int, rules: Mapping[str, str | None] = RULES) -> None:
+    """Refuses a network that the memory of this machine cannot hold. Accelerators refuse by themselves.
+
+    Args:
+        network: Shapes, from `jax.eval_shape`.
+        mesh: From `make_mesh`.
+        copies: Arrays of the size of the network that training keeps.
+        rules: Logical axis -> mesh axis.
+
+    Raises:
+        ValueError: See `flowjax.data.records.check_memory`.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return
+    leaves = zip(jax.tree.leaves(network), jax.tree.leaves(shardings(network, mesh, rules)), strict=True)
+    each = sum(math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, sharding in leaves)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(network))
+    check_memory(f"training {count:,} parameters", copies * each * len(mesh.local_devices))
 
 
 def create_state(

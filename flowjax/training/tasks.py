@@ -85,7 +85,7 @@ class Generation:
         num = min(self.num, 10 * (recipe.num_classes or 1000))
         samples = recipe.sample(recipe.field(recipe.flow(network)), num, cond=recipe.balanced(num), **self._sampling)
         if jax.process_index() == 0:
-            picture(recipe, samples, path)
+            picture(recipe, samples, path, self.source)
 
     def assess(self, network: Any) -> dict[str, Any]:
         """What the network generates, in numbers."""
