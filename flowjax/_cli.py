@@ -115,7 +115,7 @@ def check_flags(values: flags.FlagValues, **intervals: str) -> None:
     """
     for name in values:
         if values[name].value in ("", []) and not name.startswith("config"):
-            raise UsageError(f"--{name} is empty")
+            raise UsageError("--workdir=FOLDER is required" if name == "workdir" else f"--{name} is empty")
     with usage_errors():
         for name, interval in intervals.items():
             value = values[name].value

@@ -66,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
     if values.what is None:
         raise _cli.UsageError(f"say what to calibrate ({', '.join(KINDS)}), e.g. `flowjax.calibrate ems --workdir=...`")
     _cli.choose("calibration", values.what, KINDS)
-    counts = dict.fromkeys(("points", "rounds"), _checks.COUNT) | {"num": "[0, 2147483647]"}
+    counts = dict.fromkeys(("points", "rounds"), _checks.COUNT) | {"num": "[0, 2147483647]", "order": "[1, 10]"}
     numbers = {"guidance": "[0, inf)", "start": "[0, 1]", "end": "[0, 1]"}
     _cli.check_flags(values, **counts, **numbers, steps=_checks.STEPS, seed=_checks.SEED)
     if values.workdir is None:

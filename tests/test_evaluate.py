@@ -112,17 +112,17 @@ def test_a_live_run_and_an_export_are_only_read(workdir, tmp_path, capsys):
     flow, recipe = load(tmp_path / "run")
     model = tmp_path / "model"
     export(flow, recipe, model)
-    assert run(model, "--steps=1") == 0
+    assert run(model, "--steps=1", "--data=recipe") == 0
     expected = {"recipe.json", "weights.safetensors", "evaluation.json", "evaluation.png"}
     assert {path.name for path in model.iterdir()} == expected
     for name in ("recipe.json", "weights.safetensors"):
         (model / name).unlink()
     export(dataclasses.replace(flow, network=jax.tree.map(lambda leaf: leaf + 0.1, flow.network)), recipe, model)
-    assert run(model, "--steps=1") == 0
+    assert run(model, "--steps=1", "--data=recipe") == 0
     kept = (model / "evaluation.json").read_text()
     assert [r["provenance"]["checkpoint_step"] for r in json.loads(kept)["runs"]] == [None, None]
     with Lock(model, "evaluate"):
-        assert run(model, "--steps=1") == 2
+        assert run(model, "--steps=1", "--data=recipe") == 2
     assert f"in use by process {os.getpid()}" in capsys.readouterr().err
 
 

@@ -1,12 +1,27 @@
 """What nobody can mean is refused by every main in one line with exit code 2, and leaves nothing behind."""
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
-from flowjax import _cli
+from flowjax import _cli, calibrate, data, doctor, evaluate
+from flowjax import sample as sample_main
 from flowjax import train as train_main
+from flowjax.calibration import store
+from flowjax.calibration.use import record
+from flowjax.flow import Flow
+from flowjax.recipe import Recipe
+from flowjax.training import Checkpoints
+from flowjax.training.state import TrainState
 
 pytestmark = pytest.mark.standard_promotion
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,7 +161,7 @@ def test_config_files_that_are_none(capsys, tmp_path, text, message):
         ("path.name", "Tabulated", "Tabulated needs its option alphas_cumprod"),
         ("path", {"name": "Tabulated", "options": {"alphas_cumprod": ("a", "b")}}, "an array is a list of"),
         ("path.name", "GaussianPath", "unknown path 'GaussianPath'"),
-        ("path.name", "Interpolant", "path must be one-sided"),
+        ("path.name", "Interpolant", "a path between two laws needs start"),
         ("path.options", {"sigma_min": 2.0}, "sigma_min"),
         ("path.options", {"sigma_min": "a"}, "Linear: sigma_min must be float, got 'a'"),
         ("objective.times", "Uniform", "config.objective.times must be a group of keys, got 'Uniform'"),
@@ -168,3 +183,270 @@ def test_configs_with_one_wrong_value(capsys, tmp_path, key, value, message):
     error = refused(capsys, train_main, f"--config={tmp_path / 'given.py'}", f"--workdir={tmp_path / 'run'}")
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Flags, folders and files of all mains
+# --------------------------------------------------------------------------------------------------------------------
+
+WITH_RUN = {"sample": sample_main, "evaluate": evaluate, "calibrate": calibrate}
+
+
+def save_run(recipe, folder):
+    """A run whose network was never trained."""
+    folder.mkdir(exist_ok=True)
+    network = jax.jit(lambda: recipe.build_network(nnx.Rngs(0)))()
+    recipe.save(folder)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        one = jax.numpy.int32(1)
+        checkpoints.save(TrainState(step=one, network=network, average=network, optimizer=one))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    save_run(train_main.make_recipe(_cli.load_config("digits:smoke"), data.load("digits")), folder)
+    return folder
+
+
+def listing(*folders):
+    return sorted(str(path) for folder in folders for path in folder.rglob("*"))
+
+
+NUMBERS = {
+    "sample": {"num": "whole", "batch": "whole", "steps": "whole", "seed": "seed", "guidance": "real"},
+    "evaluate": {"num": "whole", "batch": "whole", "steps": "whole", "seed": "seed", "guidance": "real"},
+    "calibrate": {
+        **dict.fromkeys(("steps", "points", "rounds", "order", "num"), "whole"),
+        **dict.fromkeys(("guidance", "start", "end"), "real"),
+        "seed": "seed",
+    },
+}
+WRONG = {
+    "whole": ("-1", "x", "", "1e3", "nan", "1.5", str(10**30)),
+    "seed": ("-1", "x", "", "1.5", str(2**32), str(10**30)),
+    "real": ("nan", "inf", "-inf", "-1", "x", "", "1e39", "1e400"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_RUN)
+def test_numbers_of_flags(capsys, tmp_path, workdir, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    before = listing(workdir, tmp_path)
+    for flag, kind in NUMBERS[name].items():
+        for text in WRONG[kind]:
+            what = ["ems"] if name == "calibrate" else []
+            assert flag in refused(capsys, WITH_RUN[name], *what, f"--workdir={workdir}", f"--{flag}={text}")
+    assert listing(workdir, tmp_path) == before
+
+
+@pytest.mark.parametrize("name", WITH_RUN)
+def test_folders_that_are_no_runs(capsys, tmp_path, name):
+    (tmp_path / "file").write_text("x")
+    for folder, text in (("empty", None), ("half", "{"), ("null", "null"), ("list", "[1]"), ("deep", "[" * 10**5)):
+        (tmp_path / folder).mkdir()
+        if text is not None:
+            (tmp_path / folder / "recipe.json").write_text(text)
+    (tmp_path / "folder" / "recipe.json").mkdir(parents=True)
+    what = ["ems"] if name == "calibrate" else []
+    for folder in ("file", "file/below", "missing", "empty", "half", "null", "list", "deep", "folder", "a" * 5000):
+        before = listing(tmp_path)
+        assert folder in refused(capsys, WITH_RUN[name], *what, f"--workdir={tmp_path / folder}", "--num=20")
+        assert listing(tmp_path) == before
+    for arguments in ([], ["--workdir="], ["--workdir=x", "extra"], ["--workdir"], [f"--flagfile={tmp_path / 'no'}"]):
+        refused(capsys, WITH_RUN[name], *what, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("sample", ["--out="], "--out is empty"),
+        ("sample", ["--out=x.png"], "--out must end in .npz"),
+        ("sample", ["--out=file/x.npz"], "Not a directory"),
+        ("sample", ["--out=file/below/x.npz"], "Not a directory"),
+        ("sample", ["--out=" + "a" * 5000 + ".npz"], "File name too long"),
+        ("sample", ["--labels="], "--labels is empty"),
+        ("sample", ["--labels=0,,1"], "label '' is out of range"),
+        ("sample", ["--labels=" + "9" * 5000], "is out of range"),
+        ("sample", ["--solver="], "--solver is empty"),
+        ("sample", ["--solver=os.system"], "os.system"),
+        ("sample", ["--num=2147483647"], "more than half of the memory of this machine"),
+        ("sample", ["--batch=2147483647"], "FLOWJAX_MEMORY_GIB sets another limit"),
+        ("evaluate", ["--num=2147483647"], "more than half of the memory of this machine"),
+        ("evaluate", ["--steps=4,,8"], "--steps must be numbers, got ''"),
+        ("evaluate", ["--solvers="], "--solvers is empty"),
+        ("evaluate", ["--extractor=json:loads"], "must be given together"),
+        ("evaluate", ["--extractor=gone:f", "--weights=x", "--sha256=x"], "No module named 'gone'"),
+        ("evaluate", ["--extractor=json:gone", "--weights=x", "--sha256=x"], "has no attribute 'gone'"),
+        ("evaluate", ["--extractor=.json:x", "--weights=x", "--sha256=x"], "--extractor=.json:x"),
+        ("evaluate", ["--extractor=json:__doc__", "--weights=x", "--sha256=x"], "is no function"),
+        ("evaluate", ["--extractor=json:loads", "--weights=x", "--sha256=x"], "x"),
+        ("evaluate", ["--data=other"], "--data=other: the data of"),
+        ("calibrate", ["emss"], "did you mean 'ems'"),
+        ("calibrate", ["ems", "--mode=elemnt"], "did you mean 'element'"),
+        ("calibrate", ["ems", "--data="], "--data is empty"),
+        ("calibrate", ["ems", "--points=2147483647"], "more than half of the memory of this machine"),
+        ("calibrate", ["ems", "--num=2147483647"], "more than half of the memory of this machine"),
+    ],
+)
+def test_flags_that_cannot_be_meant(capsys, tmp_path, workdir, monkeypatch, name, arguments, message):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    before = listing(workdir, tmp_path)
+    assert message in refused(capsys, WITH_RUN[name], *arguments, f"--workdir={workdir}")
+    assert listing(workdir, tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments", [["--json=maybe"], ["--jsn"], ["x"], ["--list=slver"]])
+def test_flags_of_the_doctor(capsys, arguments):
+    refused(capsys, doctor, *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            [f"--config={name}"]
+            for name in ("", ":", "/", "/dev/null", "__init__", "..", "a" * 5000, "a" * 5000 + ".py")
+        ),
+        ["--config"],
+        ["--config=digits:smoke", "--config.train.steps"],
+        ["--config=digits:smoke", "--config.train.steps="],
+        ["--config=digits:smoke", "--config.=1"],
+        ["--config=digits:smoke", "--config..train=1"],
+        ["--config=digits:smoke", "--config.network.options.image_shape=(8,8)"],
+        ["--config=digits:smoke", "--config.network.options.image_shape=8"],
+        ["--config=digits:smoke", "--config.data.augment.flip=maybe"],
+        ["--config=digits:smoke", "--config.network.name=UNet"],
+        ["--config=digits:smoke", "--config.path.name=Tabulated"],
+        ["--config=digits:smoke", "--config.network.options.width=1048576"],
+        ["--config=digits:smoke", "--config.train.batch=2147483640"],
+        ["--config=digits:smoke", "--config.sample.num=2147483647"],
+        ["--config=digits:smoke", "--profile="],
+        ["--config=digits:smoke", "--profile=3"],
+        ["--config=digits:smoke", "--distributed"],
+    ],
+)
+def test_flags_of_training(capsys, tmp_path, arguments):
+    refused(capsys, train_main, f"--workdir={tmp_path / 'run'}", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_under_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in ("file", "file/below", "file/far/below", "a" * 5000):
+        refused(capsys, train_main, "--config=toy2d:smoke", f"--workdir={tmp_path / folder}")
+    assert listing(tmp_path) == [str(tmp_path / "file")]
+
+
+def test_calibration_files_that_are_none(capsys, tmp_path, workdir):
+    recipe = Recipe.load(workdir)
+    flow = Flow(network=recipe.build_network(nnx.Rngs(0)), path=recipe.build_path(), prediction="velocity")
+    belongs = record("ems", flow, guidance=recipe.guidance, start=0.1, end=0.9, steps=3)
+    curves = {name: np.ones(5) for name in ("lam", "l", "s", "b")}
+    (tmp_path / "junk.npz").write_text("junk")
+    (tmp_path / "none.npz").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    np.savez(tmp_path / "foreign.npz", x=np.ones(3))
+    np.savez(tmp_path / "pickled.npz", record=np.array({"what": "ems"}, dtype=object))
+    np.savez(tmp_path / "text.npz", record=np.array("{"))
+    np.savez(tmp_path / "number.npz", record=np.array("5"))
+    np.savez(tmp_path / "empty.npz", record=np.array("{}"))
+    np.save(tmp_path / "one.npy", np.ones(3))
+    (tmp_path / "one.npy").rename(tmp_path / "npy.npz")
+    store.save(tmp_path / "nan.npz", curves | {"b": np.full(5, np.nan)}, belongs)
+    store.save(tmp_path / "lacks.npz", {"lam": np.ones(5)}, belongs)
+    store.save(tmp_path / "kind.npz", curves, belongs | {"what": "emss"})
+    store.save(tmp_path / "words.npz", curves, belongs | {"steps": "three"})
+    store.save(tmp_path / "schedule.npz", {"schedule": np.array("[1]")}, belongs | {"what": "schedule"})
+    store.save(tmp_path / "ratios.npz", {"ratios": np.ones(3)}, belongs | {"what": "compensation"})
+    whole = (tmp_path / "kind.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) == 16
+    for file in (*files, "missing.npz"):
+        error = refused(
+            capsys,
+            sample_main,
+            *(f"--workdir={workdir}", "--num=8", f"--calibration={tmp_path / file}", f"--out={tmp_path / 'x.npz'}"),
+        )
+        assert file in error
+        assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_data_of_a_recipe_is_opened_only_when_asked_for(capsys, tmp_path):
+    """Unless it lies in the workdir, links followed, or needs no files."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (tmp_path / "elsewhere", tmp_path):
+        np.savez(folder / "points.npz", images=rng.normal(size=(60, 2)))
+    recipe = Recipe(
+        network={"name": "MLP", "options": {"dim": 2, "width": 8, "depth": 1}},
+        path={"name": "Linear", "options": {}},
+        prediction="velocity",
+        data={"name": "npz", "options": {"path": str(tmp_path / "elsewhere" / "points.npz"), "labels": None}},
+        shape=(2,),
+        shift=0.0,
+        scale=1.0,
+        low=None,
+        high=None,
+        num_classes=None,
+        solver={"name": "euler", "options": {}},
+        steps=1,
+    )
+    run = tmp_path / "run"
+    save_run(recipe, run)
+    (run / "link").symlink_to(tmp_path / "elsewhere")
+    before = listing(run)
+    for main, options in ((evaluate, ["--num=20"]), (calibrate, ["ems"]), (calibrate, ["transport"])):
+        for path in (tmp_path / "elsewhere", run / "link", run / ".." / "elsewhere"):
+            values = json.loads((run / "recipe.json").read_text())
+            values["data"]["options"]["path"] = str(path / "points.npz")
+            (run / "recipe.json").write_text(json.dumps(values))
+            error = refused(capsys, main, *options, f"--workdir={run}")
+            assert "opened only when asked for: add --data=recipe, or --data=PATH" in error
+        assert "missing.npz does not exist" in refused(
+            capsys, main, *options, f"--workdir={run}", f"--data={tmp_path / 'missing.npz'}"
+        )
+    assert listing(run) == before
+
+    # Samples are pictured without it.
+    out = f"--out={tmp_path / 'samples.npz'}"
+    for main, arguments in ((sample_main, [out, "--num=8"]), (evaluate, ["--num=20", "--data=recipe"])):
+        with pytest.raises(SystemExit) as exit_:
+            _cli.run(main.main, main.define, ["main", f"--workdir={run}", *arguments])
+        assert exit_.value.code == 0, capsys.readouterr().err
+    assert (tmp_path / "samples.png").exists()
+
+    loaded = Recipe.load(run)
+    assert len(data.of_run(loaded, run, "recipe").x) == 60
+    assert len(data.of_run(loaded, run, str(tmp_path / "points.npz")).x) == 60
+    assert len(data.of_run(loaded, tmp_path).x) == 60
+    with pytest.raises(ValueError, match="is not read from a file"):
+        data.of_run(dataclasses.replace(loaded, data={"name": "digits", "options": {}}), run, "x")
+
+
+def test_a_limit_of_memory_can_be_set(capsys, tmp_path, workdir, monkeypatch):
+    monkeypatch.setenv("FLOWJAX_MEMORY_GIB", "0.00001")
+    error = refused(capsys, sample_main, f"--workdir={workdir}", "--num=1000", f"--out={tmp_path / 'x.npz'}")
+    assert "more than 0.00001 GiB" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--config=digits:smoke", "--workdir=run", "--config.train.rate=nan"],
+        ["sample", "--workdir=file", "--num=3"],
+        pytest.param(["evaluate", "--workdir=run", "--steps=nan"], marks=pytest.mark.slow),
+        pytest.param(["calibrate", "ems", "--workdir=run", "--guidance=nan"], marks=pytest.mark.slow),
+    ],
+)
+def test_as_a_process(tmp_path, arguments):
+    (tmp_path / "file").write_text("x")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    command = [sys.executable, "-m", f"flowjax.{arguments[0]}", *arguments[1:]]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert listing(tmp_path) == [str(tmp_path / "file")]

@@ -1,5 +1,6 @@
 """Calibration files: arrays with a record of what they belong to, and partial results of an interrupted run."""
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def load(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, np.nd
         FileNotFoundError: there is no such file.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"calibration file {path} does not exist")
+        raise FileNotFoundError(errno.ENOENT, "no such calibration file", str(path))
     try:
         arrays = read_arrays(Path(path), texts=True)
         if "record" not in arrays:

@@ -17,7 +17,7 @@ def test_pictures_show_every_network_from_the_same_noise(tmp_path, monkeypatch):
     config, source = load_config("toy2d:smoke"), data.toy2d("spiral", size=60)
     task = train.make_task(config, source, make_mesh(), jax.random.key(3))
     shown = []
-    monkeypatch.setattr(tasks, "picture", lambda recipe, samples, path: shown.append(samples.x))
+    monkeypatch.setattr(tasks, "picture", lambda recipe, samples, path, source: shown.append(samples.x))
     first, second = (task.build_network(nnx.Rngs(seed)) for seed in (0, 1))
     task.show(first, tmp_path / "a.png")
     assert "FD[raw]" in task.assess(first)
