@@ -199,7 +199,7 @@ def save_run(recipe, folder):
     recipe.save(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         one = jax.numpy.int32(1)
-        checkpoints.save(TrainState(step=one, network=network, average=network, optimizer=one))
+        checkpoints.save(TrainState(step=one, networks=network, averages={"average": network}, optimizer=one))
 
 
 @pytest.fixture(scope="module")
