@@ -1,4 +1,8 @@
-"""Networks: flax.nnx modules called as `network(x, t, cond=None, end=None)`, with times t in [0, 1]."""
+"""Networks, encoders of conditions and adapters: flax.nnx modules.
+
+A network is called as `network(x, t, cond=None, end=None, key=None)`, with times t in [0, 1] and, for dropout, one key
+per example; `Autoencoder` and `Discriminator` take images alone.
+"""
 
 from flowjax.models import lora
 from flowjax.models.attention import require_jvp
