@@ -242,6 +242,7 @@ solvers = {
             "2301.11558",
         ),
         evaluations=lambda n: n,
+        example=lambda: {"guidance": None},
     ),
     "edm_heun": Entry(
         _solvers.EDMHeun,

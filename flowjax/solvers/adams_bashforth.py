@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.quadrature import lagrange_integrals
@@ -43,8 +44,7 @@ class AdamsBashforth(Solver):
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        if self.order not in (1, 2, 3, 4, 5):
-            raise ValueError(f"order must be 1 to 5, got {self.order}")
+        _checks.whole("[1, 5]", order=self.order)
         check_choice("form", self.form, ("velocity", "noise"))
         check_choice("weights", self.weights, ("variable", "fixed"))
         check_choice("start", self.start, ("lower", "rk4"))

@@ -12,6 +12,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 
+from flowjax import _checks
 from flowjax._captured import tracing
 from flowjax._pytree import part, pytree, static
 from flowjax.flow import Field, count, term
@@ -40,7 +41,7 @@ class Adaptive(OwnSteps):
         max_steps: bound on attempted steps; more are an error (`equinox.EquinoxRuntimeError`).
 
     Raises:
-        ValueError: not an explicit adaptive Runge-Kutta solver.
+        ValueError: not an explicit adaptive Runge-Kutta solver, or tolerances that are not positive.
 
     References:
         Tsitouras (2011), Runge-Kutta pairs of order 5(4); Kidger (2202.02435), chapter 5, for the controller.
@@ -54,7 +55,11 @@ class Adaptive(OwnSteps):
     max_steps: int = static(4096)
 
     def __post_init__(self) -> None:
-        """Fills in the default solver."""
+        """Fills in the default solver and checks the numbers."""
+        _checks.real("[0, inf)", rtol=self.rtol, atol=self.atol)
+        _checks.whole(_checks.COUNT, max_steps=self.max_steps)
+        if all(isinstance(tolerance, int | float) and tolerance == 0 for tolerance in (self.rtol, self.atol)):
+            raise ValueError("rtol and atol are both 0, which no step satisfies")
         if self.solver is None:
             object.__setattr__(self, "solver", diffrax.Tsit5())
         if not (

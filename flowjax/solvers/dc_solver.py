@@ -13,9 +13,12 @@ from collections.abc import Generator
 from typing import Any
 
 import jax
+import numpy as np
 
+from flowjax import _checks
 from flowjax._pytree import part, pytree
-from flowjax.solvers.rows import Request, keep
+from flowjax.paths.base import GaussianPath
+from flowjax.solvers.rows import Request, Updates, keep
 from flowjax.solvers.unipc import UniPC
 
 
@@ -26,11 +29,37 @@ class DCSolver(UniPC):
     Args:
         ratios: rho_i of every step, N numbers (those of the first two steps are not used); may be traced. None is
             UniPC.
+
+    Raises:
+        ValueError: as for `UniPC`, or ratios that are no list of numbers; at bind, ratios of another number of steps.
     """
 
     ratios: Any = part("array", None)
 
     depth = property(lambda self: max(self.order, 3))
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        super().__post_init__()
+        if self.ratios is None:
+            return
+        array = isinstance(self.ratios, jax.Array | np.ndarray)
+        if self.ratios.ndim != 1 if array else not isinstance(self.ratios, list | tuple):
+            raise ValueError(
+                f"ratios are one number for each step of the grid, got {type(self.ratios).__name__} of shape "
+                f"{getattr(self.ratios, 'shape', ())}"
+            )
+        for ratio in () if isinstance(self.ratios, jax.Array) else self.ratios:
+            _checks.real("(-inf, inf)", ratios=ratio)
+
+    def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
+        """UniPC's steps with compensated histories."""
+        if self.ratios is not None and len(self.ratios) != len(times) - 1:
+            raise ValueError(
+                f"these are the ratios of {len(self.ratios)} steps, the times have {len(times) - 1}: ratios belong to "
+                "their grid (flowjax.calibration.compensation finds those of another)"
+            )
+        return super().updates(path, times, x)
 
     def compensated(
         self, number: int, history: list[tuple[float, Any]]

@@ -12,6 +12,7 @@ sigma_t = 0 (x' = alpha_t m) are regular, and so is the end of an inversion at a
 import math
 from typing import Any
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.rows import Solver, Updates, check_noise_left, direction, evaluate, noise, pairs, step
@@ -32,8 +33,7 @@ class DDIM(Solver):
 
     def __post_init__(self) -> None:
         """Checks eta."""
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be in [0, 1] (0 deterministic, 1 ancestral), got {self.eta}")
+        _checks.real("[0, 1]", eta=self.eta)
 
     stochastic = property(lambda self: self.eta > 0)
 

@@ -20,7 +20,17 @@ from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import check_positive_alpha
 from flowjax.solvers.quadrature import lagrange_integrals
-from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, pairs, step
+from flowjax.solvers.rows import (
+    LOWER_ORDER_FINAL,
+    Solver,
+    Updates,
+    check_choice,
+    direction,
+    evaluate,
+    lowers_final_order,
+    pairs,
+    step,
+)
 
 
 @pytree
@@ -30,8 +40,8 @@ class DEIS(Solver):
     Args:
         order: number of values the polynomial goes through, 1 to 4.
         variable: in which the polynomial is one: "time", "log_k" or "k".
-        lower_order_final: order 1 in the last step, at most 2 in the one before: True, False or "auto" (fewer than 15
-            steps).
+        lower_order_final: order 1 in the last step, at most 2 in the one before: True, False or "auto" (True below 15
+            steps, and where the last step is longer in `variable` than 1.25 times the one before).
 
     Raises:
         ValueError: a value that is not allowed; at bind, a grid that touches alpha = 0.
@@ -45,17 +55,20 @@ class DEIS(Solver):
         """Checks the options."""
         check_choice("order", self.order, (1, 2, 3, 4))
         check_choice("variable", self.variable, ("time", "log_k", "k"))
-        check_choice("lower_order_final", self.lower_order_final, ("auto", True, False))
+        check_choice("lower_order_final", self.lower_order_final, LOWER_ORDER_FINAL)
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The exponentially weighted mean of the polynomial."""
         check_positive_alpha(path, times, "DEIS")
         steps = len(times) - 1
-        lower = steps < 15 if self.lower_order_final == "auto" else self.lower_order_final
 
         def level(t: float) -> float:
             return float(path.sigma(t) / path.alpha(t))
 
+        nodes = times if self.variable == "time" else [level(t) for t in times]
+        if self.variable == "log_k":
+            nodes = [-float(path.lam(t)) for t in times]
+        lower = lowers_final_order(self.lower_order_final, nodes, 15)
         history: list[tuple[float, Any]] = []  # (t, e), newest first
         for number, (s, t) in enumerate(pairs(times)):
             history = [(s, (yield evaluate(s, x, to="noise"))), *history][: self.order]
@@ -67,8 +80,8 @@ class DEIS(Solver):
             order = min(len(history), steps - number) if lower else len(history)
             if self.variable == "log_k":
                 order = 1 if end == 0 else min(order, sum(level(u) > 0 for u, _ in history) or 1)
-            nodes = [u for u, _ in history[:order]]
-            integrals = self._integrals(path, nodes, t, [level(u) for u in nodes], end) if order > 1 else [end - k]
+            past = [u for u, _ in history[:order]]
+            integrals = self._integrals(path, past, t, [level(u) for u in past], end) if order > 1 else [end - k]
             total = sum(
                 (c * e for c, (_, e) in zip(integrals[1:], history[1:order], strict=True)), integrals[0] * history[0][1]
             )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from flowjax import _checks
 from flowjax._captured import tracing
 from flowjax._pytree import pytree, static
 from flowjax.flow import Field, count
@@ -55,6 +56,10 @@ class DPMAdaptive(OwnSteps):
         """Checks the options."""
         check_choice("order", self.order, (2, 3))
         check_choice("form", self.form, ("data", "noise"))
+        _checks.real("[0, inf)", rtol=self.rtol)
+        _checks.real("(0, inf)", atol=self.atol, first=self.first)
+        _checks.real("(0, 1]", theta=self.theta)
+        _checks.whole(_checks.COUNT, max_trials=self.max_trials)
 
     def solve(
         self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False

@@ -22,7 +22,7 @@ from typing import Any
 
 from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, keep, pairs, step
+from flowjax.solvers.rows import LOWER_ORDER_FINAL, Solver, Updates, check_choice, evaluate, keep, pairs, step
 from flowjax.solvers.statistics import Statistics
 
 
@@ -36,7 +36,8 @@ class DPMSolverV3(Solver):
         corrector: whether to correct; mostly helps at few steps.
         p_pseudo: pseudo derivatives in the predictor.
         c_pseudo: pseudo derivatives, and one point more, in the corrector.
-        lower_order_final: order 1 in the last step, at most 2 in the one before, and so on.
+        lower_order_final: order 1 in the last step, at most 2 in the one before, and so on: True, False or "auto" (True
+            for any number of steps, as in the published code).
         half: None corrects everywhere, "noise" for t < 1/2 only (the authors' code), "data" for t >= 1/2 only (their
             text).
 
@@ -49,13 +50,20 @@ class DPMSolverV3(Solver):
     corrector: bool = static(True)
     p_pseudo: bool = static(False)
     c_pseudo: bool = static(True)
-    lower_order_final: bool = static(True)
+    lower_order_final: bool | str = static(True)
     half: str | None = static(None)
 
     def __post_init__(self) -> None:
         """Checks the options."""
+        if not isinstance(self.statistics, Statistics):
+            raise ValueError(f"statistics come from flowjax.calibration.ems, got {type(self.statistics).__name__}")
+        for name in ("corrector", "p_pseudo", "c_pseudo"):
+            check_choice(name, getattr(self, name), (True, False))
+        check_choice("lower_order_final", self.lower_order_final, LOWER_ORDER_FINAL)
         check_choice("order", self.order, (1, 2, 3, 4))
         check_choice("half", self.half, (None, "noise", "data"))
+
+    no_direction = "its steps have no direction that momentum could average"
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """Predict, evaluate there, correct."""
@@ -71,7 +79,7 @@ class DPMSolverV3(Solver):
             (lam[0], (yield keep(output(0, (yield evaluate(times[0], x, to="noise")), x))))
         ]  # (lam, f), newest first
         for number, (s, t) in enumerate(pairs(times)):
-            order = min(self.order, len(history), steps - number if self.lower_order_final else self.order)
+            order = min(self.order, len(history), steps - number if self.lower_order_final is not False else self.order)
             scales = float(path.alpha(s)), float(path.alpha(t))
             if lam[number] == lam[number + 1]:
                 predicted, points = x, 1

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.rows import Solver, Updates, check_noise_left, direction, evaluate, noise, pairs, step
@@ -30,7 +31,7 @@ class EDMHeun(Solver):
         s_noise: standard deviation of the added noise.
 
     Raises:
-        ValueError: negative churn, or an empty range of levels.
+        ValueError: a number that is negative or not one, or an empty range of levels.
     """
 
     s_churn: float = static(0.0)
@@ -40,8 +41,11 @@ class EDMHeun(Solver):
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if self.s_churn < 0 or not 0 <= self.s_tmin < self.s_tmax:
-            raise ValueError(f"EDMHeun needs s_churn >= 0 and 0 <= s_tmin < s_tmax, got {self}")
+        _checks.real("[0, inf)", s_churn=self.s_churn, s_tmin=self.s_tmin, s_noise=self.s_noise)
+        if self.s_tmax != math.inf:
+            _checks.real("[0, inf)", s_tmax=self.s_tmax)
+        if not self.s_tmin < self.s_tmax:
+            raise ValueError(f"EDMHeun needs s_tmin < s_tmax, got {self}")
 
     stochastic = property(lambda self: self.s_churn > 0)
 

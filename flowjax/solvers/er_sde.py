@@ -39,16 +39,23 @@ class ERSDE(Solver):
         scale: phi, a function of k = sigma/alpha (NumPy), positive with phi(k)/k not falling; `default_scale`.
 
     Raises:
-        ValueError: another order.
+        ValueError: another order, or a scale that is none.
     """
 
     order: int = static(3)
     scale: Callable[[Any], Any] = static(default_scale)
 
     def __post_init__(self) -> None:
-        """Checks the order."""
+        """Checks the options."""
         check_choice("order", self.order, (1, 2, 3))
+        if not callable(self.scale):
+            raise ValueError(f"scale is a function phi(k) of the noise level, got {self.scale!r}")
+        k = np.logspace(-3, 3, 61)
+        ratio = np.asarray(self.scale(k)) / k
+        if not (np.all(np.isfinite(ratio)) and np.all(ratio > 0) and np.all(np.diff(ratio) > -1e-9 * ratio[1:])):
+            raise ValueError("scale, phi(k), must be positive and finite, with a phi(k)/k that does not fall")
 
+    no_direction = "its steps have no direction that momentum could average"
     stochastic = property(lambda self: self._limit() < 1)
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:

@@ -32,6 +32,7 @@ class SDESolver(Solver):
     def _check(self) -> None:
         as_diffusion(self.diffusion)
         check_choice("drift", self.drift, ("path", "field"))
+        check_choice("backward", self.backward, (True, False))
         check_choice("last", self.last, (None, "none", "mean", "tweedie", "euler"))
         if self.backward and self.last not in (None, "none"):
             raise ValueError(f"last={self.last!r} removes noise at the data end, which a backward run starts from")

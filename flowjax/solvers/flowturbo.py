@@ -16,8 +16,9 @@ import re
 from typing import Any
 
 from flowjax._pytree import part, pytree, static
+from flowjax.flow import check_field
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, keep, pairs, step
+from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, keep, pairs, step
 
 
 @pytree
@@ -42,6 +43,8 @@ class FlowTurbo(Solver):
     def __post_init__(self) -> None:
         """Checks the schedule."""
         check_choice("second_input", self.second_input, ("d", "cache"))
+        if self.refiner is not None:
+            check_field(self.refiner)
         if "R" in self.kinds and self.refiner is None:
             raise ValueError(
                 f"blocks={self.blocks!r} has refiner steps: pass refiner=, a field whose network takes velocity="
@@ -56,7 +59,7 @@ class FlowTurbo(Solver):
         Raises:
             ValueError: the schedule cannot be read.
         """
-        if not re.fullmatch(r"([HPR]\d+)+", self.blocks) or not re.search(r"[1-9]", self.blocks):
+        if not re.fullmatch(r"([HPR]\d{1,6})+", str(self.blocks)) or not re.search(r"[1-9]", self.blocks):
             raise ValueError(
                 f"blocks={self.blocks!r} is not a schedule: write letters H (Heun), P (pseudo corrector), R (refiner), "
                 "each with a count, for example H2P4R2"
@@ -79,4 +82,4 @@ class FlowTurbo(Solver):
                 d = cache if kind == "P" and cache is not None else (yield evaluate(s, x))
                 e = yield evaluate(t, x + h * d)
             cache = d if kind == "R" else e
-            x = yield step(x + h / 2 * (d + e))
+            x = yield step(x + h * (yield direction((d + e) / 2)))

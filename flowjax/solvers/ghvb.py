@@ -13,12 +13,21 @@ limits a whole run to order 2. One evaluation per step. The noise form is undefi
 
 from typing import Any
 
-import jax
-
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import EQUAL_STEPS, adams_weights, coordinates
-from flowjax.solvers.rows import Solver, Updates, check_choice, evaluate, keep, pairs, step
+from flowjax.solvers.rows import (
+    Solver,
+    Updates,
+    check_choice,
+    check_newest_weight,
+    direction,
+    evaluate,
+    keep,
+    pairs,
+    step,
+)
 
 
 @pytree
@@ -42,11 +51,10 @@ class GHVB(Solver):
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        check_choice("order", self.order, (1, 2, 3, 4, 5))
+        _checks.whole("[1, 5]", order=self.order)
         check_choice("form", self.form, ("velocity", "noise"))
         check_choice("weights", self.weights, ("variable", "fixed"))
-        if not isinstance(self.beta, jax.core.Tracer) and not 0 < self.beta <= 1:
-            raise ValueError(f"beta is the weight of the new value and must be in (0, 1], got {self.beta}")
+        check_newest_weight("beta", self.beta, "value")
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The averaged values, integrated over the step."""
@@ -72,5 +80,5 @@ class GHVB(Solver):
                 if len(values) > 1:
                     differences = [new - old for new, old in pairs(values)]
                     total = total + (1 - self.beta) / self.beta * mean(len(differences), differences, end)
-                x = scale(t) / scale(s) * x + scale(t) * (end - u) * total
+                x = scale(t) / scale(s) * x + scale(t) * (end - u) * (yield direction(total))
             x = yield step(x)

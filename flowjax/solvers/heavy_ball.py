@@ -3,17 +3,27 @@
 The direction d_n of the wrapped method's step is replaced by v_n = (1 - beta) v_{n-1} + beta d_n, with v = d at the
 first step that has one (`init`). beta is the weight of the NEW direction: beta = 1 is the wrapped method. It enlarges
 the stability region (for Adams-Bashforth by (2 - beta)/beta) and lowers the order to 1. Evaluations are those of the
-wrapped method. DPM-Solver's order-1 steps at the start and the end have no direction and stay as they are.
+wrapped method. DPM-Solver's order-1 steps at the start and the end have no direction and stay as they are. Methods
+without a direction (SA-Solver, ER-SDE, DPM-Solver-v3, USF, splitting) are refused.
 """
 
 from typing import Any
 
-import jax
-
 from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import DPMSolver
-from flowjax.solvers.rows import Direction, Evaluate, Solver, Step, Updates, check_choice, keep
+from flowjax.solvers.rows import (
+    Direction,
+    Evaluate,
+    Solver,
+    Step,
+    Updates,
+    check_choice,
+    check_newest_weight,
+    direction,
+    keep,
+    pairs,
+)
 
 
 @pytree
@@ -28,7 +38,8 @@ class HeavyBall(Solver):
             one too.
 
     Raises:
-        ValueError: beta outside (0, 1], or not a solver.
+        ValueError: beta outside (0, 1], not a solver, or one without a direction that momentum could act on; at bind,
+            times on which it would change nothing.
     """
 
     solver: Solver = part("solver", DPMSolver())
@@ -40,8 +51,9 @@ class HeavyBall(Solver):
         check_choice("init", self.init, ("first_direction", "first_output"))
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be a fixed-grid solver of flowjax, got {self.solver!r}")
-        if not isinstance(self.beta, jax.core.Tracer) and not 0 < self.beta <= 1:
-            raise ValueError(f"beta is the weight of the new direction and must be in (0, 1], got {self.beta}")
+        check_newest_weight("beta", self.beta, "direction")
+        if self.solver.no_direction:
+            raise ValueError(f"{type(self).__name__} cannot act on {self._name}: {self.solver.no_direction}")
 
     @property
     def refiner(self) -> Any:
@@ -54,6 +66,7 @@ class HeavyBall(Solver):
         """The wrapped method's requests with every direction averaged."""
         inner = self.solver.updates(path, times, x)
         momentum, answer, number = None, None, 0
+        averaged = 0  # directions that are not the first momentum itself
         while True:
             try:
                 request = inner.send(answer)
@@ -61,13 +74,25 @@ class HeavyBall(Solver):
                 return
             if isinstance(request, Direction) and times[number] != times[number + 1]:  # a repeated time moves nothing
                 new = request.value
+                averaged += momentum is not None
                 momentum = yield keep(new if momentum is None else (1 - self.beta) * momentum + self.beta * new)
-                answer = self.used(momentum, new)
+                answer = yield direction(self.used(momentum, new))  # to a momentum on this one
             else:
+                moves = sum(s != t for s, t in pairs(times))
+                if isinstance(request, Step) and number == len(times) - 2 and not averaged and moves > 1:
+                    raise ValueError(
+                        f"{type(self).__name__} changes nothing in these {moves} steps of {self._name}, of which fewer "
+                        "than two have a direction (steps of a lower order at the ends have none): take more steps, or "
+                        "that solver alone"
+                    )
                 answer = yield request
                 number += isinstance(request, Step)
                 if isinstance(request, Evaluate) and momentum is None and self.init == "first_output":
                     momentum = answer
+
+    @property
+    def _name(self) -> str:
+        return type(self.solver).__name__
 
     def used(self, momentum: Any, new: Any) -> Any:
         """The direction of the step."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import data_weight
@@ -46,12 +47,14 @@ class SASolver(Solver):
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        if self.predictor_order < 1 or self.corrector_order < 0 or self.tau < 0 or not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                "SASolver needs predictor_order >= 1, corrector_order >= 0, tau >= 0 and 0 <= start <= end <= 1, "
-                f"got {self}"
-            )
+        _checks.whole("[1, inf)", predictor_order=self.predictor_order)
+        _checks.whole("[0, inf)", corrector_order=self.corrector_order)
+        _checks.real("[0, inf)", tau=self.tau)
+        _checks.real("[0, 1]", start=self.start, end=self.end)
+        if self.start > self.end:
+            raise ValueError(f"SASolver needs start <= end, got {self}")
 
+    no_direction = "its steps have no direction that momentum could average"
     stochastic = property(lambda self: self.tau > 0)
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:

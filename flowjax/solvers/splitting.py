@@ -16,6 +16,7 @@ from collections.abc import Generator
 from typing import Any
 
 from flowjax._pytree import part, pytree
+from flowjax.flow import check_field
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.ghvb import GHVB
@@ -31,7 +32,7 @@ class Splitting(Solver):
 
     Args:
         guidance: a field whose predictions are what the guidance adds to those of the sampled field, for example
-            `flowjax.fields.Gradient`; None for no guidance, the plain `solver`.
+            `flowjax.fields.Gradient`; None, said outright, for no guidance, the plain `solver`.
         solver: method for the field; one that starts each step with an evaluation at the newest x (not UniPC or
             FlowTurbo, which carry one over from the step before, made before the guidance moved x).
         guidance_solver: method for the guidance, likewise, in the same form.
@@ -41,12 +42,14 @@ class Splitting(Solver):
             for neither velocity nor noise, or two methods that ask for different predictions.
     """
 
-    guidance: Any = part("field", None)
+    guidance: Any = part("field")
     solver: Solver = part("solver", AdamsBashforth())
     guidance_solver: Solver = part("solver", GHVB())
 
     def __post_init__(self) -> None:
         """Checks the arguments."""
+        if self.guidance is not None:
+            check_field(self.guidance)
         for name in ("solver", "guidance_solver"):
             if not isinstance(getattr(self, name), Solver):
                 raise ValueError(f"{name} must be a fixed-grid solver of flowjax, got {getattr(self, name)!r}")
@@ -56,6 +59,7 @@ class Splitting(Solver):
         """The second field."""
         return self.guidance
 
+    no_direction = "it has two methods, put momentum on its solver= or guidance_solver="
     stochastic = property(lambda self: self.solver.stochastic or self.guidance_solver.stochastic)
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -26,6 +27,24 @@ class Statistics:
     l: Any = part("array")  # noqa: E741 - the paper's letter
     s: Any = part("array")
     b: Any = part("array")
+
+    def __post_init__(self) -> None:
+        """Checks shapes and values.
+
+        Raises:
+            ValueError: lam that does not increase, curves of another length or unlike shapes, or NaN.
+        """
+        if any(isinstance(part, jax.core.Tracer) for part in (self.lam, self.l, self.s, self.b)):
+            return
+        lam = np.shape(self.lam)
+        if len(lam) != 1 or lam[0] < 2 or not np.all(np.diff(self.lam) > 0):
+            raise ValueError(f"statistics need two or more increasing values of lam, got an array of shape {lam}")
+        shapes = {name: np.shape(getattr(self, name)) for name in ("l", "s", "b")}
+        if len(set(shapes.values())) > 1 or shapes["l"][:1] != lam:
+            found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise ValueError(f"statistics on {lam[0]} points need l, s, b of one shape ({lam[0]}, ...), got {found}")
+        if not all(np.all(np.isfinite(part)) for part in (self.lam, self.l, self.s, self.b)):
+            raise ValueError("the statistics hold NaN or infinite numbers: measure them again")
 
     def check_range(self, path: GaussianPath, times: list[float]) -> list[float]:
         """The values of lam at `times`.

@@ -20,11 +20,22 @@ from typing import Any
 
 import numpy as np
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import check_ends, data_weight
 from flowjax.solvers.phi import phi
-from flowjax.solvers.rows import Request, Solver, Updates, check_choice, direction, evaluate, pairs, step
+from flowjax.solvers.rows import (
+    LOWER_ORDER_FINAL,
+    Request,
+    Solver,
+    Updates,
+    check_choice,
+    direction,
+    evaluate,
+    pairs,
+    step,
+)
 
 
 @pytree
@@ -36,7 +47,8 @@ class UniPC(Solver):
         variant: "bh1", "bh2" or "vary".
         corrector: whether to correct.
         form: "data" or "noise".
-        lower_order_final: order 1 in the last step, at most 2 in the one before, and so on.
+        lower_order_final: order 1 in the last step, at most 2 in the one before, and so on: True, False or "auto" (True
+            for any number of steps, as in the published code).
         disable_corrector: numbers of steps that are not corrected (0, ... under strong guidance).
         directions: what a momentum wrapper acts on: "corrector" (as in the authors' code), "predictor" or "both".
 
@@ -48,17 +60,29 @@ class UniPC(Solver):
     variant: str = static("bh2")
     corrector: bool = static(True)
     form: str = static("data")
-    lower_order_final: bool = static(True)
+    lower_order_final: bool | str = static(True)
     disable_corrector: tuple[int, ...] = static(())
     directions: str = static("corrector")
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        if self.order < 1:
-            raise ValueError(f"order must be at least 1, got {self.order}")
+        _checks.whole("[1, inf)", order=self.order)
+        check_choice("corrector", self.corrector, (True, False))
+        check_choice("lower_order_final", self.lower_order_final, LOWER_ORDER_FINAL)
         check_choice("variant", self.variant, ("bh1", "bh2", "vary"))
         check_choice("form", self.form, ("data", "noise"))
         check_choice("directions", self.directions, ("corrector", "predictor", "both"))
+        if not isinstance(self.disable_corrector, tuple | list):
+            raise ValueError(f"disable_corrector holds numbers of steps, as in (0, 1), got {self.disable_corrector!r}")
+        object.__setattr__(self, "disable_corrector", tuple(self.disable_corrector))
+        for number in self.disable_corrector:
+            _checks.whole("[0, inf)", disable_corrector=number)
+
+    @property
+    def no_direction(self) -> str:
+        """A predictor alone announces its direction only when told to."""
+        silent = self.directions == "corrector" and not self.corrector
+        return "directions='corrector' but there is no corrector: say directions='predictor'" if silent else ""
 
     depth = property(lambda self: self.order)  # outputs in the history
 
@@ -79,7 +103,7 @@ class UniPC(Solver):
             f = history[0][1]
             lam_s, lam_t = float(path.lam(s)), float(path.lam(t))
             h = 0.0 if lam_s == lam_t else lam_t - lam_s
-            order = min(self.order, steps - number) if self.lower_order_final else self.order
+            order = min(self.order, steps - number) if self.lower_order_final is not False else self.order
             before = [(float(path.lam(u)), value) for u, value in history[1:]]
             before = [(lam, value) for lam, value in before if math.isfinite(lam) and lam != lam_s]
             before = before[: order - 1] if h and math.isfinite(h) else []

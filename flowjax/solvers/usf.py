@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from flowjax import _checks
 from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import data_weight
@@ -26,6 +27,7 @@ from flowjax.solvers.phi import phi
 from flowjax.solvers.quadrature import derivative_weights
 from flowjax.solvers.rows import Solver, Updates, check_choice, check_noise_left, evaluate, keep, pairs, step
 from flowjax.solvers.statistics import Statistics
+from flowjax.times import check_times
 
 RELAXATIONS = ("midpoint", "bh1", "bh2", "+exp", "-exp")
 
@@ -69,6 +71,12 @@ class Decision:
         check_choice("corrector_relaxation", self.corrector_relaxation, (None, "bh1", "bh2"))
         if isinstance(self.relaxation, str):
             check_choice("relaxation", self.relaxation, RELAXATIONS)
+        if self.relaxation is not None and not isinstance(self.relaxation, str):
+            _checks.real("(-inf, inf)", relaxation=self.relaxation)
+        for name in ("estimation", "points"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for number in (self.start, *self.points, *self.estimation):
+            _checks.whole("(-inf, inf)", **{"points and estimation": number})
         if self.start >= 0 or any(p >= 0 for p in self.points):
             raise ValueError(f"points are counted backwards from the newest, -1, got {self}")
         if self.estimation and (
@@ -105,6 +113,9 @@ class Schedule:
     def __post_init__(self) -> None:
         """Checks that every step has the history it asks for."""
         check_choice("first", self.first, ("network", "zero", "mean"))
+        grid = check_times(self.times, invert=bool(np.ravel(self.times)[0] > np.ravel(self.times)[-1]))
+        object.__setattr__(self, "times", tuple(grid.tolist()))
+        object.__setattr__(self, "decisions", tuple(self.decisions))
         if len(self.times) != len(self.decisions) + 1:
             raise ValueError(f"{len(self.decisions)} steps need {len(self.decisions) + 1} times, got {len(self.times)}")
         for number, decision in enumerate(self.decisions):
@@ -150,8 +161,15 @@ class USF(Solver):
 
     def __post_init__(self) -> None:
         """Checks that what the schedule needs is there."""
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"schedule must be a flowjax.solvers.Schedule, got {type(self.schedule).__name__}")
+        _checks.real("(-inf, inf)", mean=self.mean)
+        if isinstance(self.mean, np.ndarray) and not np.all(np.isfinite(self.mean)):
+            raise ValueError("mean holds NaN or infinite numbers")
         if self.statistics is None and any(d.prediction == "v3" for d in self.schedule.decisions):
             raise ValueError("this schedule has steps of the v3 prediction: pass statistics= (flowjax.calibration.ems)")
+
+    no_direction = "its steps have no direction that momentum could average"
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The steps, each from its decision."""
@@ -261,6 +279,7 @@ def baselines(times: Any, *, lower_order_final: bool = True) -> dict[str, Schedu
         times: the grid.
         lower_order_final: order 1 in the last step, at most 2 in the one before, and so on.
     """
+    check_choice("lower_order_final", lower_order_final, (True, False))
     times = tuple(float(t) for t in times)
     n = len(times) - 1
 

@@ -6,7 +6,26 @@ import pytest
 from problem import PATHS, Problem, relative
 
 import flowjax as fj
-from flowjax.solvers import DDIM, RK4, AdamsBashforth, DPMSolver, Euler, HeavyBall, Heun, Midpoint, run_on_arrays
+from flowjax.catalogue import solvers
+from flowjax.solvers import (
+    DDIM,
+    ERSDE,
+    GHVB,
+    RK4,
+    AdamsBashforth,
+    DPMSolver,
+    Euler,
+    FlowTurbo,
+    Formula,
+    HeavyBall,
+    Heun,
+    Midpoint,
+    Nesterov,
+    SASolver,
+    Splitting,
+    UniPC,
+    run_on_arrays,
+)
 from flowjax.times import log_snr, uniform
 
 LINEAR = PATHS["linear"]
@@ -124,7 +143,98 @@ def test_wraps_fixed_grid_solvers_only():
         HeavyBall(solver=fj.solvers.Adaptive())
 
 
+SILENT = ("dpm_solver_v3", "usf", "sa_solver", "er_sde", "splitting")
+
+
+@pytest.mark.parametrize("wrapper", [HeavyBall, Nesterov])
+@pytest.mark.parametrize("name", [n for n, e in solvers.items() if issubclass(e.make, fj.solvers.Solver)])
+def test_momentum_acts_on_every_method_or_is_refused(wrapper, name):
+    """Whatever the catalogue has: never the wrapped method's own samples without a word."""
+    entry = solvers[name]
+    options = entry.example() | ({"blocks": "H1P7"} if name == "flowturbo" else {})
+    solver = entry.make(**options)
+    if name in SILENT:
+        with pytest.raises(ValueError, match="cannot act on"):
+            wrapper(solver=solver)
+        return
+    problem = Problem(PATHS["vp"])
+    x, rng = problem.state(GRID[0]), [np.random.default_rng(0) for _ in range(2)]
+    plain, damped = (
+        run_on_arrays(s, problem.path, GRID, x, problem, lambda r=r: r.standard_normal(x.shape))[-1]
+        for s, r in zip((solver, wrapper(solver=solver, beta=0.5)), rng, strict=True)
+    )
+    assert relative(damped, plain) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("solver", "hint"),
+    [
+        (UniPC(corrector=False), "say directions='predictor'"),
+        (SASolver(), "no direction"),
+        (ERSDE(), "no direction"),
+        (Splitting(guidance=None), "put momentum on its solver= or guidance_solver="),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_refusals_say_what_to_do(solver, hint):
+    with pytest.raises(ValueError, match=hint):
+        HeavyBall(solver=solver)
+
+
+def test_momentum_on_the_predictor_alone():
+    problem, solver = Problem(LINEAR), UniPC(corrector=False, directions="predictor")
+    x = problem.state(GRID[0])
+    plain, damped = (
+        run_on_arrays(s, LINEAR, GRID, x, problem)[-1] for s in (solver, HeavyBall(solver=solver, beta=0.5))
+    )
+    assert relative(damped, plain) > 1e-4
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.6])
+def test_ghvb_of_beta_one_is_adams_bashforth_to_momentum_too(beta):
+    problem, x = Problem(LINEAR), Problem(LINEAR).state(GRID[0])
+    ends = [
+        run_on_arrays(HeavyBall(solver=s, beta=beta), LINEAR, GRID, x, problem)[-1]
+        for s in (GHVB(order=3, beta=1.0), AdamsBashforth(order=3))
+    ]
+    assert relative(*ends) < 1e-13
+
+
+def silent(path, times, x):
+    for s, t in fj.solvers.rows.pairs(times):
+        x = yield fj.solvers.rows.step(x + (t - s) * (yield fj.solvers.rows.evaluate(s, x)))
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "refused"),
+    [
+        (DPMSolver(), 1, False),  # one step has no momentum, whatever the method
+        (DPMSolver(), 2, True),
+        (DPMSolver(), 3, True),  # one direction is its own mean
+        (DPMSolver(), 4, False),
+        (UniPC(), 2, True),
+        (UniPC(), 3, False),
+        (Euler(), 2, False),
+        (FlowTurbo(blocks="H2"), 2, False),
+        (Formula(function=silent), 5, True),
+    ],
+    ids=lambda v: str(v)[:12],
+)
+def test_runs_in_which_momentum_would_change_nothing_are_refused(solver, steps, refused):
+    heavy = HeavyBall(solver=solver, beta=0.5)
+    if refused:
+        with pytest.raises(ValueError, match=f"changes nothing in these {steps} steps of {type(solver).__name__}"):
+            heavy.bind(LINEAR, uniform(steps, 0.1, 0.9))
+    else:
+        assert heavy.bind(LINEAR, uniform(steps, 0.1, 0.9)).pattern.rows >= steps
+
+
 def test_heavy_balls_nest():
     solver = HeavyBall(solver=HeavyBall(solver=Euler(), beta=0.5), beta=0.5)
     result = fj.solve(fj.Flow(lambda x, t, cond: jnp.ones_like(x), path=LINEAR), solver, jnp.zeros((1, 1)), uniform(3))
     assert float(result.x[0, 0]) == pytest.approx(1.0)
+    values = iter(np.array([1.0, 2.0, -1.0, 4.0]))
+    solutions = run_on_arrays(solver, LINEAR, uniform(4), np.zeros((1, 1)), lambda r: np.full((1, 1), next(values)))
+    inner = [1.0, 1.5, 0.25, 2.125]
+    outer = [1.0, 1.25, 0.75, 1.4375]
+    assert 4 * np.diff(np.concatenate(solutions)[:, 0]) == pytest.approx(outer), inner

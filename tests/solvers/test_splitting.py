@@ -165,8 +165,12 @@ def test_bad_combinations_are_refused():
         splitting("velocity", solver=DPMSolver()).bind(path, grid)
     with pytest.raises(ValueError, match="padded rows"):
         splitting("noise").bind(path, grid, registers=8)
+    with pytest.raises(ValueError, match="expected a field"):
+        Splitting(guidance=lambda x, t, cond: x)
+    with pytest.raises(ValueError, match="splitting needs its option guidance"):  # as on a command line
+        fj.build("solver", "splitting")
     with pytest.raises(ValueError, match="fixed-grid solver"):
-        Splitting(solver="euler")
+        Splitting(guidance=None, solver="euler")
     with pytest.raises(ValueError, match="move the start"):  # a score says nothing of the data there
         fj.solve(
             fj.Flow(lambda x, t, cond: -x, path=path),
