@@ -1,6 +1,8 @@
 """`solve`: runs a solver's rows over a field."""
 
+import contextlib
 import functools
+import hashlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -149,22 +151,59 @@ def _given_noise(noise: Any, bound: Bound, shape: tuple[int, ...]) -> Array:
 
 
 def _bind(solver: Solver, path: Any, times: Any, registers: int | None, invert: bool) -> Bound:
-    """`solver.bind`, remembered where the solver and the path consist of plain numbers."""
+    """`solver.bind`, remembered by content: of the solver, the path and the times."""
     grid = solver.grid(times, invert=invert)
-    try:
-        if solver.refiner is None:  # networks are not kept alive
-            return _remembered(solver, path, tuple(grid.tolist()), registers, invert)
-    except TypeError:  # arrays among the hyper-parameters have no hash
-        pass
+    if solver.refiner is None and (content := _content((solver, path))):  # networks are not kept alive
+        known = _remembered_arrays if any(isinstance(part, bytes) for part in content) else _remembered
+        with contextlib.suppress(_NotKept):
+            return known(_Asked(solver, path, (content, tuple(grid.tolist()), registers, invert)))
     return solver.bind(path, grid, registers=registers, invert=invert)
 
 
-@functools.lru_cache(maxsize=64)
-def _remembered(solver: Solver, path: Any, grid: tuple[float, ...], registers: int | None, invert: bool) -> Bound:
-    bound = solver.bind(path, np.asarray(grid), registers=registers, invert=invert)
-    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(bound)):
-        raise TypeError("made of arrays, which may belong to a program being traced")
-    return bound
+def _content(tree: Any) -> tuple[Any, ...] | None:
+    """What tells a pytree of numbers and NumPy arrays from another; None with JAX arrays, which may be traced."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts: list[Any] = [structure]
+    for leaf in leaves:
+        if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype != object:
+            parts += [leaf.dtype, leaf.shape, hashlib.blake2b(leaf.tobytes()).digest()]
+        elif isinstance(leaf, bool | int | float | str):
+            parts += [type(leaf), leaf]
+        else:
+            return None
+    try:
+        hash(structure)
+    except TypeError:  # something static without a hash
+        return None
+    return tuple(parts)
+
+
+class _Asked:
+    """A binding that is looked up by its key."""
+
+    def __init__(self, solver: Solver, path: Any, key: tuple[Any, ...]):
+        self.solver, self.path, self.key = solver, path, key
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Asked) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def bind(self) -> Bound:
+        _, grid, registers, invert = self.key
+        bound = self.solver.bind(self.path, np.asarray(grid), registers=registers, invert=invert)
+        if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(bound)):
+            raise _NotKept
+        return bound
+
+
+class _NotKept(Exception):
+    """Made of JAX arrays, which may belong to a program being traced."""
+
+
+_remembered = functools.lru_cache(maxsize=64)(_Asked.bind)
+_remembered_arrays = functools.lru_cache(maxsize=8)(_Asked.bind)  # statistics may be as large as samples
 
 
 @functools.partial(jax.jit, static_argnames=("after_step", "monitor", "trajectory", "checkpoint"))

@@ -280,6 +280,32 @@ class CountedEuler(fj.solvers.Euler):
         yield from super().updates(path, times, x)
 
 
+@pytest.mark.parametrize("kind", ["statistics", "ratios"])
+def test_bindings_of_arrays_are_remembered_by_content(kind, monkeypatch):
+    """Equal numbers are bound once, whoever holds them; numbers changed in place are bound anew."""
+    count = []
+    bind = fj.solvers.Solver.bind
+    monkeypatch.setattr(fj.solvers.Solver, "bind", lambda *args, **kwargs: count.append(1) or bind(*args, **kwargs))
+    flow, grid, lam = fj.Flow(network, path=LINEAR), fj.times.uniform(4, 0.1, 0.9), np.linspace(-4, 4, 41)
+    numbers = np.ones((41, 3)) if kind == "statistics" else [1.0, 1.0, 1.2, 1.0]
+
+    def run(numbers):
+        if kind == "ratios":
+            solver = fj.solvers.DCSolver(ratios=numbers)
+        else:
+            zero = 0 * numbers
+            solver = fj.solvers.DPMSolverV3(statistics=fj.solvers.Statistics(lam=lam, l=numbers, s=zero, b=zero))
+        return np.asarray(fj.solve(flow, solver, states(), grid).x)
+
+    first = run(numbers)
+    np.testing.assert_array_equal(run(numbers), first)
+    np.testing.assert_array_equal(run(numbers.copy()), first)
+    assert len(count) == 1
+    numbers[2] = 0.7
+    assert np.abs(run(numbers) - first).max() > 1e-6
+    assert len(count) == 2
+
+
 def test_bindings_are_remembered_by_plain_numbers_only():
     flow, grid = fj.Flow(network, path=LINEAR), fj.times.uniform(3)
     plain = [fj.solve(flow, CountedEuler(), states(), grid).x for _ in range(3)]

@@ -96,5 +96,5 @@ def test_infinite_ends(order):
 
 @pytest.mark.parametrize("options", [{"eta": -0.1}, {"eta": 1.0, "scheme": "singlestep"}])
 def test_options_are_checked(options):
-    with pytest.raises(ValueError, match="eta (must be at least 0|> 0 is for multistep)"):
+    with pytest.raises(ValueError, match=r"eta (must be at least 0|> 0 is for multistep)"):
         DPMSolver(**options)
