@@ -74,7 +74,7 @@ class Words:
             raise ValueError(f"words must differ, got {twice[0]!r} twice")
 
     @classmethod
-    def learn(cls, texts: Sequence[str], *, size: int = 4096, length: int | None = None) -> "Words":
+    def learn(cls, texts: Sequence[str] | np.ndarray, *, size: int = 4096, length: int | None = None) -> "Words":
         """The tokenizer that knows the most frequent words of these texts, equally frequent ones in alphabetical order.
 
         Args:
@@ -100,7 +100,7 @@ class Words:
         """Number of tokens."""
         return _FIRST_WORD + len(self.words)
 
-    def encode(self, texts: Sequence[str], *, cut: bool = False) -> Int[np.ndarray, "N length"]:
+    def encode(self, texts: Sequence[str] | np.ndarray, *, cut: bool = False) -> Int[np.ndarray, "N length"]:
         """Tokens of texts.
 
         Args:

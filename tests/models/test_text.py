@@ -26,6 +26,8 @@ def test_known_words_are_one_token_each_and_come_back():
     np.testing.assert_array_equal(words.encode(["A  Big\tblue CIRCLE"]), tokens[1:2])
     assert not words.encode(["", "  "]).any()
     assert words.decode(words.encode([""])) == [""]
+    assert Words.learn(np.array(TEXTS)) == words  # as sources hold them
+    np.testing.assert_array_equal(words.encode(np.array(TEXTS)), tokens)
 
 
 def test_unknown_words_are_spelled():
