@@ -316,6 +316,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
                     values.num,
                     key=jax.random.key(values.seed),
                     cond=cond,
+                    start=source,
                     solver=recipe.build_solver(solver),
                     grid=values.times,
                     steps=steps,

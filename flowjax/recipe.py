@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from flowjax import _checks, data, specs
 from flowjax.conditions import Label, resized
+from flowjax.data import Source
 from flowjax.data.records import check_memory
 from flowjax.fields import InterpolantFlow, guide
 from flowjax.flow import Field, Flow
@@ -313,7 +314,8 @@ class Recipe:
             steps: Number of solver steps; the recipe's by default.
             grid: Times to sample at, or the spec of a grid of `steps` steps; the recipe's by default.
             start: A map of noise to start states, `couplings.SemidiscreteMap`, or rows (num, ...) of normalised states
-                to start from, in place of `path.start`.
+                to start from, in place of `path.start`. For a recipe that starts from data it is this data, a source
+                (`data.of_run`); other recipes pass over a source.
             batch: Samples per block, rounded up to a multiple of the devices.
             mesh: Splits each block over its devices; all devices by default.
         """
@@ -321,8 +323,10 @@ class Recipe:
         if not isinstance(grid, np.ndarray):
             grid = self.build_times(grid, steps)
         solver = self.build_solver() if solver is None else solver
-        if start is None and self.start is not None:
-            start = self._start_rows(num)
+        if self.start is not None and (start is None or isinstance(start, Source)):
+            start = self._start_rows(start, num)
+        elif isinstance(start, Source):
+            start = None
         noise_key, solver_key = jax.random.split(key)
         batch = -(-batch // mesh.size) * mesh.size
 
@@ -345,10 +349,11 @@ class Recipe:
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
         return Samples(x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls))
 
-    def _start_rows(self, num: int) -> np.ndarray:
+    def _start_rows(self, source: Source | None, num: int) -> np.ndarray:
         """Normalised states where sampling starts, (num, ...): rows of the data, in their order, again if needed."""
         name = (self.start or {}).get("options", {}).get("field", "x0")
-        source = data.load(self.data["name"], **self.data["options"])
+        if source is None:
+            raise ValueError(f"this flow starts from the field {name!r} of its data: pass the data as start=")
         fields = getattr(source, "fields", {})
         if name not in fields:
             known = ", ".join(fields) or "none"
@@ -376,9 +381,29 @@ class Recipe:
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         try:
+            _check_places({key: value for key, value in dict(values).items() if key != "data"}, Path(workdir))
             return _checks.call("recipe", cls, values)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a recipe: {error}") from error
+
+
+def _check_places(values: Any, workdir: Path) -> None:
+    """Refuses specs, at any depth, that name files outside of the workdir: a recipe may come from elsewhere.
+
+    Raises:
+        ValueError: One does.
+    """
+    if isinstance(values, Mapping):
+        options = values.get("options")
+        options = options if isinstance(options, Mapping) else {}
+        for key in data.PLACES:
+            if isinstance(value := options.get(key), str) and not data.lies_in(value, workdir):
+                raise ValueError(f"{values.get('name')} with {key}={value} lies outside of {workdir}")
+        for value in values.values():
+            _check_places(value, workdir)
+    elif isinstance(values, tuple):
+        for value in values:
+            _check_places(value, workdir)
 
 
 def export(flow: Flow, recipe: Recipe, folder: str | Path, dtype: Any = None) -> None:

@@ -53,6 +53,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("guidance", None, text, flag_values=values)
     text = "Fields around the flow, such as thresholded(max=2), the first innermost; the recipe's by default."
     flags.DEFINE_string("fields", None, text, flag_values=values)
+    text = "Folder or file of the data that a flow between two laws starts from; recipe: what the recipe names."
+    flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out and its picture if they exist.", flag_values=values)
@@ -97,7 +99,7 @@ def main(values: flags.FlagValues) -> None:
         if guidance is not None and not recipe.inputs:
             raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
         recipe.build_rule(guidance)
-        solver, grid, start = recipe.build_solver(values.solver), recipe.build_times(values.times, values.steps), None
+        solver, grid = recipe.build_solver(values.solver), recipe.build_times(values.times, values.steps)
         for spec in fields or ():
             specs.find("field", spec["name"] if specs.is_spec(spec) else str(spec))
     cond = conditions(values, recipe)
@@ -109,13 +111,14 @@ def main(values: flags.FlagValues) -> None:
     _cli.use_compilation_cache()
     with _cli.usage_errors():
         flow, recipe = load(values.workdir, mesh)
+        start: Any = None if recipe.start is None else data.of_run(recipe, values.workdir, values.data)
 
     first, clock = jax.process_index() == 0, time.perf_counter()
     # The file is made before the work, so that a place that cannot be written costs nothing.
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
         if values.calibration is not None:
             brought = calibrated(values.calibration, flow, recipe.plain_scale(guidance), values.steps)
-            solver, grid, start = brought.solver or solver, brought.times, brought.start
+            solver, grid, start = brought.solver or solver, brought.times, brought.start or start
         samples = recipe.sample(
             recipe.field(flow, guidance, fields),
             values.num,

@@ -124,6 +124,36 @@ def test_refuses_recipes_that_are_none(recipe, tmp_path, change, message):
         Recipe.load(tmp_path)
 
 
+def test_flows_between_two_laws_start_from_the_data_that_they_are_given(recipe):
+    """The recipe alone opens nothing."""
+    between = dataclasses.replace(
+        recipe, start={"name": "data", "options": {"field": "x0"}}, num_classes=None, shift=0.0
+    )
+    flow = between.flow(between.build_network(nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="starts from the field 'x0' of its data: pass the data as start="):
+        between.sample(flow, 4, key=jax.random.key(0))
+    source = fj.data.laws(size=16)
+    found = between.sample(flow, 4, key=jax.random.key(0), start=source, steps=1, batch=8)
+    assert found.x.shape == (4, 2)
+
+
+def test_names_no_file_outside_of_the_workdir(recipe, tmp_path):
+    """A table may lie in a file of the run; of another place nothing is opened."""
+    (tmp_path / "run").mkdir()
+    recipe.save(tmp_path / "run")
+    path = tmp_path / "run" / "recipe.json"
+    whole = json.loads(path.read_text())
+    for place, inside in ((tmp_path, False), (tmp_path / "run" / "..", False), (tmp_path / "run", True)):
+        np.savez(place / "table.npz", np.linspace(0.9, 0.1, 5))
+        table = {"name": "npz", "options": {"path": str(place / "table.npz")}}
+        path.write_text(json.dumps(whole | {"path": {"name": "tabulated", "options": {"alphas_cumprod": table}}}))
+        if inside:
+            assert Recipe.load(tmp_path / "run").build_path().steps == 5
+        else:
+            with pytest.raises(ValueError, match=r"npz with path=.*table\.npz lies outside of"):
+                Recipe.load(tmp_path / "run")
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "null", '{"network": {}}', "[" * 100_000, "\x00", "NaN"])
 def test_refuses_files_that_are_none(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)

@@ -3,13 +3,14 @@
 from flowjax.data import captions, fashion, shapes
 from flowjax.data.batches import Augment, Batches
 from flowjax.data.files import images, npz
-from flowjax.data.loading import load, of_run
+from flowjax.data.loading import PLACES, lies_in, load, of_run
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
 from flowjax.data.sources import Source, as_trained, digits, laws, toy2d
 from flowjax.data.tables import parquet
 
 __all__ = [
+    "PLACES",
     "Augment",
     "Batches",
     "Records",
@@ -21,6 +22,7 @@ __all__ = [
     "fashion",
     "images",
     "laws",
+    "lies_in",
     "load",
     "npz",
     "of_run",

@@ -56,6 +56,11 @@ def load(name: str, **options: object) -> Source:
     return maker(**options)
 
 
+def lies_in(path: str, folder: str | Path) -> bool:
+    """Whether a file or folder lies in a folder, links followed."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
 def of_run(recipe: Any, workdir: str | Path, place: str | None = None) -> Source:
     """The data that a run was trained on, in the scale that it was trained in.
 
@@ -75,7 +80,7 @@ def of_run(recipe: Any, workdir: str | Path, place: str | None = None) -> Source
     files = [key for key in PLACES if key in options]
     if place is None:
         for key in files:
-            if not Path(str(options[key])).resolve().is_relative_to(Path(workdir).resolve()):
+            if not lies_in(str(options[key]), workdir):
                 raise ValueError(
                     f"the recipe of {workdir} names data on disk ({name} with {key}={options[key]}), which is opened "
                     "only when asked for: add --data=recipe, or --data=PATH if it lies elsewhere"

@@ -83,7 +83,9 @@ class Generation:
         """Ten samples per class, or up to 10,000 points."""
         recipe = self.recipe
         num = min(self.num, 10 * (recipe.num_classes or 1000))
-        samples = recipe.sample(recipe.field(recipe.flow(network)), num, cond=recipe.balanced(num), **self._sampling)
+        samples = recipe.sample(
+            recipe.field(recipe.flow(network)), num, cond=recipe.balanced(num), start=self.source, **self._sampling
+        )
         if jax.process_index() == 0:
             picture(recipe, samples, path, self.source)
 
