@@ -25,11 +25,11 @@ def spec(name: str = "", **options: Any) -> dict[str, Any]:
     return {"name": name, "options": options}
 
 
-def base(task: str = "generation", argument: str = "", arguments: tuple[str, ...] = (), **sections: Any) -> ConfigDict:
+def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...] = (), **sections: Any) -> ConfigDict:
     """The shared config with what differs, section by section.
 
     Args:
-        task: what is trained, an entry of `catalogue.tables["task"]`.
+        kind: what is trained, an entry of `catalogue.tables["task"]`.
         argument: that of `get_config`.
         arguments: those that the config knows beside "" and "smoke".
         **sections: a spec in place of a spec; entries of the other sections that differ.
@@ -42,7 +42,7 @@ def base(task: str = "generation", argument: str = "", arguments: tuple[str, ...
         raise ValueError(f"unknown argument {argument!r} (allowed: {', '.join(allowed)})")
     config: dict[str, Any] = {
         "seed": 0,
-        "task": spec(task),
+        "task": spec(kind),
         "data": spec() | {"augment": {"flip": False, "crop": 0}},
         "network": spec(),
         "path": spec("linear"),
@@ -80,10 +80,10 @@ def base(task: str = "generation", argument: str = "", arguments: tuple[str, ...
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
     }
     shared = ("seed", "task", "data", "optimizer", "train", "mesh")
-    config = {name: value for name, value in config.items() if name in (*shared, *SECTIONS[task])}
+    config = {name: value for name, value in config.items() if name in (*shared, *SECTIONS[kind])}
     for name, value in sections.items():
         if name not in config:
-            raise ValueError(f"a {task} config has no section {name!r}; it has {', '.join(config)}")
+            raise ValueError(f"a {kind} config has no section {name!r}; it has {', '.join(config)}")
         replaces = isinstance(value, dict) and "name" in value
         config[name] = config[name] | value if isinstance(value, dict) and not replaces else value
         if name == "data":

@@ -6,6 +6,7 @@ The whole run, compilation included, takes 64 seconds (6 of them to compile the 
 numbers are in `benchmarks/results/digits-cpu.json`.
 """
 
+from flowjax.configs.base import base, smoke, spec
 from ml_collections import ConfigDict
 
 
@@ -15,60 +16,16 @@ def get_config(argument: str = "") -> ConfigDict:
     Raises:
         ValueError: Another argument.
     """
-    if argument not in ("", "smoke"):
-        raise ValueError(f"unknown argument {argument!r} (allowed: smoke)")
-    config = ConfigDict(
-        {
-            "seed": 0,
-            "data": {"name": "digits", "options": {}, "augment": {"flip": False, "crop": 0}},
-            "network": {
-                "name": "DiT",
-                "options": {
-                    "image_shape": (8, 8, 1),
-                    "patch": 2,
-                    "width": 96,
-                    "depth": 4,
-                    "heads": 4,
-                    "num_classes": 10,
-                },
-            },
-            "path": {"name": "Linear", "options": {}},
-            "objective": {
-                "prediction": "velocity",
-                "times": {"name": "Uniform", "options": {}},
-                "label_dropout": 0.1,
-            },
-            "train": {
-                "steps": 900,
-                "batch": 64,
-                "rate": 3e-3,
-                "warmup": 0.05,
-                "b2": 0.99,
-                "weight_decay": 0.0,
-                "clip": 1.0,
-                "accumulate": 1,
-                "max_skipped": 20,
-                "ema": 0.99,
-                "averages": {},
-                "snapshot_every": 0,
-                "report_every": 20,
-                "sample_every": 300,
-                "checkpoint_every": 300,
-                "keep": 2,
-                "best": "loss",
-            },
-            "sample": {
-                "solver": {"name": "heun", "options": {}},
-                "steps": 5,
-                "guidance": 1.4,
-                "num": 1000,
-                "batch": 200,
-            },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        }
+    config = base(
+        argument=argument,
+        data=spec("digits"),
+        network=spec("dit", image_shape=(8, 8, 1), patch=2, width=96, depth=4, heads=4, num_classes=10),
+        objective=spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.1),
+        optimizer=spec("adamw", rate=3e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
+        train=dict(steps=900, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        sample=dict(steps=5, guidance=1.4),
     )
     if argument == "smoke":
         config.network.options.update(width=16, depth=1, heads=2)
-        config.train.update(steps=2, batch=8, report_every=1, sample_every=1, checkpoint_every=1)
-        config.sample.update(num=40, batch=40, steps=2)
+        smoke(config)
     return config

@@ -13,6 +13,7 @@ The first reads a prepared data set of tensorflow_datasets (array_record files),
 (N, 28, 28) and `labels` (N,), uint8.
 """
 
+from flowjax.configs.base import base, smoke, spec
 from ml_collections import ConfigDict
 
 
@@ -22,67 +23,18 @@ def get_config(argument: str = "") -> ConfigDict:
     Raises:
         ValueError: Another argument.
     """
-    if argument not in ("", "npz", "smoke"):
-        raise ValueError(f"unknown argument {argument!r} (allowed: npz, smoke)")
-    config = ConfigDict(
-        {
-            "seed": 0,
-            "data": {
-                "name": "tfds",
-                "options": {"folder": "data/mnist", "split": "train"},
-                "augment": {"flip": False, "crop": 0},
-            },
-            "network": {
-                "name": "DiT",
-                "options": {
-                    "image_shape": (28, 28, 1),
-                    "patch": 4,
-                    "width": 128,
-                    "depth": 4,
-                    "heads": 4,
-                    "num_classes": 10,
-                },
-            },
-            "path": {"name": "Linear", "options": {}},
-            "objective": {
-                "prediction": "velocity",
-                "times": {"name": "LogitNormal", "options": {}},
-                "label_dropout": 0.1,
-            },
-            "train": {
-                "steps": 3000,
-                "batch": 64,
-                "rate": 1e-3,
-                "warmup": 0.05,
-                "b2": 0.99,
-                "weight_decay": 0.0,
-                "clip": 1.0,
-                "accumulate": 1,
-                "max_skipped": 20,
-                "ema": 0.995,
-                "averages": {},
-                "snapshot_every": 0,
-                "report_every": 50,
-                "sample_every": 500,
-                "checkpoint_every": 500,
-                "keep": 2,
-                "best": "loss",
-            },
-            "sample": {
-                "solver": {"name": "heun", "options": {}},
-                "steps": 10,
-                "guidance": 1.5,
-                "num": 1000,
-                "batch": 200,
-            },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        }
+    sources = {"npz": spec("npz", path="mnist.npz"), "smoke": spec("digits")}
+    config = base(
+        argument=argument,
+        arguments=("npz",),
+        data=sources.get(argument, spec("tfds", folder="data/mnist", split="train")),
+        network=spec("dit", image_shape=(28, 28, 1), patch=4, width=128, depth=4, heads=4, num_classes=10),
+        objective=spec("flow_matching", prediction="velocity", times=spec("logit_normal"), label_dropout=0.1),
+        optimizer=spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
+        train=dict(steps=3000, ema=0.995),
+        sample=dict(steps=10, guidance=1.5),
     )
-    if argument == "npz":
-        config.data.name, config.data.options = "npz", ConfigDict({"path": "mnist.npz"})
     if argument == "smoke":
-        config.data.name, config.data.options = "digits", ConfigDict()
         config.network.options.update(image_shape=(8, 8, 1), patch=2, width=16, depth=1, heads=2)
-        config.train.update(steps=2, batch=8, report_every=1, sample_every=1, checkpoint_every=1)
-        config.sample.update(num=40, batch=40, steps=2)
+        smoke(config)
     return config

@@ -27,6 +27,7 @@ _LAZY_MODULES = (
     "recipe",
     "science",
     "specs",
+    "tasks",
     "training",
     "video",
     "weights",

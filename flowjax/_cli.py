@@ -17,7 +17,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from flowjax import _checks, specs
+from flowjax import _checks, _overrides, specs
 
 _BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
 
@@ -56,7 +56,7 @@ def load_config(name: str) -> ConfigDict:
     name, _, argument = name.partition(":")
     path = Path(name)
     if path.suffix != ".py":
-        bundled = {p.stem: p for p in sorted(config_folder().glob("*.py")) if p.stem != "__init__"}
+        bundled = {p.stem: p for p in sorted(config_folder().glob("*.py")) if p.stem not in ("__init__", "base")}
         path = bundled[choose("config", name, bundled)]
     if not path.is_file():
         raise UsageError(f"config file {name} does not exist")
@@ -91,6 +91,8 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
         raise UsageError("--config=NAME is required, for example --config=digits")
     argv[:] = [a for a in argv if not a.startswith("--config=")]
     config = load_config(names[-1])
+    with usage_errors(), config.unlocked():
+        argv[:] = _overrides.apply(config, argv)
     for key in (a[len("--config.") :].split("=", 1)[0] for a in argv if a.startswith("--config.")):
         node = config
         for depth, part in enumerate(key.split(".")):

@@ -16,6 +16,13 @@ from ml_collections import ConfigDict
 from flowjax import specs
 
 PREFIX = "--config."
+# Keys of version 0.1, accepted until version 0.3 (2026-11).
+MOVED = {
+    **{f"train.{name}": f"optimizer.options.{name}" for name in ("rate", "warmup", "b2", "weight_decay", "clip")},
+    **{f"objective.{name}": f"objective.options.{name}" for name in ("prediction", "times", "label_dropout")},
+    "objective.smoothing": "objective.options.smoothing",
+    **{f"objective.{name}": f"task.options.{name}" for name in ("protocol", "key_points")},
+}
 
 
 def apply(config: ConfigDict, argv: list[str]) -> list[str]:
@@ -28,6 +35,10 @@ def apply(config: ConfigDict, argv: list[str]) -> list[str]:
     changes: list[tuple[int, str, str]] = []
     for argument in argv:
         key, equals, value = argument[len(PREFIX) :].partition("=")
+        old = next((name for name in MOVED if key == name or key.startswith(f"{name}.")), None)
+        if argument.startswith(PREFIX) and old is not None and _at(config, old) is None:
+            key = MOVED[old] + key[len(old) :]
+            argument = f"{PREFIX}{key}={value}"
         if not argument.startswith(PREFIX) or not equals:
             rest.append(argument)
         elif _is_spec(_at(config, key)) or _is_specs(config, key):

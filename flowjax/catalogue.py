@@ -1007,6 +1007,16 @@ def _optimizers() -> dict[str, Entry]:
     }
 
 
+def _tasks() -> dict[str, Entry]:
+    from flowjax import tasks
+    from flowjax.geometry.cloud_classification import Clouds
+
+    return {
+        "generation": Entry(tasks.Generation, "a generative flow"),
+        "clouds": Entry(Clouds, "a classifier of clouds of points", systems["point_sampling"].reference),
+    }
+
+
 def _data() -> dict[str, Entry]:
     from flowjax.data.loading import SOURCES
 
@@ -1088,6 +1098,7 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables(
         "average": _averages,
         "condition": _conditions,
         "optimizer": _optimizers,
+        "task": _tasks,
         "data": _data,
         "array": _arrays,
         "diffusion": _diffusions,

@@ -1,12 +1,16 @@
-"""Trains a flow (or a classifier of clouds), then measures and pictures what it does.
+"""Trains what a config says (a flow, a student, a classifier, ...), then measures and pictures what it does.
 
     python -m flowjax.train --config=digits --workdir=runs/digits
     python -m flowjax.train --config=configs/digits.py --workdir=runs/wide --config.network.options.width=256
     python -m flowjax.train --config=digits:smoke --workdir=runs/smoke
     python -m flowjax.train --config=clouds --workdir=runs/clouds
+    python -m flowjax.train --config=digits --show
+    python -m flowjax.train --config=digits --workdir=runs/sit --config.objective="sit(prediction=noise)"
 
 The config is a Python file with `get_config(argument)`, or the bare name of one that comes with flowjax; any of its
-values can be overridden. Started again with the same config, an interrupted run resumes from its newest checkpoint and
+values can be overridden, a section such as --config.sample.solver by a spec, name(option=value, ...); see docs/specs.md
+and `python -m flowjax.doctor --list`. --show prints the resolved config, the parameters and the memory they need, and
+stops. Started again with the same config, an interrupted run resumes from its newest checkpoint and
 ends with the same parameters; a finished run says that it is complete. SIGTERM and Ctrl-C save after the step under way
 and exit with 0; a second Ctrl-C stops at once. With --allow_config_change a run goes on with other values, for example
 more steps. A workdir in which another process trains is refused, and so is one where files of something else than a run
@@ -23,21 +27,16 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
-import optax
 from absl import flags
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-import flowjax.objectives
 from flowjax import _checks, _cli, data, specs
 from flowjax.evaluation import table
-from flowjax.geometry import CloudClassification
-from flowjax.paths import PREDICTIONS
-from flowjax.recipe import Recipe
+from flowjax.tasks import Task
 from flowjax.training import (
     Checkpoints,
     Preemption,
@@ -52,8 +51,8 @@ from flowjax.training import (
     make_step,
     put_batch,
 )
-from flowjax.training.report import METRICS, score
-from flowjax.training.tasks import Generation, Task
+from flowjax.training.report import score
+from flowjax.training.show import show
 from flowjax.training.workdir import Lock, check_ours, read_report
 from flowjax.training.writers import Writer, write_json
 
@@ -62,6 +61,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     """The flags of this main."""
     _cli.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "Folder of the run; made if needed.", flag_values=values)
+    flags.DEFINE_bool("show", False, "Prints config, parameters and memory, and stops.", flag_values=values)
     flags.DEFINE_bool("distributed", False, "One of several processes of a run.", flag_values=values)
     flags.DEFINE_bool("allow_config_change", False, "Resumes with another config.", flag_values=values)
     flags.DEFINE_string("profile", None, "FIRST:LAST, steps traced into WORKDIR/profile.", flag_values=values)
@@ -73,52 +73,37 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-_COUNT, _SPEC = (_checks.whole, _checks.COUNT), ("name", "options")
-# Every key of a config, and where its number must lie. The other values, and what is below `options`, `averages`,
-# `mesh` and `augment`, are checked by the constructors that get them.
-KEYS: dict[str, tuple[Callable[..., None], str] | None] = {
+_COUNT = (_checks.whole, _checks.COUNT)
+# The keys of the sections that are no specs, and where their numbers must lie. Specs, `averages`, `mesh` and `augment`
+# are checked by the constructors that get them, and the task says which sections there are.
+NUMBERS: dict[str, tuple[Callable[..., None], str] | None] = {
     "seed": (_checks.whole, _checks.SEED),
-    **dict.fromkeys(("data.name", "data.options", "network.name", "network.options", "mesh", "train.averages")),
     **{f"train.{name}": _COUNT for name in ("steps", "accumulate", "max_skipped", "keep")},
     **{f"train.{name}": _COUNT for name in ("report_every", "sample_every", "checkpoint_every")},
     "train.batch": (_checks.whole, "[1, inf)"),  # what the memory holds
     "train.snapshot_every": (_checks.whole, "[0, 2147483647]"),
-    "train.rate": (_checks.real, "(0, inf)"),
-    "train.warmup": (_checks.real, "[0, 1]"),
-    "train.b2": (_checks.real, "[0, 1)"),
-    "train.weight_decay": (_checks.real, "[0, inf)"),
-    "train.clip": (_checks.real, "(0, inf)"),
     "train.ema": (_checks.real, "(-inf, inf)"),
-    "train.best": None,
+    **dict.fromkeys(("train.best", "train.averages")),
 }
-GENERATION: dict[str, tuple[Callable[..., None], str] | None] = {
-    **dict.fromkeys(f"{spec}.{part}" for spec in ("path", "objective.times", "sample.solver") for part in _SPEC),
-    "objective.prediction": None,
+SAMPLING: dict[str, tuple[Callable[..., None], str] | None] = {
     **{f"sample.{name}": _COUNT for name in ("num", "batch")},
     "sample.steps": (_checks.whole, _checks.STEPS),
-    "sample.guidance": (_checks.real, "[0, inf)"),
-    "objective.label_dropout": (_checks.real, "[0, 1]"),
-}
-CLASSIFICATION: dict[str, tuple[Callable[..., None], str] | None] = {
-    **dict.fromkeys(("objective.protocol", "test.levels")),
-    "objective.key_points": _COUNT,
-    "objective.smoothing": (_checks.real, "[0, 1)"),
-    "test.size": _COUNT,
+    **dict.fromkeys(f"sample.{name}" for name in ("solver", "times", "guidance", "fields")),
 }
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses missing and unknown keys, names and numbers that are not allowed.
+    """Refuses missing and unknown keys, and numbers that are not allowed.
 
     Raises:
         UsageError: One line with the key, its value and what is allowed.
     """
-    generates = "path" in config
-    keys = KEYS | (GENERATION if generates else CLASSIFICATION)
-    found = _cli.check_keys(config, keys, optional=("data.augment",))
+    numbers = NUMBERS | (SAMPLING if "sample" in config else {})
+    others = [name for name in config if name not in ("seed", "train", "sample")]
+    found = _cli.check_keys(config, [*numbers, *{"task", "data", "optimizer", "mesh", *others}])
     train = config.train
     with _cli.usage_errors():
-        for key, number in keys.items():
+        for key, number in numbers.items():
             if number is not None:
                 number[0](number[1], **{f"config.{key}": found[key]})
         if train.batch % train.accumulate:
@@ -126,77 +111,13 @@ def check(config: ConfigDict) -> None:
         powers = [law for law in ema.from_config(train.averages).values() if isinstance(law, ema.Power)]
         if train.snapshot_every and not powers:
             raise ValueError("config.train.snapshot_every must be 0 unless config.train.averages has a Power one")
-        _checks.choose("metric of config.train.best", train.best, METRICS)
-        networks = [name for name in _offered("network") if (name == "PointNet") != generates]
-        _checks.choose("network", config.network.name, networks)
-        if generates:
-            _checks.choose("path", config.path.name, _offered("path"))
-            _checks.choose("distribution of times", config.objective.times.name, _offered("time_law"))
-            _checks.choose("prediction", config.objective.prediction, PREDICTIONS)
 
 
-def _offered(kind: str) -> list[str]:
-    """The names of the classes of a kind."""
-    return sorted(entry.make.__name__ for entry in specs.table_of(kind).values())
-
-
-def make_recipe(config: ConfigDict, source: data.Source) -> Recipe:
-    """What sampling needs to know about this run."""
-    return Recipe(
-        network=config.network.to_dict(),
-        path=config.path.to_dict(),
-        prediction=config.objective.prediction,
-        data=config.data.to_dict(),
-        shape=source.x.shape[1:],
-        shift=source.shift,
-        scale=source.scale,
-        low=source.low,
-        high=source.high,
-        num_classes=source.num_classes,
-        solver=config.sample.solver.to_dict(),
-        steps=config.sample.steps,
-        guidance=config.sample.guidance,
-    )
-
-
-def make_objective(config: ConfigDict, recipe: Recipe) -> flowjax.objectives.FlowMatching:
-    """The training loss."""
-    return flowjax.objectives.FlowMatching(
-        path=recipe.build_path(),
-        prediction=config.objective.prediction,
-        times=specs.build("time_law", config.objective.times.to_dict()),
-        label_dropout=config.objective.label_dropout,
-        null=recipe.null,
-    )
-
-
-def make_task(config: ConfigDict, source: data.Source, mesh: Mesh, key: Key[Array, ""]) -> Task:
-    """What is trained: a flow, or for a config without a path a classifier of clouds."""
-    if "path" not in config:
-        network, options = config.network.options.to_dict(), {**config.objective, **config.test}
-        return _checks.call("config", CloudClassification, options, source=source, network=network, mesh=mesh)
-    recipe = make_recipe(config, source)
-    recipe.check_sizes(config.sample.num, config.sample.batch)
-    recipe.check_network(jax.eval_shape(lambda: recipe.build_network(nnx.Rngs(0))))
-    return Generation(
-        recipe=recipe,
-        objective=make_objective(config, recipe),
-        source=source,
-        num=config.sample.num,
-        batch=config.sample.batch,
-        key=key,
-        mesh=mesh,
-    )
-
-
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW on the clipped gradient; the rate rises linearly, then falls to a hundredth as a cosine."""
-    steps, warmup = config.steps, max(1, round(config.warmup * config.steps))
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.rate, warmup, max(steps, warmup + 1), config.rate / 100)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay),
-    )
+def averages_of(config: ConfigDict, task: Task) -> dict[str, Any]:
+    """The laws of a run's averages, each with the labels of the networks that are averaged."""
+    labels = tuple(label for label, part in task.networks().items() if part.averaged)
+    laws = {"average": ema.Warmup(decay=config.train.ema), **ema.from_config(config.train.averages, task.objective)}
+    return {name: (law, labels) for name, law in laws.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -208,7 +129,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     """Trains, then reports; what is put on `held` ends with the run."""
     config, began = values.config, time.perf_counter()
     check(config)
-    workdir, train = Path(values.workdir), config.train
+    workdir, train = Path(values.workdir or "."), config.train
     if values.distributed:
         try:
             jax.distributed.initialize()
@@ -225,20 +146,28 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         with _checks.value_errors("data"):
             source = data.load(config.data.name, **config.data.options)
         init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-        task = make_task(config, source, mesh, sample_key)
-        if train.best == "accuracy" and source.num_classes is None:
-            raise ValueError("config.train.best='accuracy' needs data with classes")
-        objective = task.objective
-        optimizer = make_optimizer(train)
-        averages = {"average": ema.Warmup(decay=train.ema), **ema.from_config(train.averages, objective)}
-        step = make_step(optimizer, averages, accumulate=train.accumulate)
+        task = specs.build("task", config.task.to_dict(), config=config, source=source, mesh=mesh, key=sample_key)
+        _checks.choose("metric of config.train.best", train.best, {"loss": 1, **task.metrics})
+        parts, objective, averages = task.networks(), task.objective, averages_of(config, task)
+        optimizers = {label: part.optimizer for label, part in parts.items()}
+        keys = {label: jax.random.fold_in(init_key, i) if i else init_key for i, label in enumerate(parts)}
+        builds = {label: lambda label=label: parts[label].build(nnx.Rngs(keys[label])) for label in parts}
+        starts = {label: part.start for label, part in parts.items() if part.start is not None}
+        step = make_step(optimizers, averages, accumulate=train.accumulate)
         part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
         augment = _checks.call("augment", data.Augment, config.data.get("augment", {}))
         batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
         batch = put_batch(batches.batch(0), mesh, part)
-        network = jax.eval_shape(lambda: task.build_network(nnx.Rngs(init_key)))
-        check_size(network, mesh, 4 + len(averages))  # weights, their gradient, two moments
-        jax.eval_shape(lambda n, b: objective.loss(n, objective.draw(train_key, b))[0], network, batch)
+        created = lambda: create_state(  # noqa: E731
+            builds, optimizers, mesh, averages=averages, objective=objective, batch=batch, start=starts
+        )
+        for build in builds.values():
+            check_size(jax.eval_shape(build), mesh, 4 + len(averages))  # weights, their gradient, two moments
+        shapes = jax.eval_shape(created)
+        jax.eval_shape(step, shapes, objective, batch, train_key)
+        if values.show:
+            show(config, shapes, step, objective, batch, train_key, mesh)
+            return
         profile = Profile(values.profile, workdir / "profile")
         check_ours(workdir)
         held.enter_context(Lock(workdir))
@@ -250,8 +179,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     first = jax.process_index() == 0
 
     # State, born sharded, and the program of one step.
-    build = lambda: task.build_network(nnx.Rngs(init_key))  # noqa: E731
-    state = create_state(build, optimizer, mesh, averages=averages, objective=objective, batch=batch)
+    state = created()
     clock = time.perf_counter()
     step = jax.jit(step) if values.debug else compile_step(step, state, objective, batch, train_key)
     compile_seconds = time.perf_counter() - clock
@@ -261,7 +189,14 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         losses = [loss for loss in writer.losses if math.isfinite(loss)]
         writer.losses.clear()
         loss = sum(losses) / len(losses) if losses else float(metrics["loss"])
-        return score(train.best, {"loss": loss} if train.best == "loss" else task.assess(state.average))
+        numbers = {"loss": loss} if train.best == "loss" else task.assess(task.weights(state))
+        return score(train.best, numbers, {"loss": 1, **task.metrics})
+
+    def bad_steps() -> tuple[int, int, str]:
+        """Steps that were not finite: the longest row up to now, all of them, and the network of the row."""
+        counts = jax.device_get(state.counts)
+        label = max(counts, key=lambda label: counts[label][1])
+        return int(counts[label][1]), sum(int(count[2]) for count in counts.values()), label
 
     # The loop. Data, noise and dropped labels are functions of (seed, step).
     with contextlib.ExitStack() as stack:
@@ -272,7 +207,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
                 state = checkpoints.restore(state)
             except (FileNotFoundError, ValueError) as error:
                 raise _cli.UsageError(str(error)) from error
-        start, skipped = int(state.step), int(jax.device_get(state.counts)["network"][2])
+        start, skipped = int(state.step), bad_steps()[1]
         if start > train.steps:
             raise _cli.UsageError(f"config.train.steps={train.steps}, but {start} steps are done")
         if first:
@@ -281,7 +216,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             write_json(workdir / "config.json", config.to_dict())
             task.save(workdir)
         writer = stack.enter_context(contextlib.closing(Writer(workdir, train.steps, train.batch, start, active=first)))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.network))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.networks))
         writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
         if checkpoints.damaged:
             writer.note(f"damaged checkpoints were removed: {checkpoints.damaged}; {checkpoints.damage}")
@@ -300,19 +235,20 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             last, stop = done == train.steps, preemption.reached(done)
             if last or done % train.report_every == 0:
                 writer.report(done, {name: float(value) for name, value in metrics.items()})
-                _, row, skips = map(int, jax.device_get(state.counts)["network"])
+                row, skips, label = bad_steps()
                 if row >= min(train.max_skipped, train.steps):
                     raise _cli.UsageError(
-                        f"loss, gradient or update was not finite in the last {row} steps, up to step {done}; "
-                        "lower config.train.rate, or find the operation with --debug"
+                        f"loss, gradient or update{'' if len(parts) == 1 else f' of {label}'} was not finite in the "
+                        f"last {row} steps, up to step {done}; lower config.optimizer.options.rate, or find the "
+                        "operation with --debug"
                     )
                 if skips > skipped:
                     writer.note(f"{skips - skipped} step(s) skipped: loss, gradient or update was not finite")
                     skipped = skips
             if not (last or stop) and done % train.sample_every == 0:
                 with writer.paused(state):
-                    task.show(state.average, workdir / f"samples/{done:06d}.png")
-                    task.show(state.network, workdir / f"samples/{done:06d}-raw.png")
+                    task.show(task.weights(state), workdir / f"samples/{done:06d}.png")
+                    task.show(task.weights(state, raw=True), workdir / f"samples/{done:06d}-raw.png")
             if snapshots is not None and (last or done % train.snapshot_every == 0):
                 with writer.paused(state):
                     snapshots.put(done, ema.snapshot_items(averages, state.averages))
@@ -328,10 +264,11 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
                 return
 
     # What it can do.
-    task.show(state.average, workdir / "samples.png")
-    task.finish(state.average, workdir)
+    networks = task.weights(state)
+    task.show(networks, workdir / "samples.png")
+    task.finish(networks, workdir)
     loss = {"loss": writer.last["loss"]} if writer.last else {}  # none where metrics.jsonl was lost after the last step
-    numbers = task.assess(state.average)
+    numbers = task.assess(task.weights(state))
     if bad := numbers.get("bad_samples"):
         raise _cli.UsageError(
             f"{bad} samples of the trained network have NaN or infinite values; {workdir} keeps its checkpoints, and "
@@ -347,9 +284,9 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Trains, then reports; a full disk is one line."""
-    if not values.workdir:
+    if not values.workdir and not values.show:
         raise _cli.UsageError("--workdir=FOLDER is required")
-    with _cli.disk_errors(Path(values.workdir)), contextlib.ExitStack() as held:
+    with _cli.disk_errors(Path(values.workdir or ".")), contextlib.ExitStack() as held:
         run(values, held)
 
 

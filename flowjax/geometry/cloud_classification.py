@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from flowjax import _checks
+from flowjax import _checks, specs
 from flowjax._files import replacing
 from flowjax.data import Source, shapes
 from flowjax.geometry import corruptions
 from flowjax.geometry import point_sampling as ps
 from flowjax.geometry.pointnet import PointNet
 from flowjax.objectives import Classification
+from flowjax.tasks.base import Part, Task
 from flowjax.training.mesh import put_batch
 from flowjax.training.writers import write_json
 
@@ -200,5 +201,49 @@ class CloudClassification:
             figure.savefig(part)
         plt.close(figure)
 
-    def finish(self, network: Any, workdir: Path) -> None:
-        """Nothing more to show."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clouds(Task):
+    """The task that trains a `PointNet` on clouds, for the train main; config.test says what it is tested on.
+
+    Attributes:
+        protocol: Whether the sampling protocol is used.
+        key_points: Number of groups.
+    """
+
+    protocol: bool = True
+    key_points: int = 32
+
+    sections: ClassVar[tuple[str, ...]] = ("network", "objective", "test")
+    metrics: ClassVar[Mapping[str, int]] = {"accuracy": -1}
+
+    @functools.cached_property
+    def _system(self) -> CloudClassification:
+        spec = self.config.network.to_dict()
+        if specs.find("network", spec["name"]).make is not PointNet:
+            raise ValueError(f"clouds are classified by a pointnet, got network {spec['name']!r}")
+        test = self.config.test.to_dict()
+        options = dict(network=spec["options"], protocol=self.protocol, key_points=self.key_points)
+        options |= {"smoothing": self.build_objective().smoothing, **test}
+        return _checks.call("config.test", CloudClassification, options, source=self.source, mesh=self.mesh)
+
+    @property
+    def objective(self) -> Classification:
+        """Smoothed cross-entropy of clouds prepared for training."""
+        return self._system.objective
+
+    def networks(self) -> dict[str, Part]:
+        """The classifier."""
+        return {"network": Part(build=self._system.build_network, optimizer=self.optimizer())}
+
+    def save(self, workdir: Path) -> None:
+        """Writes `classifier.json`."""
+        self._system.save(workdir)
+
+    def show(self, networks: Mapping[str, Any], path: Path) -> None:
+        """A picture of one cloud of each class with added points, and what it is taken for."""
+        self._system.show(networks["network"], path)
+
+    def assess(self, networks: Mapping[str, Any]) -> dict[str, Any]:
+        """Accuracy on clean and on corrupted clouds, and the error rate under each corruption."""
+        return self._system.assess(networks["network"])

@@ -28,14 +28,26 @@ from flowjax.keys import noise
 from flowjax.recipe import Recipe, Samples
 from flowjax.solving import solve
 
-METRICS: Mapping[str, int] = {"loss": 1, "FD": 1, "accuracy": -1}
-"""What the best checkpoint may be chosen by: 1 where small is good, -1 where large is. All but the loss, which is the
-mean of the reported ones since the last checkpoint, are those of `measure`; accuracy needs classes."""
+METRICS: Mapping[str, int] = {"FD": 1, "accuracy": -1}
+"""What the best checkpoint of a flow may be chosen by beside the loss: 1 where small is good, -1 where large is. These
+are numbers of `measure`; accuracy needs classes."""
 
 
-def score(metric: str, numbers: Mapping[str, float]) -> float:
-    """The metric among numbers as `measure` returns them, so that lower is better."""
-    return METRICS[metric] * next(value for name, value in numbers.items() if name.partition("[")[0] == metric)
+def score(metric: str, numbers: Mapping[str, float], metrics: Mapping[str, int]) -> float:
+    """The metric among numbers as an assessment returns them, so that lower is better.
+
+    Args:
+        metric: Its name, without what it has in brackets.
+        numbers: By name.
+        metrics: 1 where small is good, -1 where large is.
+
+    Raises:
+        ValueError: The assessment has no such number.
+    """
+    found = [value for name, value in numbers.items() if name.partition("[")[0] == metric]
+    if not found:
+        raise ValueError(f"this run has no {metric} to choose the best checkpoint by; it has {', '.join(numbers)}")
+    return metrics[metric] * found[0]
 
 
 def has_picture(recipe: Recipe) -> bool:

@@ -1,0 +1,129 @@
+"""What a run trains, as the train main sees it."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from flowjax import specs
+from flowjax.data import Source
+from flowjax.objectives.base import turns
+
+SHARED = ("seed", "task", "data", "optimizer", "train", "mesh")  # sections of every config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A trained network.
+
+    Attributes:
+        build: Makes it; traced, so all its arrays come from JAX calls inside.
+        optimizer: Transformation of its gradients.
+        averaged: Whether sampling uses an average of it.
+        start: Initial weights in place of those that `build` makes, a tree like it (arguments of the state's creation,
+            never constants of a program), or None.
+    """
+
+    build: Callable[[nnx.Rngs], nnx.Module]
+    optimizer: optax.GradientTransformation
+    averaged: bool = True
+    start: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """Networks, their loss, and how they are looked at. The methods that look run on all processes.
+
+    Attributes:
+        config: All of the run's.
+        source: The data.
+        mesh: Where the run lives.
+        key: Of all noise in pictures and measurements, so that they can be compared.
+        sections: Names of the sections of the config that are read, beside those of every config.
+        metrics: What the best checkpoint may be chosen by, beside the loss: 1 where small is good, -1 where large is.
+    """
+
+    config: ConfigDict
+    source: Source
+    mesh: Mesh
+    key: Key[Array, ""]
+
+    sections: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[Mapping[str, int]] = {}
+
+    def __post_init__(self) -> None:
+        """Checks the sections of the config.
+
+        Raises:
+            ValueError: One is missing, or would be ignored.
+        """
+        name, expected = self.config.task.name, (*SHARED, *self.sections)
+        for section in expected:
+            if section not in self.config:
+                raise ValueError(f"a {name} config needs the section {section!r}; see flowjax.configs.base")
+        for section in self.config:
+            if section not in expected:
+                raise ValueError(f"a {name} task does not read config.{section}; it reads {', '.join(expected)}")
+
+    @property
+    @abc.abstractmethod
+    def objective(self) -> Any:
+        """The training loss (`flowjax.objectives`)."""
+
+    @abc.abstractmethod
+    def networks(self) -> dict[str, Part]:
+        """The trained networks by label; a single one is called "network"."""
+
+    @abc.abstractmethod
+    def save(self, workdir: Path) -> None:
+        """Writes what is needed to rebuild the networks."""
+
+    def weights(self, state: Any, raw: bool = False) -> dict[str, Any]:
+        """What is looked at and exported, by label: averages, or with `raw` the trained networks themselves."""
+        return state.weights(raw)
+
+    @abc.abstractmethod
+    def show(self, networks: Mapping[str, Any], path: Path) -> None:
+        """Writes a picture of what the networks do."""
+
+    @abc.abstractmethod
+    def assess(self, networks: Mapping[str, Any]) -> dict[str, Any]:
+        """How good they are, in numbers."""
+
+    def finish(self, networks: Mapping[str, Any], workdir: Path) -> None:  # noqa: B027 - nothing is a fine default
+        """Writes further pictures at the end of a run."""
+
+    def optimizer(self, label: str = "network") -> optax.GradientTransformation:
+        """The transformation of `config.optimizer`: one for all, or one per label."""
+        spec = self.config.optimizer.to_dict()
+        if not specs.is_spec(spec):
+            if label not in spec:
+                raise ValueError(f"config.optimizer has no {label!r}; it has {', '.join(spec)}")
+            spec = spec[label]
+        moves = turns(self.objective, self.config.train.steps)
+        return specs.build("optimizer", spec, steps=moves.get(label, self.config.train.steps))
+
+    def build_objective(self, **given: Any) -> Any:
+        """The objective of `config.objective`, refused where it makes no sense for this task.
+
+        Raises:
+            ValueError: An objective of another kind of task.
+        """
+        spec, name = self.config.objective.to_dict(), specs.plain(self.config.task.name)
+        entry = specs.find("objective", spec["name"])
+        if name not in map(specs.plain, entry.tasks):
+            fitting = [
+                key for key, other in specs.table_of("objective").items() if name in map(specs.plain, other.tasks)
+            ]
+            raise ValueError(
+                f"objective {spec['name']!r} is not one of a {self.config.task.name} task "
+                f"(it has {', '.join(fitting)}); it belongs to {', '.join(entry.tasks) or 'none'}"
+            )
+        return specs.build("objective", spec, **given)

@@ -1,0 +1,108 @@
+"""A generative flow: any path or interpolant, any objective of flows, any coupling."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+
+from flowjax import specs
+from flowjax.evaluation import Extractor
+from flowjax.objectives import Coupled
+from flowjax.recipe import Recipe
+from flowjax.tasks.base import Part, Task
+from flowjax.training.report import METRICS, make_judge, measure, picture, picture_ways
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation(Task):
+    """Trains a flow and looks at its samples, always from the same noise."""
+
+    sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "codec", "sample")
+    metrics: ClassVar[Mapping[str, int]] = METRICS
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """How the flow is built and sampled."""
+        config, source = self.config, self.source
+        sample = config.sample.to_dict()
+        return Recipe(
+            network=config.network.to_dict(),
+            path=config.path.to_dict(),
+            prediction=self._objective.prediction,
+            data={"name": config.data.name, "options": config.data.options.to_dict()},
+            shape=source.x.shape[1:],
+            shift=source.shift,
+            scale=source.scale,
+            low=source.low,
+            high=source.high,
+            num_classes=source.num_classes,
+            solver=sample["solver"],
+            steps=sample["steps"],
+            guidance=sample["guidance"],
+            times=sample["times"],
+            fields=sample["fields"],
+        )
+
+    def __post_init__(self) -> None:
+        """Checks what the constructors of its parts cannot see.
+
+        Raises:
+            ValueError: The best checkpoint by accuracy, of data without classes.
+        """
+        super().__post_init__()
+        if self.config.train.best == "accuracy" and self.source.num_classes is None:
+            raise ValueError("config.train.best='accuracy' needs data with classes")
+        self.recipe.check_sizes(self.config.sample.num, self.config.sample.batch)
+        self.recipe.check_network(jax.eval_shape(lambda: self.recipe.build_network(nnx.Rngs(0))))
+
+    @functools.cached_property
+    def _objective(self) -> Any:
+        path = specs.build("path", self.config.path.to_dict())
+        return self.build_objective(path=path, interpolant=path, null=self.source.num_classes)
+
+    @functools.cached_property
+    def objective(self) -> Any:
+        """The loss, on noise that the coupling chooses."""
+        coupling = self.config.coupling.to_dict()
+        return Coupled(self._objective, specs.build("coupling", coupling)) if coupling["name"] else self._objective
+
+    @functools.cached_property
+    def judge(self) -> Extractor:
+        """What samples are measured by, trained when it is first needed."""
+        return make_judge(self.source)
+
+    @property
+    def _sampling(self) -> Mapping[str, Any]:
+        return dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh)
+
+    def networks(self) -> dict[str, Part]:
+        """The flow's network."""
+        return {"network": Part(build=self.recipe.build_network, optimizer=self.optimizer())}
+
+    def save(self, workdir: Path) -> None:
+        """Writes `recipe.json`."""
+        self.recipe.save(workdir)
+
+    def show(self, networks: Mapping[str, Any], path: Path) -> None:
+        """Ten samples per class, or up to 10,000 points."""
+        recipe = self.recipe
+        num = min(self.config.sample.num, 10 * (recipe.num_classes or 1000))
+        flow = recipe.flow(networks["network"])
+        samples = recipe.sample(recipe.field(flow), num, cond=recipe.balanced(num), **self._sampling)
+        if jax.process_index() == 0:
+            picture(recipe, samples, path, self.source)
+
+    def assess(self, networks: Mapping[str, Any]) -> dict[str, Any]:
+        """What the network generates, in numbers."""
+        flow = self.recipe.flow(networks["network"])
+        return measure(self.recipe, flow, self.source, self.config.sample.num, judge=self.judge, **self._sampling)
+
+    def finish(self, networks: Mapping[str, Any], workdir: Path) -> None:
+        """Pictures the ways of points in the plane."""
+        if jax.process_index() == 0 and self.recipe.shape == (2,):
+            flow = self.recipe.flow(networks["network"])
+            picture_ways(self.recipe, flow, workdir / "ways.png", jax.random.clone(self.key))

@@ -1,0 +1,95 @@
+"""How a run looks at its network."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from flowjax import data, specs
+from flowjax._cli import load_config
+from flowjax.tasks import generation
+from flowjax.training import make_mesh
+
+pytestmark = pytest.mark.standard_promotion
+
+
+def made(config, source=None):
+    source = data.toy2d("spiral", size=60) if source is None else source
+    given = dict(config=config, source=source, mesh=make_mesh(), key=jax.random.key(3))
+    return specs.build("task", config.task.to_dict(), **given)
+
+
+def test_pictures_show_every_network_from_the_same_noise(tmp_path, monkeypatch):
+    """Also after measuring, and whatever the network."""
+    task = made(load_config("toy2d:smoke"))
+    shown = []
+    monkeypatch.setattr(generation, "picture", lambda recipe, samples, path, source: shown.append(samples.x))
+    first, second = (task.networks()["network"].build(nnx.Rngs(seed)) for seed in (0, 1))
+    task.show({"network": first}, tmp_path / "a.png")
+    assert "FD[raw]" in task.assess({"network": first})
+    second.unembed.bias[...] = second.unembed.bias[...] + 1  # a new network is zero: it moves nothing
+    task.show({"network": second}, tmp_path / "b.png")
+    task.show({"network": first}, tmp_path / "c.png")
+    np.testing.assert_array_equal(shown[0], shown[2])
+    np.testing.assert_allclose(shown[1] - shown[0], task.source.scale, rtol=1e-4)
+
+
+def changed(**sections):
+    config = load_config("toy2d:smoke")
+    with config.unlocked():
+        for name, value in sections.items():
+            config[name] = value
+    return config
+
+
+def trained(task):
+    """What the train main asks for."""
+    return task.networks(), task.objective
+
+
+def spec(name, **options):
+    return {"name": name, "options": options}
+
+
+DIT = spec("dit", image_shape=(8, 8, 1), patch=2, width=8, depth=1, heads=1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"objective": spec("classification")}, "objective 'classification' is not one of a generation task"),
+        ({"objective": spec("regression")}, r"not one of a generation task \(it has .*flow_matching"),
+        ({"teacher": {"workdir": "x"}}, "does not read config.teacher"),
+        ({"objective": spec("flow_matching", predicton="noise")}, "did you mean prediction"),
+        ({"path": spec("linaer")}, "did you mean 'linear'"),
+        ({"coupling": spec("sinkhorn")}, "needs its option epsilon"),
+        (
+            {"network": spec("dit", image_shape=(8, 8, 1), patch=2, width=8, depth=1, heads=1)},
+            "does not take samples of shape",
+        ),
+        ({"optimizer": {"generator": spec("adamw", rate=1e-3)}}, "config.optimizer has no 'network'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(sections, message):
+    with pytest.raises(ValueError, match=message):
+        trained(made(changed(**sections)))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"objective": spec("sit", prediction="noise"), "path": spec("vp")},
+        {"objective": spec("sd3")},
+        {"coupling": spec("optimal_transport")},
+        {"objective": spec("flow_matching", prediction="data", times="logit_normal(mean=0.5)"), "path": spec("trig")},
+    ],
+    ids=lambda sections: str(sections)[:60],
+)
+def test_objectives_paths_and_couplings_come_from_the_config(sections):
+    task = made(changed(**sections))
+    batch = {"x1": np.zeros((8, 2), np.float32), "cond": None}
+    draws = task.objective.draw(jax.random.key(0), batch)
+    per_example, _ = task.objective.loss(task.networks()["network"].build(nnx.Rngs(0)), draws)
+    assert per_example.shape == (8,)
+    asked = sections.get("objective", spec("flow_matching"))["options"].get("prediction", "velocity")
+    assert task.recipe.prediction == asked
