@@ -3,7 +3,7 @@
 from flowjax.objectives import times
 from flowjax.objectives.assembled import Assembled
 from flowjax.objectives.autoencoding import Autoencoding, AutoencodingDraws
-from flowjax.objectives.base import turns
+from flowjax.objectives.base import turns, with_keys
 from flowjax.objectives.classification import Classification, ClassificationDraws
 from flowjax.objectives.coupled import Coupled
 from flowjax.objectives.flow_matching import Draws, FlowMatching

@@ -12,7 +12,8 @@ from flowjax.objectives.base import Wrapped
 
 def beside(networks: Any, frozen: Mapping[str, Any]) -> dict[str, Any]:
     """All networks by label; a single trained one is "network"."""
-    return {**(networks if isinstance(networks, dict) else {"network": networks}), **frozen}
+    labelled = isinstance(networks, dict) and all(map(callable, networks.values()))
+    return {**(networks if labelled else {"network": networks}), **frozen}
 
 
 @pytree

@@ -352,7 +352,7 @@ class Checkpoints(Store):
             FileNotFoundError: There is none.
             ValueError: It is of another structure.
         """
-        new, single = _items(like), not isinstance(like.networks, dict)
+        new, single = _items(like), set(like.counts) == {"network"}
 
         def fitting(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
             return _older(new) if single and "skipped" in manifest.get("state", {}) else new

@@ -24,6 +24,7 @@ RULES: Mapping[str, str | None] = {
     "patch": None,
     "classes": None,
     "time": None,
+    "groups": "data",
 }
 """Logical axis -> mesh axis. An axis that is missing here is kept whole."""
 

@@ -1,9 +1,10 @@
 """Optimisers as specs: optax's, with a schedule, a bound of the gradient and rates by parameter.
 
-The learning rate rises linearly over `warmup` of the updates, then falls as `decay` says: "cosine" to `final` of it,
-"linear" to the same, or "constant". Updates are counted by the optimiser itself, so that a network which moves at every
-fifth step has a schedule over its own updates. `groups` multiplies the rate of parameters by a factor: the first
-pattern that fits a parameter's path (blocks.0.attention.kernel) counts.
+The learning rate rises linearly from 0 over `warmup` of the updates (over none where that is 0, else over one at
+least), then falls as `decay` says: "cosine" to `final` of it, "linear" to the same, or "constant". Updates are counted
+by the optimiser itself: a network that moves at every fifth step needs the number of its own turns as `steps`
+(`flowjax.objectives.turns`), and its schedule ends with them. `groups` multiplies the rate of
+parameters by a factor: the first pattern that fits a parameter's path (blocks.0.attention.kernel) counts.
 """
 
 import fnmatch
@@ -26,12 +27,12 @@ def schedule(rate: float, steps: int, warmup: float, decay: str, final: float) -
     _checks.real("(0, inf)", rate=rate)
     _checks.real("[0, 1]", warmup=warmup, final=final)
     _checks.choose("decay", decay, DECAYS)
-    rise = max(1, round(warmup * steps))
+    rise = max(1, round(warmup * steps)) if warmup else 0
     if decay == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, rate, rise, max(steps, rise + 1), rate * final)
     fall = rate * final if decay == "linear" else rate
-    parts = [optax.linear_schedule(0.0, rate, rise), optax.linear_schedule(rate, fall, max(1, steps - rise))]
-    return optax.join_schedules(parts, [rise])
+    falling = optax.linear_schedule(rate, fall, max(1, steps - rise))
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, rise), falling], [rise]) if rise else falling
 
 
 def names(tree: Any) -> Any:

@@ -59,7 +59,9 @@ class TrainState:
 
     def weights(self, raw: bool = False) -> dict[str, Any]:
         """The networks by label: averages where there are any, or with `raw` none."""
-        return by_label(self.networks) | ({} if raw else by_label(self.averages.get("average", {})))
+        labels = self.counts or {"network": None}
+        followed = by_label(self.averages["average"], labels) if "average" in self.averages and not raw else {}
+        return {**by_label(self.networks, labels), **followed}
 
 
 def _born(label: str, build: Callable[[], Any], start: Any) -> Any:
@@ -152,12 +154,12 @@ def create_state(
         networks = {label: _born(label, make, start.get(label)) for label, make in builds.items()}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            networks=bare(networks),
+            networks=bare(networks, builds),
             averages={
-                name: bare({label: jax.tree.map(jnp.copy, networks[label]) for label in labels})
+                name: bare({label: jax.tree.map(jnp.copy, networks[label]) for label in labels}, builds)
                 for name, (_, labels) in laws.items()
             },
-            optimizer=bare({k: of_label(optimizers, k).init(trainable(v)) for k, v in networks.items()}),
+            optimizer=bare({k: of_label(optimizers, k).init(trainable(v)) for k, v in networks.items()}, builds),
             memory=base.memory(objective, batch),
             counts={label: jnp.zeros(3, jnp.int32) for label in networks},
         )

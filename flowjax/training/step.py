@@ -83,8 +83,7 @@ def make_step(optimizers: Optimizers, averages: Averages = MAIN, *, accumulate: 
     def step(
         state: TrainState, objective: Any, batch: Any, key: Key[Array, ""]
     ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        networks, single = by_label(state.networks), not isinstance(state.networks, dict)
-        optimizer = {"network": state.optimizer} if single else state.optimizer
+        networks, optimizer = (by_label(tree, state.counts) for tree in (state.networks, state.optimizer))
         laws = labelled(averages, networks)
         moving = dict(base.updates(objective, state.step))
         if unknown := set(moving) - set(networks):
@@ -93,7 +92,7 @@ def make_step(optimizers: Optimizers, averages: Averages = MAIN, *, accumulate: 
 
         def mean_loss(trained, draws):
             live = set_mode(merge(networks, trained), training=True)
-            given = bare(live)
+            given = bare(live, networks)
             if "target" in laws:
                 given = {**live, "target": state.averages["target"]}
             per_example, metrics = objective.loss(given, draws)
@@ -124,13 +123,14 @@ def make_step(optimizers: Optimizers, averages: Averages = MAIN, *, accumulate: 
         def update(label):
             """What a step changes of one label, the length of its gradient, and whether all is finite."""
             counts, followed = state.counts[label], {n: law for n, (law, labels) in laws.items() if label in labels}
-            followers = {name: by_label(state.averages[name])[label] for name in followed}
+            followers = {name: by_label(state.averages[name], networks)[label] for name in followed}
             old = networks[label], optimizer[label], followers
 
             def move_it():
                 norm = optax.tree.norm(gradient[label]).astype(jnp.float32)
                 changes, inner = of_label(optimizers, label).update(gradient[label], optimizer[label], trained[label])
-                network = merge(optax.apply_updates(trained[label], changes), statistics[label])
+                network = merge(networks[label], optax.apply_updates(trained[label], changes))
+                network = merge(network, statistics[label])
                 nearer = {n: move(followers[n], network, law.weight(counts[0])) for n, law in followed.items()}
                 # A rate or an overflow may spoil the update of a finite gradient.
                 whole = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(network)]).all()
@@ -153,19 +153,21 @@ def make_step(optimizers: Optimizers, averages: Averages = MAIN, *, accumulate: 
         counts = {label: count for label, (_, count, _, _) in results.items()}
         new = TrainState(
             step=state.step + 1,
-            networks=bare({label: network for label, ((network, _, _), *_) in results.items()}),
+            networks=bare({label: network for label, ((network, _, _), *_) in results.items()}, networks),
             averages={
-                name: bare({label: results[label][0][2][name] for label in labels})
+                name: bare({label: results[label][0][2][name] for label in labels}, networks)
                 for name, (_, labels) in laws.items()
             },
-            optimizer=bare({label: inner for label, ((_, inner, _), *_) in results.items()}),
+            optimizer=bare({label: inner for label, ((_, inner, _), *_) in results.items()}, networks),
             memory=base.remember(objective, state.memory, draws, metrics, good),
             counts=counts,
         )
         report = {name: value.mean() for name, value in metrics.items() if value.ndim < 2}
-        whole = norms["network"] if single else jnp.sqrt(sum(norm**2 for norm in norms.values()))
-        report |= {"loss": loss, "gradient_norm": whole}
-        if not single:
+        report |= {
+            "loss": loss,
+            "gradient_norm": optax.tree.norm(norms) if len(norms) > 1 else next(iter(norms.values())),
+        }
+        if len(norms) > 1:
             report |= {f"gradient_norm/{label}": norm for label, norm in norms.items()}
         report["skipped"] = sum(count[2] for count in counts.values()).astype(jnp.float32)
         return new, report

@@ -1,5 +1,6 @@
 """Networks as trees: by label, by name, and what of them is trained."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -20,14 +21,14 @@ def unflatten(flat: dict[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
 
 
-def by_label(networks: Any) -> dict[str, Any]:
-    """Networks as a dict."""
-    return networks if isinstance(networks, dict) else {"network": networks}
+def by_label(tree: Any, labels: Iterable[str]) -> dict[str, Any]:
+    """What is stored of networks with these labels, as a dict."""
+    return {"network": tree} if set(labels) == {"network"} else tree
 
 
-def bare(networks: dict[str, Any]) -> Any:
+def bare(trees: dict[str, Any], labels: Iterable[str]) -> Any:
     """The inverse of `by_label`."""
-    return networks["network"] if set(networks) == {"network"} else networks
+    return trees["network"] if set(labels) == {"network"} else trees
 
 
 def trainable(tree: Any) -> Any:
