@@ -24,11 +24,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from flowjax._checks import choose, real, whole
 from flowjax._pytree import pytree, static
+from flowjax.objectives.base import keys, seed
 from flowjax.objectives.flow_matching import check_answer
+from flowjax.paths.base import at_least_single
 
 LARGEST = 1e4  # of lambda, where the last layer no longer hears the adversary
 
@@ -39,12 +41,12 @@ class AutoencodingDraws:
 
     Attributes:
         x1: Images, (B, ...).
-        keys: Of the posterior's noise, (B,).
+        seeds: Seeds of the posterior's noise, (B, 2).
         adversarial: Whether the adversary takes part.
     """
 
     x1: Float[Array, "B ..."]
-    keys: Key[Array, " B"]
+    seeds: UInt32[Array, "B 2"]
     adversarial: Bool[Array, ""]
 
 
@@ -99,7 +101,7 @@ class Autoencoding:
     def draw(
         self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0
     ) -> AutoencodingDraws:
-        """Draws the keys of the noise; example i depends on (key, i) only.
+        """Draws the seeds of the noise; example i depends on (key, i) only.
 
         Args:
             key: Key of the training step.
@@ -107,8 +109,8 @@ class Autoencoding:
             memory: Unused; part of the objective protocol.
             step: Number of the step: from `start` on the adversary takes part.
         """
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch["x1"].shape[0]))
-        return AutoencodingDraws(x1=batch["x1"], keys=keys, adversarial=jnp.asarray(step) >= self.start)
+        seeds = jax.vmap(lambda index: seed(jax.random.fold_in(key, index)))(jnp.arange(batch["x1"].shape[0]))
+        return AutoencodingDraws(x1=batch["x1"], seeds=seeds, adversarial=jnp.asarray(step) >= self.start)
 
     def loss(self, networks: Any, draws: AutoencodingDraws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Both networks' losses of each example, summed.
@@ -125,10 +127,11 @@ class Autoencoding:
             ValueError: A network is missing, or the answer has another shape than the images.
         """
         autoencoder, discriminator = self._players(networks)
-        mean, log_variance = (value.astype(jnp.float32) for value in autoencoder.encode(draws.x1))
-        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], mean.dtype))(draws.keys)
+        mean, log_variance = map(at_least_single, autoencoder.encode(draws.x1))
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], mean.dtype))(keys(draws.seeds))
         z = mean + jnp.exp(log_variance / 2) * noise
-        y, x = autoencoder.decode(z).astype(jnp.float32), draws.x1.astype(jnp.float32)
+        y = at_least_single(autoencoder.decode(z))
+        x = draws.x1.astype(y.dtype)
         check_answer(y, x)
 
         nll = self._distance(x, y)
@@ -149,10 +152,11 @@ class Autoencoding:
             by_judge = pull(jax.grad(lambda y: _generator(judge, y).mean())(fixed))
             balance = jnp.clip(_length(by_data) / (_length(by_judge) + 1e-4), 0.0, LARGEST)
             # The discriminator's loss must not move the autoencoder, which would please it.
-            return generator, self._judgement(discriminator(x), discriminator(fixed)), balance
+            played = generator, self._judgement(discriminator(x), discriminator(fixed)), balance
+            return jax.tree.map(lambda value: value.astype(nll.dtype), played)
 
         def wait() -> tuple[Array, Array, Array]:
-            return jnp.zeros_like(nll), jnp.zeros_like(nll), jnp.zeros(())
+            return jnp.zeros_like(nll), jnp.zeros_like(nll), jnp.zeros((), nll.dtype)
 
         generator, judgement, balance = jax.lax.cond(draws.adversarial, play, wait)
         metrics |= {"generator": generator, "discriminator": judgement, "lambda": balance}
@@ -198,14 +202,14 @@ def _pull(autoencoder: Any, last: str, z: Array) -> Callable[[Array], Array]:
     def decode(kernel: Array) -> Array:
         copy = jax.tree.map(lambda leaf: leaf, autoencoder)
         setattr(layer(copy), name, getattr(layer(copy), name).replace(kernel))
-        return copy.decode(z).astype(jnp.float32)
+        return at_least_single(copy.decode(z))
 
     pull = jax.vjp(decode, getattr(layer(autoencoder), name)[...])[1]
     return lambda gradient: pull(gradient)[0]
 
 
 def _length(gradient: Array) -> Float[Array, ""]:
-    return jnp.sqrt(jnp.sum(gradient.astype(jnp.float32) ** 2))
+    return jnp.sqrt(jnp.sum(at_least_single(gradient) ** 2))
 
 
 def _sum(values: Array) -> Float[Array, " B"]:
@@ -213,4 +217,4 @@ def _sum(values: Array) -> Float[Array, " B"]:
 
 
 def _mean(values: Array) -> Float[Array, " B"]:
-    return jnp.mean(values.astype(jnp.float32), axis=tuple(range(1, values.ndim)))
+    return jnp.mean(at_least_single(values), axis=tuple(range(1, values.ndim)))

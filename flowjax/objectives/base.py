@@ -49,8 +49,13 @@ def turns(objective: Any, steps: int) -> dict[str, int]:
 
 
 def seed(key: Key[Array, ""]) -> UInt32[Array, " 2"]:
-    """What draws keep of the key of one example's dropout: numbers, which can be stored and compared like others."""
+    """What draws keep of the key of one example (its dropout, its noise): numbers, which can be stored and compared like others."""
     return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def keys(seeds: UInt32[Array, "B 2"]) -> Key[Array, " B"]:
+    """The keys of `seed`."""
+    return jax.random.wrap_key_data(seeds, impl="threefry2x32")
 
 
 def with_keys(network: Callable[..., Any], seeds: UInt32[Array, "B 2"] | None) -> Callable[..., Any]:
@@ -60,8 +65,7 @@ def with_keys(network: Callable[..., Any], seeds: UInt32[Array, "B 2"] | None) -
     """
     if seeds is None or not getattr(network, "dropout", None):
         return network
-    keys = lambda: jax.random.wrap_key_data(seeds, impl="threefry2x32")  # noqa: E731
-    return lambda *inputs, **more: network(*inputs, key=keys(), **more)
+    return lambda *inputs, **more: network(*inputs, key=keys(seeds), **more)
 
 
 @pytree

@@ -22,6 +22,7 @@ from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.flow_matching import check_answer
+from flowjax.paths.base import check_time_and_state
 
 
 @pytree
@@ -86,7 +87,8 @@ class Regression:
         Raises:
             ValueError: The network's answer has another shape than the target.
         """
-        value = with_keys(networks, draws.seeds)(draws.x1, jnp.ones(draws.x1.shape[:1], jnp.float32), draws.cond)
+        t = check_time_and_state(jnp.ones(draws.x1.shape[:1], jnp.float32), draws.x1)
+        value = with_keys(networks, draws.seeds)(draws.x1, t, draws.cond)
         check_answer(value, draws.target)
         error, axes = value - draws.target.astype(value.dtype), tuple(range(1, value.ndim))
         metrics = {"mse": jnp.mean(error**2, axes), "mae": jnp.mean(jnp.abs(error), axes)}

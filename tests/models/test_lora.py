@@ -133,7 +133,8 @@ def test_training_moves_adapters_only(mlp):
 
     @jax.jit
     def gradient(adapters, base):
-        return jax.grad(lambda a: objective.loss(lora.combine(a, {"network": base}), draws)[0].mean())(adapters)
+        assembled = fj.objectives.Assembled(objective, frozen={"network": base}, combine=lora.combine)
+        return jax.grad(lambda a: assembled.loss(a, draws)[0].mean())(adapters)
 
     found = gradient(adapters, mlp)
     assert jax.tree.structure(found) == jax.tree.structure(adapters)

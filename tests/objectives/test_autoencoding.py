@@ -1,16 +1,20 @@
 """Autoencoding: the losses of both players, the weight between them, who moves whom, and when."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from scipy import integrate, stats
 
 import flowjax as fj
 from flowjax.objectives import Autoencoding
+from flowjax.objectives.base import keys
+from flowjax.training import create_state, make_mesh, make_step
 
 
 class Decoder(nnx.Module):
@@ -18,7 +22,7 @@ class Decoder(nnx.Module):
         self.inner, self.unembed = nnx.Linear(2, 5, rngs=rngs), nnx.Linear(5, 3, rngs=rngs)
 
     def __call__(self, z):
-        return self.unembed(jnp.tanh(self.inner(z)))
+        return self.unembed(jnp.tanh(self.inner(z.astype(self.inner.kernel.dtype))))
 
 
 class Tiny(nnx.Module):
@@ -68,7 +72,7 @@ def answer(objective, networks):
     """Posterior and answer on the draws of `evaluate`."""
     draws = objective.draw(jax.random.key(2), {"x1": X}, step=7)
     mean, log_variance = networks["autoencoder"].encode(X)
-    noise = jnp.stack([jax.random.normal(jax.random.clone(key), (2,)) for key in draws.keys])
+    noise = jnp.stack([jax.random.normal(key, (2,)) for key in keys(draws.seeds)])
     z = mean + jnp.sqrt(jnp.exp(log_variance)) * noise
     return mean, log_variance, z, networks["autoencoder"].decode(z)
 
@@ -171,9 +175,9 @@ def test_draws(networks):
     objective = Autoencoding(start=7)
     draw = jax.jit(lambda objective, batch, step: objective.draw(jax.random.key(0), batch, step=step))
     whole, part = draw(objective, {"x1": X}, 7), draw(objective, {"x1": X[:2]}, 6)
-    np.testing.assert_array_equal(jax.random.key_data(whole.keys)[:2], jax.random.key_data(part.keys))
+    np.testing.assert_array_equal(whole.seeds[:2], part.seeds)
     assert (bool(whole.adversarial), bool(part.adversarial)) == (True, False)
-    assert len(np.unique(jax.random.key_data(whole.keys), axis=0)) == 4
+    assert len(np.unique(whole.seeds, axis=0)) == 4
     other = dataclasses.replace(whole, x1=2 * X)
     assert objective.loss(networks, other)[0].shape == (4,)
 
@@ -196,6 +200,41 @@ def test_the_networks_of_the_package_fit():
     draws = jax.eval_shape(lambda: objective.draw(jax.random.key(0), {"x1": jnp.ones((3, 8, 8, 1))}))
     gradient = jax.eval_shape(jax.grad(lambda networks, d: objective.loss(networks, d)[0].mean()), shapes, draws)
     assert jax.tree.structure(gradient) == jax.tree.structure(shapes)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_losses_are_in_the_precision_of_the_answer_and_at_least_single(dtype, x64):
+    double = dtype == "float64"
+    fine = "float64" if double else "float32"
+
+    def loss():
+        networks = {
+            "autoencoder": jax.tree.map(lambda leaf: leaf.astype(dtype), Tiny(nnx.Rngs(0))),
+            "discriminator": nnx.Linear(3, 2, param_dtype=fine, rngs=nnx.Rngs(1)),
+        }
+        objective = Autoencoding()
+        draws = objective.draw(jax.random.key(0), {"x1": jnp.ones((4, 3), dtype)})
+        return objective.loss(networks, draws)
+
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(jax.eval_shape(loss))} == {fine}
+
+
+@pytest.mark.standard_promotion
+def test_in_training_the_discriminator_rests_until_the_start(networks):
+    objective, optimizer = Autoencoding(start=2), optax.sgd(1e-2)
+    optimizers = dict.fromkeys(networks, optimizer)
+    builds = {"autoencoder": lambda: Tiny(nnx.Rngs(0)), "discriminator": lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(5))}
+    state = create_state(builds, optimizers, make_mesh())
+    step, key = jax.jit(make_step(optimizers, accumulate=2)), jax.random.key(0)
+    states = [state]
+    for _ in range(3):
+        states.append(step(states[-1], objective, {"x1": X}, jax.random.clone(key))[0])
+    kernels = [np.asarray(state.networks["discriminator"].kernel[...]) for state in states]
+    assert [np.array_equal(a, b) for a, b in itertools.pairwise(kernels)] == [True, True, False]
+    assert {label: count.tolist() for label, count in states[-1].counts.items()} == {
+        "autoencoder": [3, 0, 0],
+        "discriminator": [1, 0, 0],
+    }
 
 
 def test_what_does_not_fit_is_refused(networks):

@@ -35,6 +35,13 @@ def test_network_sees_data_at_time_one_and_its_condition():
     np.testing.assert_array_equal(metrics["mse"], loss)
 
 
+def test_times_have_the_precision_of_the_input(x64):
+    seen = []
+    draws = Regression().draw(jax.random.key(0), {"x1": jnp.ones((2, 3)), "target": jnp.ones((2, 3))})
+    Regression().loss(lambda x, t, cond: seen.append(t.dtype) or x, draws)
+    assert seen == [jnp.float64]
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"unknown form of a regression 'mes'; did you mean 'mse'"):
         Regression(form="mes")
