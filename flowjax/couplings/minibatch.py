@@ -2,7 +2,8 @@
 
 `couple(key, x0, batch)` returns the x0 that goes with each x1 of the batch. All are pure JAX and run where the draw
 runs, on the global batch (its costs are a (B, B) matrix on every device; larger batches pair better). The assignment is
-optax's Hungarian method: exact, no host call, 3 ms for 128 and 16 ms for 256 pairs on two CPU cores.
+optax's Hungarian method: exact, no host call, 3 ms for 128 and 16 ms for 256 pairs on two CPU cores. Where a cost is
+not finite (data that are not, or too large) all noise becomes NaN, so that the guard of training stops.
 
 In the limit of large batches `OptimalTransport` gives the optimal map, whose flow is straight. In conditional models it
 does harm: the noise that goes with one class is then no longer N(0, I), but the sampler starts there. `ConditionalOT`
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 
 
@@ -68,7 +70,8 @@ class OptimalTransport(Coupling):
 
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Reorders x0."""
-        return x0[assignment(squared_distances(x0, batch["x1"]))]
+        cost = _costs(x0, batch)
+        return _known(cost, x0[assignment(cost)])
 
 
 @pytree
@@ -82,9 +85,16 @@ class ConditionalOT(Coupling):
 
     Args:
         weight: of the conditions' distance, not negative; None for classes only.
+
+    Raises:
+        ValueError: a negative weight.
     """
 
     weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the weight."""
+        _checks.real("[0, inf)", weight=0.0 if self.weight is None else self.weight)
 
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Reorders x0.
@@ -95,7 +105,7 @@ class ConditionalOT(Coupling):
         conditions = jax.tree.leaves(batch.get("cond"))
         if not conditions:
             raise ValueError('ConditionalOT needs batch["cond"]; without conditions use OptimalTransport')
-        cost = squared_distances(x0, batch["x1"])
+        cost = _costs(x0, batch)
         distance = jnp.zeros_like(cost)
         for c in conditions:
             if jnp.issubdtype(c.dtype, jnp.floating):
@@ -107,7 +117,8 @@ class ConditionalOT(Coupling):
                 distance += jnp.any(flat[:, None] != flat[None], axis=2).astype(cost.dtype)
         # One mismatch costs more than any reordering inside the classes can gain.
         weight = jnp.max(cost) * cost.shape[0] if self.weight is None else jnp.asarray(self.weight, cost.dtype)
-        return x0[assignment(cost + weight * distance)]
+        cost = jnp.where(weight >= 0, cost + weight * distance, jnp.nan)
+        return _known(cost, x0[assignment(cost)])
 
 
 @pytree
@@ -115,21 +126,48 @@ class Sinkhorn(Coupling):
     """Entropic transport: for each data point one noise drawn from the plan exp(-cost / epsilon).
 
     The plan is that of a Schroedinger bridge between the two samples. With epsilon = 2 s^2 and
-    `Interpolant(form="linear", gamma="brownian", scale=s**2)` it makes SB-CFM (2302.00482). A plan that is not finite
-    falls back on the independent one.
+    `Interpolant(form="linear", gamma="brownian", scale=s**2)` it makes SB-CFM (2302.00482).
 
     Args:
         epsilon: strength of the entropy, positive, in units of squared distance summed over dimensions.
-        iterations: of the scaling, in logarithms.
+        iterations: of the scaling, in logarithms, at least 1. Where epsilon is far below the costs it takes more: until
+            then some noise is drawn more often than its share.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     epsilon: float
     iterations: int = static(100)
 
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        _checks.real("(0, inf)", epsilon=self.epsilon)
+        _checks.whole(_checks.COUNT, iterations=self.iterations)
+
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Draws x0 for each x1."""
-        logs = sinkhorn(squared_distances(x0, batch["x1"]), self.epsilon, self.iterations)
-        return x0[jax.random.categorical(key, logs, axis=0)]
+        cost = _costs(x0, batch)
+        cost = jnp.where(jnp.asarray(self.epsilon, cost.dtype) > 0, cost, jnp.nan)
+        logs = sinkhorn(cost, self.epsilon, self.iterations)
+        return _known(cost, x0[jax.random.categorical(key, logs, axis=0)])
+
+
+def _costs(x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B B"]:
+    """Squared distances between the noise and the data of a batch.
+
+    Raises:
+        ValueError: there are not as many of both, of the same shape.
+    """
+    x1 = batch["x1"]
+    if x0.shape != x1.shape or len(x0) == 0:
+        raise ValueError(f"a coupling pairs noise and data of one shape, at least one of each: {x0.shape}, {x1.shape}")
+    return squared_distances(x0, x1)
+
+
+def _known(cost: Float[Array, "B B"], paired: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """The paired noise, or NaN where a cost is none: an assignment of such costs looks like one and is arbitrary."""
+    return jnp.where(jnp.all(jnp.isfinite(cost)), paired, jnp.nan)
 
 
 def squared_distances(a: Float[Array, "I ..."], b: Float[Array, "J ..."]) -> Float[Array, "I J"]:

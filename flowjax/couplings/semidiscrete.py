@@ -24,6 +24,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from flowjax import _checks
 from flowjax._pytree import part, pytree, static
 from flowjax.keys import noise as standard_normal
 from flowjax.paths.base import GaussianPath, precision
@@ -44,7 +45,8 @@ class SemidiscreteMap:
         block: targets compared at once.
 
     Raises:
-        ValueError: an unknown source, or a time outside [0, 1].
+        ValueError: an unknown source, a time outside [0, 1], no targets, other numbers of heights or labels, or a
+            height that is not finite.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -69,6 +71,13 @@ class SemidiscreteMap:
                 object.__setattr__(self, name, jnp.asarray(getattr(self, name)))
         if not 0 <= self.time <= 1:
             raise ValueError(f"time must be in [0, 1], got {self.time}")
+        _checks.whole(_checks.COUNT, block=self.block)
+        n, labels = len(self.targets), self.labels
+        if n == 0 or self.heights.shape != (n,) or (labels is not None and labels.shape != (n,)):
+            shapes = None if labels is None else labels.shape
+            raise ValueError(f"{n} targets need as many heights and labels, got {self.heights.shape} and {shapes}")
+        if not isinstance(self.heights, jax.core.Tracer) and not np.isfinite(self.heights).all():
+            raise ValueError("heights must be finite: fit with a smaller rate")
 
     def start(
         self,
@@ -80,7 +89,7 @@ class SemidiscreteMap:
         k: int = 1,
         threshold: float = 0.7,
     ) -> Float[Array, "B ..."]:
-        """The state to start sampling from, in place of `path.start(noise, t)`.
+        """The state to start sampling from, in place of `path.start(noise, t)`; NaN where there is none.
 
         With k = 1 it is T(x). Otherwise it is a random point between T(x) and one of the next k - 1 targets, if the
         angle between the two supporting planes is accepted; larger angles lie across the border of two modes. Angles
@@ -96,15 +105,18 @@ class SemidiscreteMap:
             threshold: largest rescaled angle that is accepted, in [0, 1].
 
         Raises:
-            ValueError: another start time, a class where the map has none or the reverse, or k > 1 without a key.
+            ValueError: another start time, a class where the map has none or the reverse, a class without targets, or
+                k > 1 without a key.
         """
         if t != self.time:
             raise ValueError(f"the targets are at t = {self.time:g}: start the times there, not at {t:g}")
+        _checks.real("[0, 1]", threshold=threshold)
         if k > 1 and key is None:
             raise ValueError("k > 1 mixes targets at random: pass key=jax.random.key(seed)")
         found = self.nearest(self.of_source(noise), cond, k=k)
         targets = jnp.asarray(self.targets)
-        first = targets[found[:, 0]]
+        missing = (found[:, 0] < 0).reshape(-1, *(1,) * (targets.ndim - 1))
+        first = jnp.where(missing, jnp.nan, targets[found[:, 0]])
         if k == 1 or key is None:
             return first
         which, how_far = jax.random.split(key)
@@ -124,11 +136,20 @@ class SemidiscreteMap:
     ) -> Int[Array, "B k"]:
         """The indices of the k targets with the largest <x, y_j> + h_j, best first; the first is that of T(x).
 
+        -1 where there is none: for an x that is not finite, and under jit for a class without targets.
+
         Raises:
-            ValueError: a class where the map has none or the reverse, or fewer targets than k.
+            ValueError: a class where the map has none or the reverse, a class without targets, fewer targets than k, or
+                x of another shape than the targets.
         """
         if (cond is None) != (self.labels is None):
             raise ValueError("pass cond= exactly if the map has labels: it then has one map per class")
+        if x.shape[1:] != self.targets.shape[1:]:
+            raise ValueError(f"x has the shape {x.shape}, the targets have {self.targets.shape}")
+        if cond is not None and not any(isinstance(c, jax.core.Tracer) for c in (cond, self.labels)):
+            unknown = np.setdiff1d(np.asarray(cond), np.asarray(self.labels))
+            if len(unknown):
+                raise ValueError(f"the map has no targets of class {', '.join(map(str, unknown))}")
         if k > 1 or self.labels is None:
             n = len(self.targets) if self.labels is None else int(np.unique(self.labels, return_counts=True)[1].min())
             if not 1 <= k <= n:
@@ -149,7 +170,11 @@ class SemidiscreteMap:
             key: of the draws.
             num: number of draws; 10 n or more.
             label: of a map per class, whose cells share the mass 1 among those of the class.
+
+        Raises:
+            ValueError: no draw, or a class without targets.
         """
+        _checks.whole(_checks.COUNT, num=num)
         counts = np.zeros(len(self.targets))
         for i, first in enumerate(range(0, num, 4096)):
             z = jax.random.normal(jax.random.fold_in(key, i), (min(4096, num - first), *self.targets.shape[1:]))
@@ -184,8 +209,11 @@ def fit(
 
     Raises:
         ImportError: ott-jax is not installed.
-        ValueError: an unknown source, or a time outside [0, 1].
+        ValueError: an unknown source, a time outside [0, 1], data that are none or not finite, or another number of
+            labels.
     """
+    if len(x1) == 0 or not np.isfinite(x1).all() or (labels is not None and labels.shape != (len(x1),)):
+        raise ValueError(f"a map needs finite data and a label for each, got {x1.shape} and labels={labels}")
     noise_key, key = jax.random.split(key)
     x1 = jnp.asarray(x1, precision(x1))
     targets = path.interpolate(time, standard_normal(noise_key, x1.shape, 0, x1.dtype), x1)
@@ -203,7 +231,7 @@ def fit(
         "resemble those; stochastic solvers or k > 1 add variety",
         stacklevel=2,
     )
-    if max(errors) > 0.1:
+    if not max(errors) <= 0.1:
         warnings.warn(
             f"the masses of the cells are uneven, their chi-squared error is {max(errors):.2g}: fit with more steps or "
             "larger batches",
@@ -244,9 +272,17 @@ def optimal_heights(
 
     Raises:
         ImportError: ott-jax is not installed.
-        ValueError: an unknown source.
+        ValueError: an unknown source, a number outside its range, masses that are not positive or do not sum to 1, or
+            an ascent that did not stay finite.
     """
     _check_source(source)
+    _checks.whole(_checks.COUNT, steps=steps, batch=batch)
+    _checks.real("(0, inf)", rate=rate)
+    if weights is not None:
+        masses = np.asarray(weights, np.float64)
+        # Sums of n float32 numbers are off by sqrt(n) roundings; 1e-3 is far from that and from a mistake.
+        if masses.shape != (len(targets),) or not (masses > 0).all() or abs(masses.sum() - 1) > 1e-3:
+            raise ValueError(f"{len(targets)} targets need as many positive masses that sum to 1, got {masses}")
     y = jnp.asarray(targets, jnp.float32).reshape(len(targets), -1)
     norms = np.sum(np.asarray(y, np.float64) ** 2, axis=1)
     scale_key, key = jax.random.split(key)
@@ -257,7 +293,10 @@ def optimal_heights(
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
         g, errors = _ascend(key, y, weights, g, rate * cost.std(), source, steps, batch, threshold)
     found, errors = (np.asarray(g, np.float64) - norms) / 2, np.asarray(errors)
-    return found - found.mean(), float(errors[np.isfinite(errors)][-1])
+    errors = errors[np.isfinite(errors)]
+    if not (np.isfinite(found).all() and len(errors)):
+        raise ValueError(f"the ascent of the heights did not stay finite: look at the targets, or lower {rate=}")
+    return found - found.mean(), float(errors[-1])
 
 
 @functools.partial(jax.jit, static_argnames=("source", "steps", "batch", "threshold"))
@@ -297,6 +336,7 @@ def _nearest(
 ) -> Array:
     """Blocks of targets in turn, with the best k so far."""
     n, x = len(targets), x.reshape(len(x), -1)
+    finite = jnp.all(jnp.isfinite(x), axis=1)
     block = min(block, n)
     missing = -n % block
 
@@ -311,12 +351,13 @@ def _nearest(
     def better(best: Any, of_block: Any) -> Any:
         y, h, index, classes = of_block
         score = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST) + h.T
+        score = jnp.where(finite[:, None], score, -jnp.inf)
         if cond is not None:
             score = jnp.where(classes[None] == cond[:, None], score, -jnp.inf)
         scores = jnp.concatenate([best[0], score], axis=1)
         indices = jnp.concatenate([best[1], jnp.broadcast_to(index[None], score.shape)], axis=1)
         values, where = jax.lax.top_k(scores, k)
-        return (values, jnp.take_along_axis(indices, where, axis=1)), None
+        return (values, jnp.where(values > -jnp.inf, jnp.take_along_axis(indices, where, axis=1), -1)), None
 
     first = jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), index.dtype)
     return jax.lax.scan(better, first, (y, h, index, classes))[0][1]

@@ -37,6 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from flowjax import _checks
 from flowjax._pytree import pytree
 from flowjax.geometry._linear import null_vector, present
 
@@ -209,7 +210,7 @@ def solve_line(
     """
     if len(t) < MINIMAL:
         raise ValueError(f"a line and the motion across it need at least {MINIMAL} events, got {len(t)}")
-    _check_tolerance(tolerance)
+    _checks.real("[0, 1)", tolerance=0.0 if tolerance is None else tolerance)
     weight = present(jnp.concatenate([bearings, t[:, None]], -1), mask)
     used = weight > 0
     bearings = jnp.where(used[:, None], bearings, 0)
@@ -267,11 +268,6 @@ def _covariance(z, values, vectors, count):
     return variance * moved @ moved.T
 
 
-def _check_tolerance(tolerance):
-    if isinstance(tolerance, (int, float)) and not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} must be in [0, 1)")
-
-
 def average(
     lines: LineMotion,
     mask: Float[Array, " L"] | None = None,
@@ -304,7 +300,7 @@ def average(
     """
     if lines.a.ndim != 2 or len(lines.a) < 2:
         raise ValueError(f"a velocity needs at least two lines, a of shape (L >= 2, 3); got {lines.a.shape}")
-    _check_tolerance(tolerance)
+    _checks.real("[0, 1)", tolerance=0.0 if tolerance is None else tolerance)
     used = ~lines.degenerate & (present(lines.a, mask) > 0)
     rows = jnp.where(used[:, None], lines.a, 0)
     covariance = jnp.where(used[:, None, None], lines.covariance, 0)
@@ -350,8 +346,7 @@ def ransac(
     """
     if draws < 1 or len(t) < MINIMAL:
         raise ValueError(f"RANSAC needs at least one draw and {MINIMAL} events, got {draws} and {len(t)}")
-    if isinstance(threshold, (int, float)) and not 0 < threshold < math.inf:
-        raise ValueError(f"threshold={threshold} must be a positive angle in radians")
+    _checks.real("(0, inf)", threshold=threshold)
     used = present(jnp.concatenate([bearings, t[:, None]], -1), mask) > 0
 
     def attempt(key):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from flowjax import _checks
 from flowjax._pytree import pytree
 from flowjax.geometry.event_motion import derotate, rotate
 
@@ -80,13 +81,9 @@ def simulate(
     """
     if min(lines, events, candidates) < 1:
         raise ValueError(f"lines, events and candidates must be positive, got {lines}, {events}, {candidates}")
-    numbers = {"pixel_noise": pixel_noise, "speed": speed, "spin": spin, "window": window, "focal": focal}
-    for name, value in numbers.items():
-        positive = name in ("window", "focal")
-        if isinstance(value, (int, float)) and not (0 <= value < math.inf and (value > 0 or not positive)):
-            raise ValueError(f"{name}={value} must be {'positive' if positive else 'not negative'} and finite")
-    if isinstance(outliers, (int, float)) and not 0 <= outliers <= 1:
-        raise ValueError(f"outliers={outliers} must be in [0, 1]")
+    _checks.real("[0, inf)", pixel_noise=pixel_noise, speed=speed, spin=spin)
+    _checks.real("(0, inf)", window=window, focal=focal)
+    _checks.real("[0, 1]", outliers=outliers)
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
     width, height = size
     center = (width / 2, height / 2)

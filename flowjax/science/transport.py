@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from flowjax import _checks
 from flowjax._pytree import pytree, static
 
 METHODS = ("dsa", "source_iteration")
@@ -218,8 +219,7 @@ def solve(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; use one of {', '.join(METHODS)}")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance} must be in (0, 1)")
+    _checks.real("(0, 1)", tolerance=0.5 if tolerance is None else tolerance)
     dtype = jnp.result_type(slab.total)
     if tolerance is None:
         tolerance = max(1e-10, 20 * float(jnp.finfo(dtype).eps))

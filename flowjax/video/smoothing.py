@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowjax import _checks
+
 
 def gaussian_window(frames: int, sigma: float = 5.0, radius: int = 15) -> np.ndarray:
     """The matrix G (T, T) of a normalised Gaussian window whose ends repeat the first and last frame; rows sum to 1.
@@ -68,8 +70,7 @@ def smooth_quadratic(path: Float[Array, "T d"], strength: float | Float[Array, "
     Raises:
         ValueError: strength is negative or not finite. Where that shows only under jit, the path is NaN.
     """
-    if isinstance(strength, (int, float)) and not 0 <= strength < np.inf:
-        raise ValueError(f"strength={strength} must not be negative, and finite")
+    _checks.real("[0, inf)", strength=strength)
     frames = len(path)
     if frames < 4:
         return path

@@ -151,6 +151,36 @@ def test_straighter_flow():
 
 
 @pytest.mark.parametrize(
+    "coupling",
+    [couplings.OptimalTransport(), couplings.ConditionalOT(), couplings.Sinkhorn(epsilon=0.5)],
+    ids=lambda coupling: type(coupling).__name__,
+)
+def test_pairs_by_costs_that_are_none_are_nan(coupling):
+    x0, batch = two_classes(8)
+    run = jax.jit(lambda c, x1, x0: c.couple(jax.random.key(0), x0, batch | {"x1": x1}))
+    assert np.isfinite(run(coupling, batch["x1"], x0)).all()
+    for bad in (jnp.nan, jnp.inf, 1e30):  # the last overflows
+        assert np.isnan(run(coupling, batch["x1"].at[3].set(bad), x0)).all()
+    for other in (x0[:4], jnp.zeros((8, 2)), jnp.zeros((0, 1))):
+        with pytest.raises(ValueError, match="noise and data of one shape"):
+            run(coupling, batch["x1"] if len(other) else other, other)
+
+
+def test_numbers_that_show_under_jit_only_make_nan():
+    x0, batch = two_classes(8)
+    for kind, name in ((couplings.Sinkhorn, "epsilon"), (couplings.ConditionalOT, "weight")):
+        run = jax.jit(lambda coupling: coupling.couple(jax.random.key(0), x0, batch))
+        good = kind(**{name: 0.5})
+        assert np.isfinite(run(good)).all()
+        for bad in (-1.0, np.nan):
+            assert np.isnan(run(jax.tree.map(lambda _: bad, good))).all()  # noqa: B023
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                kind(**{name: bad})
+    with pytest.raises(ValueError, match="iterations must be at least 1"):
+        couplings.Sinkhorn(epsilon=1.0, iterations=0)
+
+
+@pytest.mark.parametrize(
     ("coupling", "batch", "message"),
     [
         (couplings.Stored(), {}, "stored pairs need"),

@@ -29,6 +29,42 @@ def some_map(n=37, shape=(3,), seed=0, **options):
     return SemidiscreteMap(**{"targets": targets, "heights": heights, "time": 0.5} | options)
 
 
+def test_where_there_is_no_target_there_is_no_start():
+    of_two = some_map(n=6, labels=jnp.array([0, 0, 0, 2, 2, 2]), block=4)
+    x, cond = jax.random.normal(key(3), (4, 3)), jnp.array([0, 1, 2, 2])
+    with pytest.raises(ValueError, match="no targets of class 1"):
+        of_two.start(x, 0.5, cond)
+    x = x.at[3, 0].set(jnp.nan)
+    start = jax.jit(lambda m, x, c: (m.start(x, 0.5, c), m.nearest(x, c)))
+    with_labels = jax.tree.map(jnp.asarray, of_two)
+    points, found = start(with_labels, x, cond)
+    assert np.isfinite(points).all(1).tolist() == [True, False, True, False]
+    assert (found[:, 0] >= 0).tolist() == [True, False, True, False]
+    mixed = some_map().start(x, 0.5, key=key(1), k=3)
+    assert np.isfinite(mixed).all(1).tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: some_map(heights=jnp.full(37, jnp.nan)), "heights must be finite"),
+        (lambda: some_map(n=0), "0 targets"),
+        (lambda: some_map(block=0), "block must be"),
+        (lambda: some_map().start(jnp.zeros((2, 4)), 0.5), "targets have"),
+        (lambda: some_map().start(jnp.zeros((2, 3)), 0.5, threshold=2.0), "threshold must be"),
+        (lambda: some_map().masses(key(), 0), "num must be"),
+        (lambda: fit(key(), fj.paths.Linear(), jnp.full((3, 1), jnp.nan), 0.5), "finite data"),
+        (lambda: optimal_heights(key(), jnp.zeros((2, 1)), jnp.array([1.0, 0.0])), "positive masses"),
+        (lambda: optimal_heights(key(), jnp.zeros((2, 1)), jnp.array([0.5, 0.4])), "sum to 1"),
+        (lambda: optimal_heights(key(), jnp.zeros((2, 1)), rate=-1.0), "rate must be"),
+        (lambda: optimal_heights(key(), jnp.zeros((2, 1)), steps=0), "steps must be"),
+    ],
+)
+def test_numbers_that_make_no_map(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def fitted(*arguments, **options):
     """`fit` with its warning about the data."""
     with pytest.warns(UserWarning, match="training samples, noised to t"):

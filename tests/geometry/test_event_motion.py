@@ -378,9 +378,9 @@ def test_refused_intrinsics(options, message):
 def test_errors():
     f, t = jnp.ones((4, 3)), jnp.ones(4)
     for tolerance in (-1.0, math.nan):
-        with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+        with pytest.raises(ValueError, match="tolerance must be"):
             em.solve_line(jnp.ones((9, 3)), jnp.ones(9), tolerance=tolerance)
-        with pytest.raises(ValueError, match="must be a positive angle"):
+        with pytest.raises(ValueError, match="threshold must be"):
             em.ransac(jax.random.key(0), jnp.ones((9, 3)), jnp.ones(9), threshold=tolerance)
     with pytest.raises(ValueError, match="at least 5 events, got 4"):
         em.solve_line(f, t)
@@ -390,9 +390,9 @@ def test_errors():
         em.average(MASKED(jnp.ones((1, 10, 3)), jnp.ones((1, 10)), jnp.ones((1, 10))))
     for options, message in (
         ({"lines": 0}, "must be positive"),
-        ({"outliers": 1.5}, r"outliers=1.5 must be in \[0, 1\]"),
-        ({"pixel_noise": math.nan}, "pixel_noise=nan"),
-        ({"window": 0.0}, "window=0.0"),
+        ({"outliers": 1.5}, r"outliers must be in \[0, 1\], got 1.5"),
+        ({"pixel_noise": math.nan}, "pixel_noise must be finite, got nan"),
+        ({"window": 0.0}, "window must be above 0, got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             simulate(jax.random.key(0), **options)

@@ -182,7 +182,7 @@ def test_errors():
     with pytest.raises(ValueError, match="source_iteration"):
         transport.solve(slab(dtype=jnp.float32), method="sor")
     for tolerance in (0.0, -1.0, np.nan):
-        with pytest.raises(ValueError, match=r"must be in \(0, 1\)"):
+        with pytest.raises(ValueError, match="tolerance must be"):
             transport.solve(slab(dtype=jnp.float32), tolerance=tolerance)
     with pytest.raises(ValueError, match="wave numbers positive"):
         transport.spectrum(np.zeros(3), 0.5)

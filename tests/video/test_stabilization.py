@@ -262,7 +262,7 @@ def test_metrics_of_what_has_none():
 def test_smoothers_under_jit_answer_bad_numbers_with_nan(number):
     path = jnp.asarray(shaky_path(), jnp.float32)[:20]
     for smoother, name in ((st.smooth_fixed_point, "anchor"), (st.smooth_quadratic, "strength")):
-        with pytest.raises(ValueError, match=f"{name}={number}"):
+        with pytest.raises(ValueError, match=name):
             smoother(path, number)
         assert np.isnan(jax.jit(smoother)(path, number)).all()
         assert np.isfinite(jax.jit(smoother)(path, 0.5)).all()
@@ -361,7 +361,7 @@ def test_errors():
         st.smooth_fixed_point(jnp.zeros((9, 4)), 1.0)
     with pytest.raises(ValueError, match=r"sigma=0\.0 must be positive"):
         st.gaussian_window(9, 0.0)
-    with pytest.raises(ValueError, match=r"strength=-1\.0"):
+    with pytest.raises(ValueError, match=r"strength must be at least 0, got -1\.0"):
         st.smooth_quadratic(jnp.zeros((9, 4)), -1.0)
     with pytest.raises(ValueError, match="10 x 10 boxes in frames of 8 x 8"):
         st.local_fields(flows, ones)
