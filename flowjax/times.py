@@ -62,8 +62,10 @@ def karras(
     path begins with more noise than sigma_max: start the state with `path.start(noise, times[0])`.
     """
     _check(n, start, end)
-    if not (rho > 0 and 0 < sigma_min < sigma_max):
-        raise ValueError(f"karras needs rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}")
+    if not (0 < rho < np.inf and 0 < sigma_min < sigma_max < np.inf):
+        raise ValueError(
+            f"karras needs finite rho > 0 and 0 < sigma_min < sigma_max, got {rho}, {sigma_min}, {sigma_max}"
+        )
     with np.errstate(over="ignore"):
         first, last = (float(np.exp(-path.lam(t))) for t in (start, end))
     reaches_start, reaches_end = first <= sigma_max * (1 + 1e-9), last >= sigma_min * (1 - 1e-9)  # up to rounding
@@ -98,8 +100,8 @@ def resolution_shift(pixels: float, reference: float) -> float:
         pixels: number of pixels (or latent tokens) of the images to sample or train on.
         reference: that number for which no shift is needed.
     """
-    if not (pixels > 0 and reference > 0):
-        raise ValueError(f"numbers of pixels must be positive, got {pixels} and {reference}")
+    if not (0 < pixels < np.inf and 0 < reference < np.inf):
+        raise ValueError(f"numbers of pixels must be positive and finite, got {pixels} and {reference}")
     return math.sqrt(pixels / reference)
 
 

@@ -92,7 +92,19 @@ def test_karras_between_levels_of_the_path():
     assert inner[-1] == 1
 
 
-@pytest.mark.parametrize("bad", [{"rho": 0.0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}, {"start": 0.9999}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rho": 0.0},
+        {"rho": np.inf},
+        {"rho": np.nan},
+        {"sigma_min": 0.0},
+        {"sigma_min": 90.0},
+        {"sigma_max": np.inf},
+        {"sigma_max": np.nan},
+        {"start": 0.9999},
+    ],
+)
 def test_karras_refuses(bad):
     with pytest.raises(ValueError, match=r"karras|increase"):
         times.karras(Linear(), 5, **bad)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from flowjax import _checks
 from flowjax.calibration import store
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
@@ -58,9 +59,11 @@ def search(
         The ratios; those of the first two steps are 1.
 
     Raises:
-        ValueError: a partial file of something else.
+        ValueError: a number out of its range, or a partial file of something else.
     """
     times = check_times(times)
+    _checks.whole(_checks.COUNT, iterations=iterations, reference_steps=reference_steps)
+    _checks.real("(0, inf)", rate=rate)
     steps = len(times) - 1
     file = None if partial is None else Path(f"{partial}.ratios.npz")
     belongs = {"times": times.tolist(), "iterations": iterations, "rate": rate, "bound": bound} | dict(record or {})
@@ -147,14 +150,32 @@ def fit(runs: Sequence[tuple[int, float, Any]]) -> Float[np.ndarray, " 36"]:
 
     Returns:
         36 coefficients for `predict`, the least-squares solution of smallest norm.
+
+    Raises:
+        ValueError: no runs, ratios of another number of steps, or no numbers.
     """
+    if not runs:
+        raise ValueError("a regression needs one run or more, got none")
+    for steps, guidance, ratios in runs:
+        _checks.whole(_checks.COUNT, steps=steps)
+        _checks.real("(-inf, inf)", guidance=guidance)
+        if np.shape(ratios) != (steps,) or not np.all(np.isfinite(ratios)):
+            raise ValueError(f"a run of {steps} steps has as many finite ratios, got {np.asarray(ratios).tolist()}")
     rows = np.concatenate([features(steps, guidance)[2:] for steps, guidance, _ in runs])
     goals = np.concatenate([np.asarray(ratios, np.float64)[2:] for _, _, ratios in runs])
     return np.linalg.lstsq(rows, goals, rcond=None)[0]
 
 
 def predict(coefficients: Any, steps: int, guidance: float) -> Float[np.ndarray, " steps"]:
-    """Ratios of a run by the regression; 1 for the first two steps. Do not extrapolate far beyond the fitted runs."""
+    """Ratios of a run by the regression; 1 for the first two steps. Do not extrapolate far beyond the fitted runs.
+
+    Raises:
+        ValueError: other than 36 finite coefficients, or numbers out of their range.
+    """
+    _checks.whole(_checks.COUNT, steps=steps)
+    _checks.real("(-inf, inf)", guidance=guidance)
+    if np.shape(coefficients) != (36,) or not np.all(np.isfinite(coefficients)):
+        raise ValueError(f"the regression has 36 finite coefficients, got an array of shape {np.shape(coefficients)}")
     ratios = features(steps, guidance) @ np.asarray(coefficients, np.float64)
     ratios[:2] = 1.0
     return ratios

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from scipy.signal import savgol_filter
 
+from flowjax import _checks
 from flowjax.calibration import store
 from flowjax.flow import Field
 from flowjax.keys import noise
@@ -72,11 +73,14 @@ def estimate(
         The statistics.
 
     Raises:
-        ValueError: an infinite lam at an end, an unknown mode, a field without a noise prediction there, or a partial
-            file of something else.
+        ValueError: numbers out of range, an infinite lam at an end, an unknown mode, a field without a noise
+            prediction there, or a partial file of something else.
     """
     check_choice("mode", mode, ("element", "channel", "scalar"))
     check_choice("compat", compat, (None, "official"))
+    _checks.whole("[2, 2147483647]", points=points)
+    _checks.whole(_checks.COUNT, batches=batches)
+    _checks.real("[0, 1]", start=start, end=end)
     path = field.path
     low, high = float(path.lam(start)), float(path.lam(end))
     if not (np.isfinite(low) and np.isfinite(high) and low < high):

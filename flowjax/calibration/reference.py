@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+from flowjax import _checks
 from flowjax.flow import Field
 from flowjax.solvers.dpm_solver import DPMSolver
 from flowjax.solvers.rows import Solver
@@ -15,6 +16,7 @@ from flowjax.times import check_times
 
 def refine(times: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """A grid of at least `steps` steps that divides each interval of `times` equally, and the positions of `times`."""
+    _checks.whole(_checks.COUNT, steps=steps)
     times = check_times(times)
     parts = -(-steps // (len(times) - 1))
     fine = np.concatenate([np.linspace(s, t, parts, endpoint=False) for s, t in itertools.pairwise(times)])

@@ -21,9 +21,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from flowjax import _checks
 from flowjax._files import replacing
 from flowjax.flow import Field
 from flowjax.paths.base import precision
+from flowjax.solvers.rows import check_choice
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve
@@ -287,8 +289,17 @@ def search(
         (error, schedule) of everything evaluated, best first.
 
     Raises:
-        ValueError: grids that do not fit together, or `results` belongs to another search.
+        ValueError: grids that do not fit together, a number out of its range, or `results` belongs to another search.
     """
+    _checks.whole(_checks.COUNT, rounds=rounds, population=population, proposals=proposals, parents=parents)
+    _checks.whole(_checks.SEED, seed=seed)
+    if proposals < population:
+        raise ValueError(f"the {population} candidates of a round are chosen of {proposals} proposals: raise proposals")
+    for name, given, allowed in (("kinds", kinds, KINDS), ("firsts", firsts, FIRSTS)):
+        if isinstance(given, str) or not given:
+            raise ValueError(f"{name} holds some of {allowed}, got {given!r}")
+        for one in given:
+            check_choice(name, one, allowed)
     grids = [check_times(grid) for grid in ([times] if np.ndim(times[0]) == 0 else times)]
     if len({(len(grid), grid[0], grid[-1]) for grid in grids}) > 1:
         raise ValueError(f"the grids of a search need equally many steps and the same ends, got {grids}")

@@ -37,6 +37,27 @@ def test_released_regression(steps, guidance, ratios):
     assert found == pytest.approx(ratios, abs=6e-5)
 
 
+@pytest.mark.parametrize(
+    "runs", [[], [(5, 1.0, [1.0] * 4)], [(5, np.nan, [1.0] * 5)], [(0, 1.0, [])], [(3, 1.0, [1.0, 1.0, np.nan])]]
+)
+def test_runs_of_a_regression_are_checked(runs):
+    with pytest.raises(ValueError, match=r"run|guidance|steps"):
+        compensation.fit(runs)
+
+
+@pytest.mark.parametrize("arguments", [(np.zeros(35), 5, 1.0), (np.full(36, np.nan), 5, 1.0), (np.zeros(36), 0, 1.0)])
+def test_predictions_are_checked(arguments):
+    with pytest.raises(ValueError, match=r"36 finite|steps"):
+        compensation.predict(*arguments)
+
+
+@pytest.mark.parametrize("option", [{"iterations": 0}, {"rate": np.nan}, {"rate": -0.1}, {"reference_steps": 0}])
+def test_numbers_of_a_search_are_checked(option):
+    flow = fj.Flow(lambda x, t, cond: -x, path=PATHS["linear"])
+    with pytest.raises(ValueError, match=next(iter(option))):
+        compensation.search(flow, DCSolver(), jnp.ones((2, 1)), uniform(3, 0.1, 0.9), **option)
+
+
 def test_fit_recovers_a_known_cubic():
     """Ratios from known coefficients over several steps and scales; their own first two are not used."""
     known = np.random.default_rng(0).normal(size=36)

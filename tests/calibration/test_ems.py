@@ -190,6 +190,14 @@ def test_infinite_ends_are_refused(name, options):
         ems.estimate(flow_of(network, PATHS[name]), normal_batch((1, 1)), KEY, **options)
 
 
+@pytest.mark.parametrize(
+    "option", [{"points": 1}, {"points": 2.5}, {"batches": 0}, {"start": np.nan}, {"start": -0.1}, {"end": 1.5}]
+)
+def test_numbers_are_checked(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        ems.estimate(flow_of(network, PATHS["vp"]), normal_batch((1, 1)), KEY, **option)
+
+
 def test_modes_are_checked():
     with pytest.raises(ValueError, match="mode"):
         ems.estimate(flow_of(network, PATHS["vp"]), normal_batch((1, 1)), KEY, mode="pixel")

@@ -191,6 +191,25 @@ def test_files_of_something_else_are_refused_and_kept(tmp_path, text):
     assert file.read_text() == text
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"rounds": 0},
+        {"population": 0},
+        {"parents": 0},
+        {"proposals": 31},
+        {"kinds": ()},
+        {"kinds": ("velocity",)},
+        {"kinds": "data"},
+        {"firsts": ("guess",)},
+        {"seed": -1},
+    ],
+)
+def test_options_of_a_search_are_checked(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        schedules.search(lambda population: [], GRID, **option)
+
+
 @pytest.mark.parametrize("other", [uniform(5, 0.0, 0.98), uniform(4, 0.0, 0.9), uniform(4, 0.1, 0.98)])
 def test_grids_of_a_search_fit_together(other):
     with pytest.raises(ValueError, match="equally many steps and the same ends"):
