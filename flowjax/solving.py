@@ -126,6 +126,8 @@ def solve(
         noise = _given_noise(noise, solver, x.shape)
     elif solver.pattern.noises and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
+    if monitor is not None and not field.convertible:
+        raise ValueError(f"monitor= is shown the data prediction, which {type(field).__name__} does not determine")
     if _run._cache_size() >= PROGRAMS:  # type: ignore[attr-defined]
         _run.clear_cache()  # type: ignore[attr-defined]
     functions = {"after_step": marked(after_step), "monitor": marked(monitor)}

@@ -172,8 +172,21 @@ def test_layers_of_networks():
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(attention.attend(q, q, q), np.einsum("bhnm,bmhd->bnhd", weights, q), rtol=1e-12)
     assert attention.attend(*[q.astype(jnp.bfloat16)] * 3).dtype == jnp.bfloat16
-    options = {"width": 8, "depth": 1, "dtype": jnp.float64, "param_dtype": jnp.float64}
-    assert fj.models.MLP(6, **options, rngs=nnx.Rngs(0))(jnp.asarray(C), jnp.full(5, 0.5)).dtype == jnp.float64
+
+
+def test_networks():
+    """Answers keep float64 to the end."""
+    options = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    image = jnp.zeros((2, 8, 8, 1))
+
+    def answers():
+        mlp = fj.models.MLP(6, width=8, depth=1, **options, rngs=nnx.Rngs(0))
+        auto = fj.models.Autoencoder((8, 8, 1), channels=8, multipliers=(1,), groups=4, **options, rngs=nnx.Rngs(0))
+        judge = fj.models.Discriminator((8, 8, 1), channels=4, layers=1, groups=2, **options, rngs=nnx.Rngs(0))
+        mean, log_variance = auto.encode(image)
+        return mlp(jnp.asarray(C), jnp.full(5, 0.3)), mean, log_variance, auto.decode(mean), judge(image)
+
+    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(answers))} == {jnp.dtype(jnp.float64)}
 
 
 def test_calibration():

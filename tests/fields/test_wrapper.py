@@ -96,6 +96,8 @@ def test_a_drift_stays_outside(outer, inner):
     guided = fj.guide(WRAPPERS["drift"](fj.Flow(lambda x, t, cond: x, path=LINEAR)), APG(scale=2.0), against=0)
     with pytest.raises(ValueError, match="APG makes one prediction from another"):
         guided.check([0.5], "velocity")
+    with pytest.raises(ValueError, match="monitor= is shown the data prediction"):
+        fj.solve(guided.field, fj.solvers.Euler(), X, fj.times.uniform(2), monitor=lambda t, x, data: None)
 
 
 @pytest.mark.parametrize("outer", WRAPPERS)
