@@ -49,7 +49,7 @@ def turns(objective: Any, steps: int) -> dict[str, int]:
 
 
 def seed(key: Key[Array, ""]) -> UInt32[Array, " 2"]:
-    """What draws keep of the key of one example (its dropout, its noise): numbers, which can be stored and compared like others."""
+    """What draws keep of the key of one example (its dropout, its noise): numbers, stored and compared like others."""
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
