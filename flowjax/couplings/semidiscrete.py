@@ -288,9 +288,16 @@ def optimal_heights(
     scale_key, key = jax.random.split(key)
     x = np.asarray(_SAMPLERS[source](scale_key, (256, y.shape[1]), jnp.float32), np.float64)
     cost = norms + np.sum(x**2, axis=1)[:, None] - 2 * x @ np.asarray(y, np.float64).T
-    g = jnp.zeros(len(y)) if heights is None else jnp.asarray(2 * np.asarray(heights, np.float64) + norms, jnp.float32)
+    start = np.zeros(len(y)) if heights is None else 2 * np.asarray(heights, np.float64) + norms
+    g = jnp.asarray(start, jnp.float32)
     steps = -(-steps // 100) * 100
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+    weights = None if weights is None else jnp.asarray(weights, jnp.float32)
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_key_reuse(False),
+        jax.enable_x64(False),  # ott-jax mixes the two precisions otherwise
+    ):
         g, errors = _ascend(key, y, weights, g, rate * cost.std(), source, steps, batch, threshold)
     found, errors = (np.asarray(g, np.float64) - norms) / 2, np.asarray(errors)
     errors = errors[np.isfinite(errors)]

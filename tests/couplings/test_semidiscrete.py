@@ -262,6 +262,14 @@ def test_uneven_masses_are_told():
     assert "masses of the cells are uneven" in str(caught[1].message)
 
 
+def test_starts_are_as_precise_as_the_data(x64):
+    x1 = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
+    found = fitted(PATHS["linear"], x1, 1.0, steps=100, batch=32)
+    start = found.start(fj.noise(key(1), (4, 2), 0, jnp.float64), 1.0)
+    assert start.dtype == jnp.float64
+    assert np.all(np.any(np.all(np.asarray(start)[:, None] == np.asarray(x1)[None], axis=2), axis=1))
+
+
 def test_refusals(monkeypatch):
     found, x = some_map(), fj.noise(key(), (2, 3))
     labelled = some_map(labels=jnp.asarray(np.arange(37) % 3, jnp.int32))
