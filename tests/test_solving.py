@@ -301,7 +301,7 @@ def test_bindings_of_arrays_are_remembered_by_content(kind, monkeypatch):
     np.testing.assert_array_equal(run(numbers), first)
     np.testing.assert_array_equal(run(numbers.copy()), first)
     assert len(count) == 1
-    numbers[2] = 0.7
+    numbers[20 if kind == "statistics" else 2] = 0.7
     assert np.abs(run(numbers) - first).max() > 1e-6
     assert len(count) == 2
 

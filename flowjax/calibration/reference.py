@@ -26,8 +26,11 @@ def refine(times: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
 def reference(
     field: Field, x: Array, times: Any, cond: Any = None, *, steps: int = 200, solver: Solver | None = None
 ) -> Float[Array, "times batch ..."]:
-    """The states at `times` of a run of at least `steps` steps from x at times[0]; DPM-Solver++(2M) by default."""
+    """The states at `times` of a run of at least `steps` steps from x at times[0]; DPM-Solver++(2M) by default.
+
+    Of full order to the end, as in the programs that published searches were made with.
+    """
     fine, where = refine(times, steps)
-    result = solve(field, solver or DPMSolver(), x, fine, cond, trajectory=True)
+    result = solve(field, solver or DPMSolver(lower_order_final=False), x, fine, cond, trajectory=True)
     assert result.trajectory is not None
     return result.trajectory[where]
