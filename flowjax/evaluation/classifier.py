@@ -13,9 +13,8 @@ from jaxtyping import Float, Int, Num
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-
-def _flat(x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N D"]:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
+from flowjax import _checks
+from flowjax.evaluation import estimates
 
 
 def _shifted(x: Num[np.ndarray, "N ..."]) -> list[Num[np.ndarray, "N ..."]]:
@@ -45,11 +44,11 @@ class Classifier:
 
     def predict(self, x: Num[np.ndarray, "N ..."]) -> Int[np.ndarray, " N"]:
         """Class of each example, given in the data's own scale."""
-        return self.machine.predict(_flat(x)).astype(np.int32)
+        return self.machine.predict(estimates.rows(x)).astype(np.int32)
 
     def features(self, x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
         """Signed margins between all pairs of classes (45 for ten classes), from which the vote is taken."""
-        return self.machine.decision_function(_flat(x)).reshape(len(x), -1)
+        return self.machine.decision_function(estimates.rows(x)).reshape(len(x), -1)
 
 
 def train_classifier(
@@ -71,9 +70,14 @@ def train_classifier(
         held_out: Fraction of each class kept out to measure the accuracy, in (0, 1).
 
     Raises:
-        ValueError: A label outside its range, or a class with fewer than two examples.
+        ValueError: A label outside its range, a class with fewer than two examples, numbers that are not finite, or
+            held_out outside (0, 1).
     """
     x, cond = np.asarray(x), np.asarray(cond)
+    estimates.rows(x)
+    _checks.real("(0, 1)", held_out=held_out)
+    if cond.shape != (len(x),):
+        raise ValueError(f"{len(x)} examples need as many labels, got {cond.shape}")
     if num_classes < 2 or cond.min() < 0 or cond.max() >= num_classes:
         raise ValueError(f"needs at least two classes and labels in 0..{num_classes - 1}, got {np.unique(cond)}")
     counts = np.bincount(cond, minlength=num_classes)
@@ -82,8 +86,8 @@ def train_classifier(
     train_x, test_x, train_y, test_y = train_test_split(x, cond, test_size=held_out, random_state=seed, stratify=cond)
     copies = _shifted(train_x)
     machine = SVC(C=10.0, gamma="scale", decision_function_shape="ovo")
-    machine.fit(_flat(np.concatenate(copies)), np.tile(train_y, len(copies)))
+    machine.fit(estimates.rows(np.concatenate(copies)), np.tile(train_y, len(copies)))
     weights = (machine.support_vectors_, machine.dual_coef_, machine.intercept_)
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(w).tobytes() for w in weights)).hexdigest()[:8]
-    accuracy = float(machine.score(_flat(test_x), test_y))
+    accuracy = float(machine.score(estimates.rows(test_x), test_y))
     return Classifier(machine, accuracy, digest)

@@ -18,7 +18,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, Num
 
+from flowjax import _checks
 from flowjax.data import Source
+from flowjax.evaluation import estimates
 from flowjax.evaluation.classifier import train_classifier
 
 _BLOCK = 500
@@ -46,14 +48,22 @@ class Raw:
 
     def features(self, x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
         """The flattened examples."""
-        return np.asarray(x, np.float64).reshape(len(x), -1)
+        return estimates.rows(x)
 
 
 def _blocked(function: Callable[[Any], Any], x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N F"]:
-    """`function` on blocks of equal size, so that it compiles once."""
+    """`function` on blocks of equal size, so that it compiles once.
+
+    Raises:
+        ValueError: No example, or numbers that are not finite: a network answers them with some class.
+    """
+    if len(x) == 0:
+        raise ValueError("needs one or more examples, got none")
     found = []
     for start in range(0, len(x), _BLOCK):
         rows = np.asarray(x[start : start + _BLOCK], np.float32)
+        if not np.isfinite(rows).all():
+            raise ValueError(f"examples must be finite, there are others among {start} to {start + len(rows) - 1}")
         found.append(np.asarray(function(np.resize(rows, (_BLOCK, *rows.shape[1:]))))[: len(rows)])
     return np.concatenate(found).astype(np.float64)
 
@@ -153,9 +163,13 @@ def train_network(
         width: Channels of the first layer; the features have four times as many columns.
 
     Raises:
-        ValueError: Too few images, or labels outside their range.
+        ValueError: Too few images, numbers that are not finite, labels outside their range or not one for each, or a
+            count that is not positive.
     """
     x, cond = np.asarray(x, np.float32), np.asarray(cond)
+    _checks.whole(_checks.COUNT, steps=steps, batch=batch, width=width)
+    if cond.shape != (len(x),) or not np.isfinite(x).all():
+        raise ValueError(f"{len(x)} images need as many labels, got {cond.shape}, and finite numbers")
     if len(x) < 10 or num_classes < 2 or cond.min() < 0 or cond.max() >= num_classes:
         raise ValueError(f"needs 10 images, two classes and labels in 0..{num_classes - 1}, got {len(x)} images")
     rng = np.random.default_rng(seed)

@@ -1,7 +1,10 @@
 """Precision, recall, density and coverage: fidelity and variety of samples apart."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Num
+from scipy.spatial.distance import cdist
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
@@ -10,8 +13,27 @@ from flowjax.evaluation import estimates
 
 def _radii(x: np.ndarray, neighbours: int) -> np.ndarray:
     """Distance of each row to its `neighbours`-th nearest other row."""
+    found = NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors(return_distance=False)
+    # Differences, not inner products as in the search: exactly 0 for equal rows.
+    distances = [np.linalg.norm(x - x[column], axis=1) for column in found.T]
     # The row on the border of the ball belongs to it, whatever rounding says.
-    return NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors()[0][:, -1] * (1 + 1e-9)
+    return np.max(distances, axis=0) * (1 + 1e-9)
+
+
+def _distances(a: np.ndarray, b: np.ndarray, radius_a: np.ndarray, radius_b: np.ndarray) -> Iterator[np.ndarray]:
+    """Distances of some rows of `a` after the other to all of `b`, good enough to compare with the radii.
+
+    By inner products, which are quick, a square is known to about eps (|a|^2 + |b|^2); where that leaves a comparison
+    open (equal rows, radii of 0, clusters far apart) it is made by differences.
+    """
+    squares_a, squares_b = np.sum(a * a, 1), np.sum(b * b, 1)
+    start = 0
+    for distances in pairwise_distances_chunked(a, b, working_memory=64):
+        part = slice(start, start + len(distances))
+        error = 64 * np.finfo(np.float64).eps * (squares_a[part, None] + squares_b)
+        known = [np.abs(distances**2 - radius**2) > error for radius in (radius_a[part, None], radius_b)]
+        yield distances if all(map(np.all, known)) else cdist(a[part], b)
+        start += len(distances)
 
 
 def manifold_report(
@@ -40,11 +62,12 @@ def manifold_report(
     if neighbours < 1:
         raise ValueError(f"neighbours must be at least 1, got {neighbours}")
     x, real = estimates.pair(x, real, neighbours + 1)
+    x, real = x - real.mean(0), real - real.mean(0)
     radius_x, radius_real = _radii(x, neighbours), _radii(real, neighbours)
     around = np.zeros(len(x), np.int64)
     recalled, covered = [], []
     start = 0
-    for distances in pairwise_distances_chunked(real, x, working_memory=64):
+    for distances in _distances(real, x, radius_real, radius_x):
         inside = distances <= radius_real[start : start + len(distances), None]
         around += inside.sum(0)
         covered.append(inside.any(1))

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Num
 from rich.table import Table
 from sklearn.neighbors import NearestNeighbors
 
+from flowjax.evaluation import estimates
 from flowjax.evaluation.classifier import Classifier
 from flowjax.evaluation.extractors import Extractor, ImageClassifier
 from flowjax.evaluation.frechet import frechet_distance
@@ -16,13 +17,20 @@ from flowjax.evaluation.transport import energy_distance, sliced_wasserstein
 from flowjax.evaluation.two_sample import two_sample_test
 
 
-def _flat(x: Num[np.ndarray, "N ..."]) -> Float[np.ndarray, "N D"]:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
+def _labels(x: Num[np.ndarray, "N ..."], cond: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    cond = np.asarray(cond)
+    if cond.shape != (len(x),):
+        raise ValueError(f"{len(x)} examples need as many labels, got {cond.shape}")
+    return cond
 
 
 def within_class_spread(x: Num[np.ndarray, "N ..."], cond: Int[np.ndarray, " N"]) -> dict[int, float]:
-    """Root of the trace of the covariance of each class with at least two examples, in the units of `x`."""
-    rows, cond = _flat(x), np.asarray(cond)
+    """Root of the trace of the covariance of each class with at least two examples, in the units of `x`.
+
+    Raises:
+        ValueError: No examples, numbers that are not finite, or not a label for each.
+    """
+    rows, cond = estimates.rows(x), _labels(x, cond)
     classes = [int(c) for c, count in zip(*np.unique(cond, return_counts=True)) if count > 1]
     return {c: float(np.sqrt(rows[cond == c].var(0, ddof=1).sum())) for c in classes}
 
@@ -30,9 +38,15 @@ def within_class_spread(x: Num[np.ndarray, "N ..."], cond: Int[np.ndarray, " N"]
 def nearest_distances(
     x: Num[np.ndarray, "N ..."], train_x: Num[np.ndarray, "M ..."] | None = None
 ) -> Float[np.ndarray, " N"]:
-    """Euclidean distance of each row of `x` to the nearest of `train_x`, or else to its nearest other row."""
-    rows = _flat(x)
-    neighbours = NearestNeighbors(n_neighbors=1).fit(rows if train_x is None else _flat(train_x))
+    """Euclidean distance of each row of `x` to the nearest of `train_x`, or else to its nearest other row.
+
+    Raises:
+        ValueError: No examples, only one and no others, or numbers that are not finite.
+    """
+    rows = estimates.rows(x)
+    if train_x is None and len(rows) < 2:
+        raise ValueError("one example has no nearest other one")
+    neighbours = NearestNeighbors(n_neighbors=1).fit(rows if train_x is None else estimates.rows(train_x))
     # Without an argument scikit-learn leaves the row itself out.
     return neighbours.kneighbors(None if train_x is None else rows)[0][:, 0]
 
@@ -66,20 +80,25 @@ def class_report(
         accuracy_0, ...: The same within each class.
         FD[digest]: Frechet distance to `real_x` in the features of the classifier with that digest.
         spread: Within-class spread of the samples over that of `real_x`, 1 for a perfect generator: root of
-            the ratio of the mean traces over classes that have two samples or more.
+            the ratio of the mean traces over classes that have two samples or more, and real examples that
+            differ.
         spread_0, ...: The same for each of these classes.
         nearest_ratio: Median distance from a sample to the nearest training example, over that of fresh
-            examples.
-        nearest_close: Fraction of close samples.
+            examples; left out where that is 0.
+        nearest_close: Fraction of close samples; left out where one of a hundred fresh examples or more is a
+            copy itself, which says nothing of copies then.
+
+    Raises:
+        ValueError: Fewer than two samples or real examples, numbers that are not finite, or not a label for each.
     """
-    cond = np.asarray(cond)
+    cond = _labels(x, cond)
     right = classifier.predict(x) == cond
     report = {"accuracy": float(right.mean())}
     report |= {f"accuracy_{c}": float(right[cond == c].mean()) for c in np.unique(cond)}
     report[f"FD[{classifier.digest}]"] = frechet_distance(classifier.features(x), classifier.features(real_x))
 
     made, real = within_class_spread(x, cond), within_class_spread(real_x, real_cond)
-    shared = sorted(made.keys() & real.keys())
+    shared = sorted(c for c in made.keys() & real.keys() if real[c] > 0)
     if shared:
         traces = np.array([(made[c] ** 2, real[c] ** 2) for c in shared]).mean(0)
         report["spread"] = float(np.sqrt(traces[0] / traces[1]))
@@ -87,8 +106,10 @@ def class_report(
 
     distances = nearest_distances(x, real_x)
     fresh = nearest_distances(real_x) if held_out_x is None else nearest_distances(held_out_x, real_x)
-    report["nearest_ratio"] = float(np.median(distances) / np.median(fresh))
-    report["nearest_close"] = float(np.mean(distances < np.quantile(fresh, 0.01)))
+    if np.median(fresh) > 0:
+        report["nearest_ratio"] = float(np.median(distances) / np.median(fresh))
+    if np.quantile(fresh, 0.01) > 0:
+        report["nearest_close"] = float(np.mean(distances < np.quantile(fresh, 0.01)))
     return report
 
 

@@ -174,6 +174,52 @@ def test_likelihood_of_a_gaussian():
         evaluation.negative_log_likelihood(lambda z: np.where(np.arange(200) == 2, -np.inf, 0.0), x[:5])
 
 
+@pytest.mark.parametrize(
+    ("options", "log_prob", "message"),
+    [
+        ({"scale": 0.0}, lambda z: np.zeros(200), "scale must be above 0"),
+        ({"shift": np.nan}, lambda z: np.zeros(200), "shift must be finite"),
+        ({"block": 0}, lambda z: np.zeros(0), "block must be"),
+        ({}, lambda z: np.zeros((200, 1)), r"one number for each of 200 examples, got \(200, 1\)"),
+        ({}, lambda z: 0.0, r"one number for each"),
+    ],
+)
+def test_likelihoods_that_are_none(options, log_prob, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.negative_log_likelihood(log_prob, normal(0, 9, 2), **options)
+    for x in (normal(0, 0, 2), np.full((5, 2), np.nan)):
+        with pytest.raises(ValueError, match="examples"):
+            evaluation.negative_log_likelihood(lambda z: np.zeros(200), x)
+    with pytest.raises(ValueError, match="size must be"):
+        evaluation.bits_per_dimension(estimates.Estimate(1.0, 0.0, 2.0), 0)
+
+
+# Equal rows and far offsets
+
+
+def test_equal_rows_are_at_distance_zero():
+    """Three points twenty times each, of a set made by the same three: all of it is covered."""
+    three = np.repeat(normal(0, 3, 24) + 7, 20, 0)
+    report = evaluation.manifold_report(three, three[::-1].copy())
+    assert (report["precision"], report["recall"], report["coverage"]) == (1, 1, 1)
+    np.testing.assert_allclose(report["density"], 20 / 5)
+    off = evaluation.manifold_report(three + 1e-3, three)  # radii of 0 reach nothing else
+    assert set(off.values()) == {0.0}
+
+
+def test_a_far_offset_changes_no_distance():
+    a, b = 1e-3 * normal(0, 60, 3), 1e-3 * normal(1, 60, 3)
+    shift = np.array([1e6, -3e6, 2e6])
+    for distance in (evaluation.energy_distance, evaluation.sliced_wasserstein, evaluation.frechet_distance):
+        np.testing.assert_allclose(distance(a + shift, b + shift), distance(a, b), rtol=1e-5)
+    assert evaluation.manifold_report(a + shift, b + shift) == evaluation.manifold_report(a, b)
+    # Clusters far apart: what is near is still told apart.
+    two = np.concatenate([a, a + shift]), np.concatenate([b, b + shift])
+    once = evaluation.manifold_report(a, b)
+    for name, value in evaluation.manifold_report(*two).items():
+        np.testing.assert_allclose(value, once[name], err_msg=name)
+
+
 # All of them
 
 
@@ -191,8 +237,11 @@ def test_distances_are_symmetric_and_refuse(distance):
     np.testing.assert_allclose(distance(a, b), distance(b, a), rtol=1e-9)
     with pytest.raises(ValueError, match="finite"):
         distance(a, np.full((60, 3), np.nan))
-    with pytest.raises(ValueError, match="needs"):
-        distance(a, b[:0])
+    for bad in (b[:0], b[:, :0], b[:, 0], 1j * b):
+        with pytest.raises(ValueError, match="needs"):
+            distance(a[:, :0] if bad.shape == (60, 0) else a, bad)
+    with pytest.raises(ValueError, match="at most 1e50"):
+        distance(a, 1e60 * b)
 
 
 def test_euclidean_distances_ignore_rotations_shifts_and_the_order():

@@ -139,6 +139,45 @@ def test_report_flags_copies_noise_collapse_and_wrong_labels(classifier, halves)
     }
 
 
+def test_reports_leave_out_what_repeated_examples_hide():
+    """Where real examples repeat, a distance of 0 is no copy; where a class is one point, it has no spread."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(120, 3)) + 5 * np.repeat([0, 1], 60)[:, None], np.repeat([0, 1], 60)
+    machine = evaluation.train_classifier(x, y, 2)
+    names = evaluation.class_report(machine, x, y, np.repeat([[0.0, 0, 0], [5, 5, 5]], 60, 0), y).keys()
+    assert not {"nearest_ratio", "nearest_close", "spread", "spread_0"} & names
+    some = np.concatenate([x[:-2], x[:2]])  # two of a hundred and twenty repeat
+    names = evaluation.class_report(machine, x + 0.1, y, some, y).keys()
+    assert {"nearest_ratio", "spread", "spread_0"} <= names
+    assert "nearest_close" not in names
+
+
+def test_examples_that_are_not_finite_are_refused_and_not_classified(classifier):
+    images = np.random.default_rng(0).normal(size=(30, 8, 8, 1))
+    network = evaluation.train_network(images, np.arange(30) % 2, 2, steps=1, width=2)
+    bad = images.copy()
+    bad[4, 2, 2] = np.nan
+    for call in (classifier.predict, classifier.features, network.predict, network.features):
+        with pytest.raises(ValueError, match="finite"):
+            call(bad)
+        with pytest.raises(ValueError, match="one or more examples"):
+            call(bad[:0])
+    labels = np.arange(30) % 2
+    for train in (evaluation.train_classifier, evaluation.train_network):
+        with pytest.raises(ValueError, match="finite"):
+            train(bad, labels, 2)
+        with pytest.raises(ValueError, match="need as many labels"):
+            train(images, labels[:12], 2)
+    with pytest.raises(ValueError, match="held_out must be"):
+        evaluation.train_classifier(images, labels, 2, held_out=1.0)
+    with pytest.raises(ValueError, match="steps must be"):
+        evaluation.train_network(images, labels, 2, steps=0)
+    with pytest.raises(ValueError, match="need as many labels"):
+        evaluation.within_class_spread(images, labels[:3])
+    with pytest.raises(ValueError, match="no nearest other one"):
+        evaluation.nearest_distances(images[:1])
+
+
 def test_table_shows_every_number():
     out = io.StringIO()
     values = {"accuracy": 0.98765, "accuracy_0": 0.5, "accuracy_1": 1.0, "FD[ab12cd34]": 0.123, "steps": 7}
