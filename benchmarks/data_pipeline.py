@@ -13,8 +13,9 @@ import jax
 from flax import nnx
 from measure import alternate, ratio, store
 
-from flowjax import data, train
+from flowjax import data
 from flowjax._cli import load_config
+from flowjax.tasks import make_task
 from flowjax.training import compile_step, create_state, make_mesh, make_step, put_batch
 from flowjax.training.ema import Warmup
 
@@ -24,14 +25,14 @@ ROUNDS, READS = 40, 60
 def main():
     config, mesh = load_config("digits"), make_mesh()
     source = data.digits()
-    recipe = train.make_recipe(config, source)
-    objective, optimizer = train.make_objective(config, recipe), train.make_optimizer(config.train)
+    task = make_task(config, source, mesh, jax.random.key(1))
+    objective, part = task.objective, task.networks()["network"]
     size, key = config.train.batch, jax.random.key(0)
     memory = data.Batches(source, size)
     fixed = put_batch(memory.batch(0), mesh)
-    held = {"state": create_state(lambda: recipe.build_network(nnx.Rngs(0)), optimizer, mesh)}
+    held = {"state": create_state(lambda: part.build(nnx.Rngs(0)), part.optimizer, mesh)}
     step = compile_step(
-        make_step(optimizer, {"average": Warmup(decay=config.train.ema)}), held["state"], objective, fixed, key
+        make_step(part.optimizer, {"average": Warmup(decay=config.train.ema)}), held["state"], objective, fixed, key
     )
     augment = data.Augment(flip=True, crop=1)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,8 +10,9 @@ import optax
 from flax import nnx
 from measure import alternate, ratio, store
 
-from flowjax import data, train
+from flowjax import data
 from flowjax._cli import load_config
+from flowjax.tasks import make_task
 from flowjax.training import create_state, make_mesh, make_step, put_batch
 from flowjax.training.ema import Warmup
 
@@ -21,14 +22,13 @@ def measure(name):
     config = load_config(name)
     mesh = make_mesh()
     source = data.load(config.data.name, **config.data.options)
-    recipe = train.make_recipe(config, source)
-    objective = train.make_objective(config, recipe)
-    optimizer = train.make_optimizer(config.train)
+    task = make_task(config, source, mesh, jax.random.key(1))
+    objective, part = task.objective, task.networks()["network"]
     batch = put_batch(data.Batches(source, config.train.batch, 0).batch(0), mesh)
     key = jax.random.key(0)
-    build = lambda: recipe.build_network(nnx.Rngs(0))  # noqa: E731
-    held = {"ours": create_state(build, optimizer, mesh)}
-    step = jax.jit(make_step(optimizer, {"average": Warmup(decay=config.train.ema)}), donate_argnums=0)
+    build = lambda: part.build(nnx.Rngs(0))  # noqa: E731
+    held = {"ours": create_state(build, part.optimizer, mesh)}
+    step = jax.jit(make_step(part.optimizer, {"average": Warmup(decay=config.train.ema)}), donate_argnums=0)
     adam = optax.adam(1e-3)
     network = build()
     held["bare"] = (network, adam.init(network))

@@ -34,9 +34,9 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from flowjax import _checks, _cli, data, specs
+from flowjax import _checks, _cli, data
 from flowjax.evaluation import table
-from flowjax.tasks import Task
+from flowjax.tasks import Task, make_task
 from flowjax.training import (
     Checkpoints,
     Preemption,
@@ -146,7 +146,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         with _checks.value_errors("data"):
             source = data.load(config.data.name, **config.data.options)
         init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-        task = specs.build("task", config.task.to_dict(), config=config, source=source, mesh=mesh, key=sample_key)
+        task = make_task(config, source, mesh, sample_key)
         _checks.choose("metric of config.train.best", train.best, {"loss": 1, **task.metrics})
         parts, objective, averages = task.networks(), task.objective, averages_of(config, task)
         optimizers = {label: part.optimizer for label, part in parts.items()}

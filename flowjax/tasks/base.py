@@ -127,3 +127,12 @@ class Task(abc.ABC):
                 f"(it has {', '.join(fitting)}); it belongs to {', '.join(entry.tasks) or 'none'}"
             )
         return specs.build("objective", spec, **given)
+
+
+def make_task(config: ConfigDict, source: Source, mesh: Mesh, key: Key[Array, ""]) -> Task:
+    """The task of `config.task`, see `Task`.
+
+    Raises:
+        ValueError: An unknown task, an option that it does not have, or a config that it cannot be made from.
+    """
+    return specs.build("task", config.task.to_dict(), config=config, source=source, mesh=mesh, key=key)

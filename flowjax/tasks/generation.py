@@ -92,8 +92,8 @@ class Generation(Task):
         recipe = self.recipe
         num = min(self.config.sample.num, 10 * (recipe.num_classes or 1000))
         flow = recipe.flow(networks["network"])
-        start = self.source if recipe.start else None
-        samples = recipe.sample(recipe.field(flow), num, cond=recipe.balanced(num), start=start, **self._sampling)
+        cond = recipe.balanced(num)
+        samples = recipe.sample(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling)
         if jax.process_index() == 0:
             picture(recipe, samples, path, self.source)
 

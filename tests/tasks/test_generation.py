@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from flowjax import data, specs
+from flowjax import data
 from flowjax._cli import load_config
-from flowjax.tasks import generation
+from flowjax.tasks import generation, make_task
 from flowjax.training import make_mesh
 
 pytestmark = pytest.mark.standard_promotion
@@ -15,8 +15,7 @@ pytestmark = pytest.mark.standard_promotion
 
 def made(config, source=None):
     source = data.toy2d("spiral", size=60) if source is None else source
-    given = dict(config=config, source=source, mesh=make_mesh(), key=jax.random.key(3))
-    return specs.build("task", config.task.to_dict(), **given)
+    return make_task(config, source, make_mesh(), jax.random.key(3))
 
 
 def test_pictures_show_every_network_from_the_same_noise(tmp_path, monkeypatch):
