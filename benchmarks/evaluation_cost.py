@@ -9,15 +9,17 @@ import numpy as np
 from flax import nnx
 from measure import alternate, ratio, store
 
-from flowjax import data, evaluation, train
+from flowjax import data, evaluation
 from flowjax._cli import load_config
+from flowjax.tasks import make_task
+from flowjax.training import make_mesh
 
 ROUNDS, NUM, SAMPLED = 3, 10_000, 400
 
 
 def main():
     config, source = load_config("digits"), data.digits()
-    recipe = train.make_recipe(config, source)
+    recipe = make_task(config, source, make_mesh(), jax.random.key(1)).recipe
     field = recipe.field(recipe.flow(recipe.build_network(nnx.Rngs(0))))
     cond, rng = recipe.balanced(NUM), np.random.default_rng(0)
     classifier = evaluation.default_extractor(source)

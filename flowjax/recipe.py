@@ -354,12 +354,11 @@ class Recipe:
         name = (self.start or {}).get("options", {}).get("field", "x0")
         if source is None:
             raise ValueError(f"this flow starts from the field {name!r} of its data: pass the data as start=")
-        fields = getattr(source, "fields", {})
-        if name not in fields:
-            known = ", ".join(fields) or "none"
+        if name not in source.fields:
+            known = ", ".join(source.fields) or "none"
             raise ValueError(f"the data has no field {name!r} to start from; it has {known}")
         rows = np.resize(np.arange(len(source.x)), num)
-        return ((fields[name][rows] - self.shift) / self.scale).astype(np.float32)
+        return ((source.fields[name][rows] - self.shift) / self.scale).astype(np.float32)
 
     def save(self, workdir: str | Path) -> None:
         """Writes `recipe.json`."""

@@ -35,7 +35,7 @@ def show(
     """
     console = Console(width=None if Console().is_terminal else 120)
     console.print(config, highlight=False)
-    for label, network in by_label(state.networks).items():
+    for label, network in by_label(state.networks, state.counts).items():
         table = Table("parameter", "shape", "type", "numbers", title=label, show_edge=False)
         for path, leaf in jax.tree_util.tree_leaves_with_path(network):
             name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
