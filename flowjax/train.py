@@ -88,8 +88,12 @@ NUMBERS: dict[str, tuple[Callable[..., None], str] | None] = {
 SAMPLING: dict[str, tuple[Callable[..., None], str] | None] = {
     **{f"sample.{name}": _COUNT for name in ("num", "batch")},
     "sample.steps": (_checks.whole, _checks.STEPS),
-    **dict.fromkeys(f"sample.{name}" for name in ("solver", "times", "guidance", "fields")),
+    **dict.fromkeys(f"sample.{name}.{part}" for name in ("solver", "times") for part in ("name", "options")),
+    **dict.fromkeys(("sample.guidance", "sample.fields")),
 }
+TEST: dict[str, tuple[Callable[..., None], str] | None] = {"test.size": _COUNT, "test.levels": None}
+# Sections that are specs, beside the optimizer, which may be one for each network.
+SPECS = ("task", "data", "network", "path", "objective", "coupling", "codec", "adapters", "discriminator")
 
 
 def check(config: ConfigDict) -> None:
@@ -99,8 +103,14 @@ def check(config: ConfigDict) -> None:
         UsageError: One line with the key, its value and what is allowed.
     """
     numbers = NUMBERS | (SAMPLING if "sample" in config else {})
-    others = [name for name in config if name not in ("seed", "train", "sample")]
-    found = _cli.check_keys(config, [*numbers, *{"task", "data", "optimizer", "mesh", *others}])
+    numbers |= TEST if "test" in config else {}
+    groups = ["mesh", *(["teacher"] if "teacher" in config else [])]
+    known = [name for name in SPECS if name in config or name in ("task", "data")]
+    optimizer = config.get("optimizer", {})
+    one = not optimizer or "name" in optimizer or "options" in optimizer
+    known += ["optimizer"] if one else [f"optimizer.{label}" for label in optimizer]
+    known = [f"{name}.{part}" for name in known for part in ("name", "options")]
+    found = _cli.check_keys(config, [*numbers, *groups, *known], optional=("data.augment",))
     train = config.train
     with _cli.usage_errors():
         for key, number in numbers.items():

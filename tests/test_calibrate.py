@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from runs import recipe_of
 
 import flowjax as fj
 from flowjax import _cli, calibrate
 from flowjax import sample as sample_main
-from flowjax import train as train_main
 from flowjax.calibration import store
 from flowjax.calibration.schedules import to_json
 from flowjax.calibration.use import calibrated, record
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.standard_promotion
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    recipe = train_main.make_recipe(_cli.load_config("digits:smoke"), train_main.data.load("digits"))
+    recipe = recipe_of("digits:smoke")
     network = jax.tree.map(lambda leaf: leaf + 0.01, jax.jit(lambda: recipe.build_network(nnx.Rngs(0)))())
     recipe.save(folder)
     with Checkpoints(folder / "checkpoints") as checkpoints:

@@ -1,13 +1,12 @@
 import ast
 
-import jax
 import pytest
+from runs import task_of
 
-from flowjax import _cli, data
+from flowjax import _cli
 from flowjax import train as train_main
-from flowjax.training import make_mesh
 
-NAMES = sorted(path.stem for path in _cli.config_folder().glob("*.py") if path.stem != "__init__")
+NAMES = sorted(path.stem for path in _cli.config_folder().glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -18,11 +17,10 @@ def test_config_and_its_smoke_version_are_valid(name):
         train_main.check(config)
         if "folder" in config.data.options:  # read from disk, so only the smoke version has its data here
             continue
-        source = data.load(config.data.name, **config.data.options)
-        task = train_main.make_task(config, source, make_mesh(), jax.random.key(0))
+        task = task_of(config)
         assert hasattr(task.objective, "draw")
         if "path" in config:
-            assert task.recipe.shape == source.x.shape[1:]
+            assert task.recipe.shape == task.source.x.shape[1:]
 
 
 @pytest.mark.parametrize("name", NAMES)

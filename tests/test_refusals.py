@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
+from runs import recipe_of
 
 from flowjax import _cli, calibrate, data, doctor, evaluate
 from flowjax import sample as sample_main
@@ -131,8 +132,8 @@ def test_config_files_that_are_none(capsys, tmp_path, text, message):
         ("sample", {}, "the config lacks config.sample."),
         ("trian", 5, "unknown key of config 'trian'; did you mean 'train'?"),
         ("seed", "1", "config.seed must be a whole number, got '1'"),
-        ("train.rate", "fast", "config.train.rate must be a number, got 'fast'"),
-        ("train.rate", None, "config.train.rate must be a number, got None"),
+        ("optimizer.options.rate", "fast", "rate must be float, got 'fast'"),
+        ("optimizer.options.rate", None, "rate must be float, got None"),
         ("train.steps", 2.5, "config.train.steps must be a whole number, got 2.5"),
         ("train.steps", True, "config.train.steps must be a whole number, got True"),
         ("train.averages", 5, "averages must be named laws, got 5"),
@@ -152,8 +153,8 @@ def test_config_files_that_are_none(capsys, tmp_path, text, message):
         ("data.augment", {"flop": True}, "augment has no option flop; it has"),
         ("data.augment", {"crop": "1"}, "augment: crop must be int, got '1'"),
         ("network.options", 5, "config.network.options must be a group of keys, got 5"),
-        ("network.options", {"width": 8}, "MLP needs its option dim"),
-        ("network.options.width", "8", "MLP: width must be int, got '8'"),
+        ("network.options", {"width": 8}, "mlp needs its option dim"),
+        ("network.options.width", "8", "mlp: width must be int, got '8'"),
         ("network.options.dtype", "float31", "float31"),
         ("network.options.dim", 3, "does not take samples of shape (2,)"),
         ("network.name", "DiT", "DiT has no option dim"),
@@ -161,15 +162,15 @@ def test_config_files_that_are_none(capsys, tmp_path, text, message):
         ("path.name", "Tabulated", "Tabulated needs its option alphas_cumprod"),
         ("path", {"name": "Tabulated", "options": {"alphas_cumprod": ("a", "b")}}, "an array is a list of"),
         ("path.name", "GaussianPath", "unknown path 'GaussianPath'"),
-        ("path.name", "Interpolant", "a path between two laws needs start"),
+        ("path.name", "Interpolant", "needs a path from noise"),
         ("path.options", {"sigma_min": 2.0}, "sigma_min"),
-        ("path.options", {"sigma_min": "a"}, "Linear: sigma_min must be float, got 'a'"),
-        ("objective.times", "Uniform", "config.objective.times must be a group of keys, got 'Uniform'"),
-        ("objective.times", {"name": "Uniform", "options": {"end": 2.0}}, "end must be in [0, 1], got 2.0"),
-        ("objective.times", {"name": "Shifted", "options": {}}, "Shifted needs its option times, shift"),
-        ("objective.times", {"name": "Shifted", "options": {"times": 1, "shift": 2.0}}, "Shifted: "),
-        ("objective.prediction", 5, "unknown prediction '5'"),
-        ("objective.label_dropout", 0.5, "label_dropout needs null="),
+        ("path.options", {"sigma_min": "a"}, "linear: sigma_min must be float, got 'a'"),
+        ("objective.options.times", "Unifrom", "unknown time law 'Unifrom'; did you mean 'uniform'?"),
+        ("objective.options.times", {"name": "Uniform", "options": {"end": 2.0}}, "end must be in [0, 1], got 2.0"),
+        ("objective.options.times", {"name": "Shifted", "options": {}}, "Shifted needs its option times, shift"),
+        ("objective.options.times", {"name": "Shifted", "options": {"times": 1, "shift": 2.0}}, "Shifted: "),
+        ("objective.options.prediction", 5, "prediction must be str, got 5"),
+        ("objective.options.label_dropout", 0.5, "label_dropout needs null="),
         ("sample.solver", "heun", "config.sample.solver must be a group of keys, got 'heun'"),
         ("sample.solver", {"name": "usf", "options": {}}, "usf needs its option schedule"),
         ("sample.solver", {"name": "ddim", "options": {"eta": "x"}}, "ddim: eta must be float, got 'x'"),
@@ -205,7 +206,7 @@ def save_run(recipe, folder):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    save_run(train_main.make_recipe(_cli.load_config("digits:smoke"), data.load("digits")), folder)
+    save_run(recipe_of("digits:smoke"), folder)
     return folder
 
 

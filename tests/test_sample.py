@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from runs import recipe_of
 from safetensors.flax import load_file, save_file
 
 from flowjax import _cli
 from flowjax import sample as sample_main
-from flowjax import train as train_main
 from flowjax.recipe import Recipe, export, load
 from flowjax.training import Checkpoints, make_mesh
 from flowjax.training.state import TrainState
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.standard_promotion
 def workdir(tmp_path_factory):
     """A run of the digits recipe whose network was never trained but is not zero either."""
     folder = tmp_path_factory.mktemp("run")
-    config = _cli.load_config("digits:smoke")
-    recipe = train_main.make_recipe(config, train_main.data.load("digits"))
+    recipe = recipe_of("digits:smoke")
     network = jax.jit(lambda: recipe.build_network(nnx.Rngs(0)))()
     network = jax.tree.map(lambda leaf: leaf + 0.01, network)
     recipe.save(folder)

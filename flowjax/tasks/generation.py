@@ -12,6 +12,7 @@ from flax import nnx
 from flowjax import specs
 from flowjax.evaluation import Extractor
 from flowjax.objectives import Coupled
+from flowjax.paths import GaussianPath
 from flowjax.recipe import Recipe
 from flowjax.tasks.base import Part, Task
 from flowjax.training.report import METRICS, make_judge, measure, picture, picture_ways
@@ -61,7 +62,9 @@ class Generation(Task):
 
     @functools.cached_property
     def _objective(self) -> Any:
-        path = specs.build("path", self.config.path.to_dict())
+        path, name = specs.build("path", self.config.path.to_dict()), self.config.objective.name
+        if not isinstance(path, GaussianPath) and "interpolant" not in specs.options_of(specs.find("objective", name)):
+            raise ValueError(f"objective {name!r} needs a path from noise; between two laws it is interpolation")
         return self.build_objective(path=path, interpolant=path, null=self.source.num_classes)
 
     @functools.cached_property

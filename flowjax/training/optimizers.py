@@ -9,7 +9,6 @@ parameters by a factor: the first pattern that fits a parameter's path (blocks.0
 
 import fnmatch
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +77,7 @@ def optimizer(
     warmup: float = 0.05,
     decay: str = "cosine",
     final: float = 0.01,
-    clip: float = 1.0,
+    clip: float | None = 1.0,
     groups: Groups = (),
     **options: Any,
 ) -> optax.GradientTransformation:
@@ -91,7 +90,7 @@ def optimizer(
         warmup: Part of the updates in which it rises, in [0, 1].
         decay: "cosine", "linear" or "constant".
         final: What is left of it at the end, in [0, 1].
-        clip: Largest norm of the gradient of a network, positive; inf does not clip.
+        clip: Largest norm of the gradient of a network, positive; None does not clip.
         groups: ((pattern, factor of the rate), ...) by the path of a parameter.
         **options: Of `make`; AdamW's decay of the weights is 0 unless given.
 
@@ -99,7 +98,7 @@ def optimizer(
         ValueError: A number outside its range, an unknown decay; when it is initialised, a pattern that fits nothing.
     """
     _checks.whole(_checks.COUNT, steps=steps)
-    if clip != math.inf:
+    if clip is not None:
         _checks.real("(0, inf)", clip=clip)
     for name, value in options.items():
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -107,5 +106,5 @@ def optimizer(
             _checks.real("[0, 1)" if decays else "[0, inf)", **{name: value})
     defaults = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(make).parameters else {}
     inner = make(schedule(rate, steps, warmup, decay, final), **(defaults | options))
-    chain = inner if clip == math.inf else optax.chain(optax.clip_by_global_norm(clip), inner)
+    chain = inner if clip is None else optax.chain(optax.clip_by_global_norm(clip), inner)
     return grouped(chain, groups)

@@ -1,6 +1,7 @@
 """How a run looks at its network."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -86,7 +87,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(sections, message):
 )
 def test_objectives_paths_and_couplings_come_from_the_config(sections):
     task = made(changed(**sections))
-    batch = {"x1": np.zeros((8, 2), np.float32), "cond": None}
+    batch = {"x1": jnp.zeros((8, 2)), "cond": None}
     draws = task.objective.draw(jax.random.key(0), batch)
     per_example, _ = task.objective.loss(task.networks()["network"].build(nnx.Rngs(0)), draws)
     assert per_example.shape == (8,)
