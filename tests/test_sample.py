@@ -204,7 +204,7 @@ def test_specs_on_the_command_line(capsys, workdir, tmp_path):
         "--num=8",
         "--batch=8",
         "--steps=3",
-        "--solver=heavy_ball(solver=dpm_solver(order=3), beta=0.9)",
+        "--solver=heavy_ball(solver=adams_bashforth(order=2), beta=0.9)",
         "--times=quadratic(start=1e-3)",
         "--guidance=apg(scale=4, eta=0)",
         "--fields=thresholded(quantile=0.9)",

@@ -70,7 +70,13 @@ def collectives(text):
 
 
 def compiled(field, bound, x, cond, key=None):
-    return _run.lower(field, bound, x, cond, key, 0, None, trajectory=False, checkpoint=False).compile().as_text()
+    return (
+        _run.lower(
+            field, bound, x, cond, key, 0, None, after_step=None, monitor=None, trajectory=False, checkpoint=False
+        )
+        .compile()
+        .as_text()
+    )
 
 
 @pytest.mark.parametrize("solver", [Heun(), DPMSolver(), DDIM(eta=1.0)], ids=["heun", "2m", "ancestral"])

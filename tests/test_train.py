@@ -321,7 +321,7 @@ def test_skipped_steps_are_reported_and_too_many_end_the_run(capsys, tmp_path, t
     code, _, err = run(capsys, tiny[0], f"--workdir={tmp_path / 'other'}", "--config.train.max_skipped=3")
     assert code == 2
     assert err.startswith(
-        "error: loss, gradient or update was not finite in the last 3 steps, up to step 3; lower config.train"
+        "error: loss, gradient or update was not finite in the last 3 steps, up to step 3; lower config.optimizer"
     )
     assert err.count("\n") == 1
 

@@ -47,7 +47,7 @@ def search(
         x: a few start states at times[0], (B, ...); 10 are enough.
         times: the grid.
         cond: their conditions.
-        iterations: of the optimiser, per step.
+        iterations: of the optimiser, per step; 0 leaves the ratios at 1.
         rate: its learning rate.
         bound: keep the ratios in (0.5, 1.5) by rho = 1 + tanh(u)/2.
         reference_steps: steps of the fine solution.
@@ -62,7 +62,8 @@ def search(
         ValueError: a number out of its range, or a partial file of something else.
     """
     times = check_times(times)
-    _checks.whole(_checks.COUNT, iterations=iterations, reference_steps=reference_steps)
+    _checks.whole("[0, 2147483647]", iterations=iterations)
+    _checks.whole(_checks.COUNT, reference_steps=reference_steps)
     _checks.real("(0, inf)", rate=rate)
     steps = len(times) - 1
     file = None if partial is None else Path(f"{partial}.ratios.npz")

@@ -51,7 +51,7 @@ def test_predictions_are_checked(arguments):
         compensation.predict(*arguments)
 
 
-@pytest.mark.parametrize("option", [{"iterations": 0}, {"rate": np.nan}, {"rate": -0.1}, {"reference_steps": 0}])
+@pytest.mark.parametrize("option", [{"iterations": -1}, {"rate": np.nan}, {"rate": -0.1}, {"reference_steps": 0}])
 def test_numbers_of_a_search_are_checked(option):
     flow = fj.Flow(lambda x, t, cond: -x, path=PATHS["linear"])
     with pytest.raises(ValueError, match=next(iter(option))):

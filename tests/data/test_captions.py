@@ -66,7 +66,7 @@ def test_is_a_function_of_the_seed(source):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="resolution must be in"):
+    with pytest.raises(ValueError, match="resolution must be"):
         data.load("captions", resolution=4)
     with pytest.raises(ValueError, match="size must be"):
         data.load("captions", size=0)

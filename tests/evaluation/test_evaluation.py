@@ -152,6 +152,7 @@ def test_reports_leave_out_what_repeated_examples_hide():
     assert "nearest_close" not in names
 
 
+@pytest.mark.standard_promotion
 def test_examples_that_are_not_finite_are_refused_and_not_classified(classifier):
     images = np.random.default_rng(0).normal(size=(30, 8, 8, 1))
     network = evaluation.train_network(images, np.arange(30) % 2, 2, steps=1, width=2)

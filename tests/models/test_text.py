@@ -55,7 +55,7 @@ def test_is_json():
     [
         (lambda: Words.learn([]), "a list of texts is expected"),
         (lambda: Words.learn(["", " "]), "no word in these texts"),
-        (lambda: Words.learn(["a", 3]), "text 1 is no text: 3"),
+        (lambda: Words.learn(np.array(["a", 3], object)), "text 1 is no text: 3"),
         (lambda: Words.learn(["a"], size=100), "size must be"),
         (lambda: Words(words=("a", "a"), length=3), "'a' twice"),
         (lambda: Words(words=("A",), length=3), "single words in lower case, got 'A'"),

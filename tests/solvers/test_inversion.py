@@ -170,7 +170,7 @@ def test_adaptive_solvers(solver):
 def test_stochastic_methods_say_so_and_refuse(name):
     entry = solvers[name]
     grid = uniform(4, 0.1, 0.9)
-    solver, _ = (entry.make(), None) if entry.stochastic or name == "splitting" else make(name, grid)
+    solver, _ = (entry.make(**entry.example()), None) if entry.stochastic or name == "splitting" else make(name, grid)
     assert solver.stochastic == entry.stochastic
     if entry.stochastic:
         with pytest.raises(ValueError, match="draws noise, which no run back"):

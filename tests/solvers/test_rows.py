@@ -25,6 +25,7 @@ from flowjax.solvers import (
     HeavyBall,
     Heun,
     Midpoint,
+    UniPC,
     run_on_arrays,
 )
 from flowjax.solvers.rows import FIELD, FREE, Combine, Solver, direction, evaluate, keep, noise, pairs, step
@@ -135,7 +136,7 @@ SOLVERS = {
     "turbo": Turbo(blocks="HHPPRRHPR", refiner=None),
     "hb_heun": HeavyBall(solver=Heun(), beta=0.7),
     "hb_2m": HeavyBall(solver=DPMSolver(lower_order_final=False), beta=0.8),
-    "hb_corrected": HeavyBall(solver=Formula(function=corrected), beta=0.8),
+    "hb_corrected": HeavyBall(solver=UniPC(order=2), beta=0.8),
     "ab1_velocity": AdamsBashforth(order=1),
     "ab2_noise": AdamsBashforth(order=2, form="noise"),
 }

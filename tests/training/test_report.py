@@ -19,8 +19,8 @@ def test_judge_is_trained_on_the_data():
     assert isinstance(judge, Classifier)
     assert judge.accuracy == 1
     assert report.make_judge(data.toy2d("spiral", size=50)).digest == "raw"
-    assert report.score("FD", {"loss": 9.0, "FD[raw]": 2.0}) == 2
-    assert report.score("accuracy", {"accuracy": 0.7, "accuracy_0": 0.1}) == -0.7
+    assert report.score("FD", {"loss": 9.0, "FD[raw]": 2.0}, report.METRICS) == 2
+    assert report.score("accuracy", {"accuracy": 0.7, "accuracy_0": 0.1}, report.METRICS) == -0.7
 
 
 CONFIG = """
