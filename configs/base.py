@@ -10,13 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 SECTIONS = {
-    "generation": ("network", "path", "objective", "coupling", "codec", "sample"),
-    "distillation": ("network", "objective", "coupling", "teacher", "sample"),
-    "adapters": ("adapters", "objective", "teacher", "sample"),
-    "regression": ("network", "objective"),
-    "classification": ("network", "objective"),
+    "generation": ("network", "path", "objective", "coupling", "sample"),
     "clouds": ("network", "objective", "test"),
-    "autoencoding": ("network", "discriminator", "objective"),
 }
 
 
@@ -48,10 +43,6 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
         "path": spec("linear"),
         "objective": spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.0),
         "coupling": spec(),
-        "codec": spec(),
-        "teacher": {"workdir": "", "which": "latest", "average": "", "dtype": ""},
-        "adapters": spec(),
-        "discriminator": spec(),
         "test": {},
         "optimizer": spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
         "train": {

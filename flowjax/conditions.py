@@ -5,7 +5,6 @@ A recipe names them: {"label": {"name": "label", "options": {"classes": 10}}}. A
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -114,8 +113,3 @@ class Vector:
 def resized(cond: Any, first: int, batch: int) -> Any:
     """Conditions first, first + 1, ..., `batch` of them; a last block begins again with its own."""
     return jax.tree.map(lambda rows: np.resize(rows[first : first + batch], (batch, *rows.shape[1:])), cond)
-
-
-def join(conditions: Sequence[Any]) -> Any:
-    """Conditions of several blocks as one."""
-    return jax.tree.map(lambda *blocks: np.concatenate(blocks), *conditions)

@@ -89,7 +89,6 @@ class Recipe:
         conditions: What can be asked for by name, from the catalogue; None is one bare label, where there are classes.
         start: Where sampling starts: None is noise, {"name": "data", "options": {"field": "x0"}} the field "x0" of the
             data (flows between two laws).
-        flows: Further flows by label, for solvers and rules that name one: workdirs relative to this recipe's.
         kind: "flow".
 
     Raises:
@@ -114,7 +113,6 @@ class Recipe:
     fields: tuple[Mapping[str, Any], ...] = ()
     conditions: Mapping[str, Any] | None = None
     start: Mapping[str, Any] | None = None
-    flows: Mapping[str, str] = dataclasses.field(default_factory=dict)
     kind: str = "flow"
 
     def __post_init__(self):
@@ -134,8 +132,7 @@ class Recipe:
         if two_sided and self.start is None:
             raise ValueError("a path between two laws needs start, the field of the data where sampling starts")
         self.build_times()
-        if not self.flows:
-            self.build_solver()
+        self.build_solver()
         for spec in self.fields:
             specs.find("field", spec["name"])
         _checks.real("(-inf, inf)", low=0.0 if self.low is None else self.low)
@@ -176,16 +173,15 @@ class Recipe:
         """The path."""
         return specs.build("path", self.path)
 
-    def build_solver(self, spec: Any = None, flows: Mapping[str, Any] | None = None) -> Any:
+    def build_solver(self, spec: Any = None) -> Any:
         """The default solver, or the one that `spec` says; a bare name of the default one keeps its options.
 
         Args:
             spec: Object, text or data.
-            flows: Flows by label, for solvers that name one.
         """
         if spec is None or (isinstance(spec, str) and specs.plain(spec) == specs.plain(self.solver["name"])):
             spec = self.solver
-        return specs.build("solver", spec, flows=dict(flows or {}))
+        return specs.build("solver", spec)
 
     def build_times(self, spec: Any = None, steps: int | None = None) -> np.ndarray:
         """The default grid, or the one that `spec` says, with `steps` steps."""

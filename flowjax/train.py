@@ -93,7 +93,7 @@ SAMPLING: dict[str, tuple[Callable[..., None], str] | None] = {
 }
 TEST: dict[str, tuple[Callable[..., None], str] | None] = {"test.size": _COUNT, "test.levels": None}
 # Sections that are specs, beside the optimizer, which may be one for each network.
-SPECS = ("task", "data", "network", "path", "objective", "coupling", "codec", "adapters", "discriminator")
+SPECS = ("task", "data", "network", "path", "objective", "coupling")
 
 
 def check(config: ConfigDict) -> None:
@@ -104,13 +104,12 @@ def check(config: ConfigDict) -> None:
     """
     numbers = NUMBERS | (SAMPLING if "sample" in config else {})
     numbers |= TEST if "test" in config else {}
-    groups = ["mesh", *(["teacher"] if "teacher" in config else [])]
     known = [name for name in SPECS if name in config or name in ("task", "data")]
     optimizer = config.get("optimizer", {})
     one = not optimizer or "name" in optimizer or "options" in optimizer
     known += ["optimizer"] if one else [f"optimizer.{label}" for label in optimizer]
     known = [f"{name}.{part}" for name in known for part in ("name", "options")]
-    found = _cli.check_keys(config, [*numbers, *groups, *known], optional=("data.augment",))
+    found = _cli.check_keys(config, [*numbers, "mesh", *known], optional=("data.augment",))
     train = config.train
     with _cli.usage_errors():
         for key, number in numbers.items():

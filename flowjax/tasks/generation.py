@@ -22,7 +22,7 @@ from flowjax.training.report import METRICS, make_judge, measure, picture, pictu
 class Generation(Task):
     """Trains a flow and looks at its samples, always from the same noise."""
 
-    sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "codec", "sample")
+    sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "sample")
     metrics: ClassVar[Mapping[str, int]] = METRICS
 
     @functools.cached_property
