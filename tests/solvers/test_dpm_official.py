@@ -36,6 +36,7 @@ def test_fixed_grids(name):
         scheme=scheme,
         form=FORMS[algorithm],
         solver_type="taylor" if kind == ["taylor"] else "midpoint",
+        lower_order_final=name.endswith(" lower"),
         compat="official",
     )
     problem, times = Problem(PATHS["vp"]), GRIDS[grid](PATHS["vp"], int(steps), *ENDS["vp"])
