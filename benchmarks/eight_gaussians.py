@@ -31,7 +31,7 @@ def main():
         options = [f"seed={seed}", "data.options.law=eight_gaussians", f"train.steps={args.steps}"]
         subprocess.run([*command, *(f"--config.{option}" for option in options)], check=True)
         flow, recipe = fj.load(workdir)
-        x = recipe.sample(flow, NUM, key=jax.random.key(seed), batch=NUM).x
+        x = recipe.generate(flow, NUM, key=jax.random.key(seed), batch=NUM).x
         first, second = (data.toy2d("eight_gaussians", size=NUM, seed=100 + 2 * seed + i).x for i in range(2))
         numbers["energy distance"][f"seed {seed}"] = float(energy_distance(np.asarray(x), first))
         numbers["energy distance of real points"][f"seed {seed}"] = float(energy_distance(second, first))

@@ -26,7 +26,7 @@ def main():
     x = source.x[rng.choice(len(source.x), NUM)] + rng.normal(size=(NUM, 8, 8, 1)).astype(np.float32)
 
     def sample():
-        return recipe.sample(field, SAMPLED, key=jax.random.key(0), cond=cond[:SAMPLED], batch=200).x
+        return recipe.generate(field, SAMPLED, key=jax.random.key(0), cond=cond[:SAMPLED], batch=200).x
 
     seconds = alternate(
         {

@@ -81,7 +81,7 @@ def main(values: flags.FlagValues) -> None:
         recipe = Recipe.load(values.workdir)
         recipe.check_sizes(num, num)
         check_memory(f"--points={values.points}", 3 * 8 * (values.points + 1) * math.prod(recipe.shape))
-    if values.guidance is not None and recipe.num_classes is None:
+    if values.guidance is not None and not recipe.inputs:
         raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
     _cli.use_compilation_cache()
     mesh = make_mesh()

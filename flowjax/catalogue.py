@@ -507,6 +507,17 @@ fields = {
             "2105.05233",
         ),
     ),
+    "embedded": Entry(
+        _fields.Embedded,
+        "a network that answers with guidance in one call",
+        _arxiv(
+            "meng2022distillation",
+            "Meng, C. and Rombach, R. and Gao, R. and Kingma, D. P. and Ermon, S. and Ho, J. and Salimans, T.",
+            "On Distillation of Guided Diffusion Models",
+            2022,
+            "2210.03142",
+        ),
+    ),
     "thresholded": Entry(
         _fields.Thresholded,
         "dynamic thresholding of the data prediction",
@@ -646,13 +657,7 @@ objectives = {
     "teacher_regression": Entry(
         _objectives.TeacherRegression,
         "regression on the predictions of a teacher, guided or not",
-        _arxiv(
-            "meng2022distillation",
-            "Meng, C. and Rombach, R. and Gao, R. and Kingma, D. P. and Ermon, S. and Ho, J. and Salimans, T.",
-            "On Distillation of Guided Diffusion Models",
-            2022,
-            "2210.03142",
-        ),
+        fields["embedded"].reference,
         tasks=("distillation", "adapters"),
     ),
     "autoencoding": Entry(

@@ -1,4 +1,4 @@
-"""Measures what a trained flow generates, for each solver, number of steps and guidance scale.
+"""Measures a trained run: what a flow generates, for each solver, number of steps and guidance; others on their data.
 
     python -m flowjax.evaluate --workdir=runs/digits --solvers=euler,heun,dpm_solver --steps=4,8,16
     python -m flowjax.evaluate --workdir=runs/digits --steps=5 --guidance=1.0,1.5,2.0 --num=10000
@@ -16,9 +16,7 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
-import itertools
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,12 @@ from rich.table import Table
 from flowjax import _checks, _cli, data, evaluation, specs
 from flowjax._files import replacing
 from flowjax.calibration.store import model_hash
-from flowjax.flow import Flow
-from flowjax.recipe import Recipe, load
+from flowjax.recipe import Base, Request, load_run
 from flowjax.training import Store, make_mesh
 from flowjax.training.workdir import Lock
 from flowjax.training.writers import write_json
 
-_SETTINGS = ("solver", "steps", "guidance")
-_LEADING = (*_SETTINGS, "evaluations", "network_calls")
+_LEADING = ("solver", "steps", "guidance", "evaluations", "network_calls")
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> None:
@@ -88,26 +84,21 @@ def parse(name: str, texts: Sequence[str], kind: Callable[[str], Any], interval:
     return list(dict.fromkeys(numbers))
 
 
-def settings(values: flags.FlagValues, recipe: Recipe) -> list[tuple[str, int, float | str]]:
-    """Every (solver, steps, guidance) of the sweep: solvers and rules as the texts of their specs.
+def settings(values: flags.FlagValues, recipe: Any) -> list[tuple[dict[str, Any], Request]]:
+    """Every setting of the sweep with its request.
 
     Raises:
         UsageError: A flag is wrong.
     """
-    steps = parse("steps", values.steps or [str(recipe.steps)], int, _checks.STEPS)
     with _cli.usage_errors():
-        solvers = [specs.text(spec) for spec in _named(values.solvers or recipe.solver["name"], "solver")]
-        for spec in solvers:
-            recipe.build_solver(spec)
-        if values.guidance and not recipe.inputs:
-            raise ValueError("--guidance is given, but the data of this run has no classes")
-        recipe.build_times(values.times, steps[0])
-        default = 1.0 if not recipe.inputs else recipe.guidance
-        asked = specs.parse_many(values.guidance) if values.guidance else [default]
-        guidance = [float(rule) if isinstance(rule, int | float) else specs.text(rule) for rule in asked]
-        for rule in guidance:
-            recipe.build_rule(rule)
-    return list(itertools.product(dict.fromkeys(solvers), steps, dict.fromkeys(guidance)))
+        fields = None if values.fields is None else _named(values.fields, "field")
+        shared = Request(num=values.num, seed=values.seed, batch=values.batch, times=values.times, fields=fields)
+        return recipe.sweep(
+            shared,
+            solver=_named(values.solvers, "solver") if values.solvers else [],
+            steps=parse("steps", values.steps or [], int, _checks.STEPS),
+            guidance=specs.parse_many(values.guidance) if values.guidance else [],
+        )
 
 
 def _named(text: str, kind: str) -> list[Any]:
@@ -146,21 +137,27 @@ def make_extractor(values: flags.FlagValues, source: data.Source) -> evaluation.
 
 
 class _Judge:
-    """An extractor that computes the features of the real data once."""
+    """An extractor that computes the features of the real data once, for every row of the sweep."""
 
-    def __init__(self, extractor: evaluation.Extractor, real: np.ndarray):
-        self.digest, self._extractor, self._real = extractor.digest, extractor, real
+    def __init__(self, extractor: evaluation.Extractor, source: data.Source, num: int, seed: int):
+        self.digest, self._extractor = extractor.digest, extractor
+        self._real = np.asarray(source.take(num, seed).x)
+        if hasattr(extractor, "predict"):
+            self.predict = extractor.predict
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """Those of the extractor."""
-        return self._known if x is self._real else self._extractor.features(x)
+        same = x.shape == self._real.shape and x.dtype == self._real.dtype and np.array_equal(x, self._real)
+        return self._known if same else self._extractor.features(x)
 
     @functools.cached_property
     def _known(self) -> np.ndarray:
         return self._extractor.features(self._real)
 
 
-def provenance(values: flags.FlagValues, flow: Flow, extractor: evaluation.Extractor, num: int) -> dict[str, Any]:
+def provenance(
+    values: flags.FlagValues, networks: Mapping[str, Any], extractor: evaluation.Extractor | None, num: int
+) -> dict[str, Any]:
     """Everything but the setting that a row depends on."""
     workdir = Path(values.workdir)
     step = None
@@ -180,11 +177,11 @@ def provenance(values: flags.FlagValues, flow: Flow, extractor: evaluation.Extra
             versions[name] = "not installed"
     return {
         "checkpoint_step": step,
-        "model": model_hash(flow.network),
+        "model": model_hash(networks if len(networks) > 1 else next(iter(networks.values()))),
         "config": config,
         "recipe_sha256": hashlib.sha256((workdir / "recipe.json").read_bytes()).hexdigest(),
         "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
-        "extractor": extractor.digest,
+        "extractor": None if extractor is None else extractor.digest,
         "num": values.num,
         "num_real": num,
         "seed": values.seed,
@@ -217,6 +214,17 @@ def show(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     for row in rows:
         result.add_row(*(f"{row[n]:.4g}" if isinstance(row[n], float) else str(row[n]) for n in names))
     return result
+
+
+def _key(setting: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(setting.items())
+
+
+def _described(setting: Mapping[str, Any]) -> str:
+    """A setting as it is shown."""
+    if not setting:
+        return "the run"
+    return f"{setting['solver']}, {setting['steps']} steps, guidance {_short(setting['guidance'])}"
 
 
 def _short(guidance: float | str) -> str:
@@ -260,22 +268,20 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         raise _cli.UsageError("--workdir=FOLDER is required")
     workdir = Path(values.workdir)
     with _cli.usage_errors():
-        recipe = Recipe.load(workdir)
-        recipe.check_sizes(values.num, values.batch)
+        recipe = Base.load(workdir)
     sweep = settings(values, recipe)
-    with _cli.usage_errors():
-        fields = None if values.fields is None else _named(values.fields, "field")
-        for spec in fields or ():
-            specs.find("field", spec["name"])
+    samples = bool(sweep[0][0])  # without any there is nothing that features could tell
+    if not samples and values.extractor is not None:
+        raise _cli.UsageError(f"--extractor is given, but a run of the kind {recipe.kind} draws no samples")
     _cli.use_compilation_cache()
     mesh = make_mesh()
     with _cli.usage_errors():
-        flow, recipe = load(workdir, mesh)
+        networks, recipe = load_run(workdir, mesh)
         source = data.of_run(recipe, workdir, values.data)
-        extractor = make_extractor(values, source)
-        real = np.asarray(source.take(values.num, values.seed).x)
-        if len(real) < 20:
-            raise ValueError(f"the data has {len(real)} examples; at least 20 are needed")
+        extractor = make_extractor(values, source) if samples else None
+        num = min(values.num, len(source.x))
+        if num < 20:
+            raise ValueError(f"the data has {num} examples; at least 20 are needed")
         held.enter_context(Lock(workdir, "evaluate"))  # two would lose each other's rows
     first = jax.process_index() == 0
 
@@ -285,73 +291,52 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         raise _cli.UsageError(
             f"{png} would be replaced, but is not of an evaluation (there is no {path.name}); move it"
         )
-    origin = provenance(values, flow, extractor, len(real))
+    origin = provenance(values, networks, extractor, num)
     try:
         runs = json.loads(path.read_text())["runs"] if path.exists() else []
         same = next((run for run in runs if run["provenance"] == origin), None)
         if same is None:
             same = {"provenance": origin, "rows": []}
             runs.append(same)
-        known = {tuple(row[name] for name in _SETTINGS): row for row in same["rows"]}
+        known = {_key({name: row[name] for name in sweep[0][0]}): row for row in same["rows"]}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _cli.UsageError(f"cannot read {path} ({error}); move it away") from None
-    missing = [setting for setting in sweep if setting not in known]
+    missing = [(setting, request) for setting, request in sweep if _key(setting) not in known]
     console = Console(quiet=not first)
     if len(missing) < len(sweep):
         console.print(f"{len(sweep) - len(missing)} of {len(sweep)} rows are known already", highlight=False)
 
-    judge, distance = _Judge(extractor, real), f"FD[{extractor.digest}]"
-    cond = recipe.balanced(values.num)
+    judge = None if extractor is None else _Judge(extractor, source, values.num, values.seed)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(missing))
-        for setting in missing:
-            solver, steps, guidance = setting
-            text = f"{solver}, {steps} steps, guidance {_short(guidance)}"
+        for setting, request in missing:
+            text = _described(setting)
             bar.update(task, description=text)
-            clock = time.perf_counter()
             with _cli.usage_errors():
-                samples = recipe.sample(
-                    recipe.field(flow, guidance, fields),
-                    values.num,
-                    key=jax.random.key(values.seed),
-                    cond=cond,
-                    start=source,
-                    solver=recipe.build_solver(solver),
-                    grid=values.times,
-                    steps=steps,
-                    batch=values.batch,
-                    mesh=mesh,
-                )
-            seconds = time.perf_counter() - clock
-            row = dict(zip(_SETTINGS, setting)) | {
-                "evaluations": samples.evaluations,
-                "network_calls": samples.network_calls,
-            }
-            if samples.bad:
+                numbers = recipe.assess(networks, source, request, judge=judge, mesh=mesh)
+            if "bad_samples" in numbers:
                 console.print(f"{text}: samples are not finite; no row", highlight=False)
                 continue
-            clock = time.perf_counter()
-            row |= evaluation.sample_report(judge, samples.x, real, values.seed)
-            if isinstance(extractor, evaluation.Classifier | evaluation.ImageClassifier) and cond is not None:
-                row["accuracy"] = float(np.mean(extractor.predict(samples.x) == cond))
-            row |= {"sampling_seconds": seconds, "evaluation_seconds": time.perf_counter() - clock}
-            known[setting] = row
+            row = setting | numbers
+            known[_key(setting)] = row
             same["rows"].append(row)
             if first:
                 with _writing(path):
                     write_json(path, {"runs": runs})
             bar.advance(task)
             if not console.is_terminal:
-                console.print(f"{text}: {distance} {row[distance]:.4g}", markup=False, highlight=False)
-    rows = [known[setting] for setting in sweep if setting in known]
+                shown = next((name for name in row if name.startswith("FD[")), next(iter(numbers)))
+                console.print(f"{text}: {shown} {row[shown]:.4g}", markup=False, highlight=False)
+    rows = [known[_key(setting)] for setting, _ in sweep if _key(setting) in known]
     if not rows:
         raise _cli.UsageError("no setting of the sweep has finite samples; try more --steps or a smaller --guidance")
-    if first and rows:
-        with _writing(png):
-            plot(rows, png)
-        Console(width=None if console.is_terminal else 200).print(show(rows, f"{values.num} samples of {workdir}"))
-        print(f"{path} and {png}")
+    if first:
+        if samples:
+            with _writing(png):
+                plot(rows, png)
+        Console(width=None if console.is_terminal else 200).print(show(rows, f"{values.num} examples of {workdir}"))
+        print(f"{path} and {png}" if samples else path)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -125,6 +125,8 @@ class Flow(Field):
         prediction: what the network returns: "velocity", "noise", "data", "score" or "v".
         null: the condition that stands for "no condition" in guidance, a pytree of scalars or per-sample arrays
             without batch axis (for class labels: the number of classes), or None.
+        head: which output is the prediction, a key or an index, for a network that returns several; `to="raw"` gives
+            them all.
 
     Raises:
         ValueError: unknown prediction, a path of another kind, a network that does not take (x, t, cond); when it is
@@ -143,6 +145,7 @@ class Flow(Field):
     path: GaussianPath
     prediction: str = static("velocity")
     null: Any = None
+    head: str | int | None = static(None)
 
     def __post_init__(self) -> None:
         """Checks the names and the network's arguments."""
@@ -166,6 +169,7 @@ class Flow(Field):
             extra["end"] = network_times(extra["end"], x)
         value = self.network(x, network_times(t, x), cond, **extra)
         if to != "raw":
+            value = value if self.head is None else value[self.head]
             value = self.path.convert(value.astype(x.dtype), given=self.prediction, to=to, t=t, x=x)
         return value, memory.plus(x.shape[0])
 

@@ -20,7 +20,6 @@ times, steps, guidance and fields are those of the recipe in the workdir unless 
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,8 +27,7 @@ from absl import flags
 
 from flowjax import _checks, _cli, data, specs
 from flowjax._files import replacing
-from flowjax.calibration.use import calibrated
-from flowjax.recipe import Recipe, load
+from flowjax.recipe import Base, Request, load_run
 from flowjax.training import make_mesh
 from flowjax.training.report import has_picture, picture
 
@@ -60,19 +58,28 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_bool("overwrite", False, "Replace --out and its picture if they exist.", flag_values=values)
 
 
-def conditions(values: flags.FlagValues, recipe: Recipe) -> Any:
-    """The conditions asked for with `--cond.NAME=` and `--labels`.
+def asked(values: flags.FlagValues) -> Request:
+    """What the flags ask for.
 
     Raises:
-        UsageError: One that this run does not have.
+        UsageError: A text that is no spec, or a number outside its range.
     """
-    asked = {name[len("cond.") :]: values[name].value for name in values if name.startswith("cond.")}
+    conditions = {name[len("cond.") :]: values[name].value for name in values if name.startswith("cond.")}
     if values.labels is not None:
-        if "label" not in recipe.inputs:
-            raise _cli.UsageError("--labels is given, but the data of this run has no classes")
-        asked["label"] = values.labels
+        conditions["label"] = values.labels
     with _cli.usage_errors():
-        return recipe.read_conditions(asked, values.num)
+        return Request(
+            num=values.num,
+            seed=values.seed,
+            batch=values.batch,
+            conditions=conditions,
+            solver=values.solver,
+            times=values.times,
+            steps=values.steps,
+            guidance=_cli.number_or_spec("guidance", values.guidance),
+            fields=None if values.fields is None else specs.parse_many(values.fields),
+            calibration=values.calibration,
+        )
 
 
 def main(values: flags.FlagValues) -> None:
@@ -84,25 +91,10 @@ def main(values: flags.FlagValues) -> None:
     out = Path(values.out)
     if out.suffix != ".npz":
         raise _cli.UsageError(f"--out must end in .npz, got {out}")
+    request = asked(values)
     with _cli.usage_errors():
-        recipe = Recipe.load(values.workdir)
-        recipe.check_sizes(values.num, values.batch)
-    if values.solver in ("dpm_solver_v3", "usf"):
-        raise _cli.UsageError(
-            f"--solver={values.solver} needs a calibration: pass --calibration=FILE of flowjax.calibrate"
-        )
-    if values.calibration is not None and (values.solver is not None or values.times is not None):
-        raise _cli.UsageError("--calibration brings its own solver and times; leave out --solver and --times")
-    with _cli.usage_errors():
-        guidance = _cli.number_or_spec("guidance", values.guidance)
-        fields = None if values.fields is None else specs.parse_many(values.fields)
-        if guidance is not None and not recipe.inputs:
-            raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
-        recipe.build_rule(guidance)
-        solver, grid = recipe.build_solver(values.solver), recipe.build_times(values.times, values.steps)
-        for spec in fields or ():
-            specs.find("field", spec["name"] if specs.is_spec(spec) else str(spec))
-    cond = conditions(values, recipe)
+        recipe = Base.load(values.workdir)
+        recipe.check(request)
     mesh = make_mesh()
     png = out.with_suffix(".png") if has_picture(recipe) else None
     for path in (out, png):
@@ -110,34 +102,20 @@ def main(values: flags.FlagValues) -> None:
             raise _cli.UsageError(f"{path} exists; add --overwrite or choose another --out")
     _cli.use_compilation_cache()
     with _cli.usage_errors():
-        flow, recipe = load(values.workdir, mesh)
-        start: Any = None if recipe.start is None else data.of_run(recipe, values.workdir, values.data)
+        networks, recipe = load_run(values.workdir, mesh)
+        source = data.of_run(recipe, values.workdir, values.data) if recipe.starts_from_data else None
 
     first, clock = jax.process_index() == 0, time.perf_counter()
     # The file is made before the work, so that a place that cannot be written costs nothing.
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
-        if values.calibration is not None:
-            brought = calibrated(values.calibration, flow, recipe.plain_scale(guidance), values.steps)
-            solver, grid, start = brought.solver or solver, brought.times, brought.start or start
-        samples = recipe.sample(
-            recipe.field(flow, guidance, fields),
-            values.num,
-            key=jax.random.key(values.seed),
-            cond=cond,
-            solver=solver,
-            steps=values.steps,
-            grid=grid,
-            start=start,
-            batch=values.batch,
-            mesh=mesh,
-        )
+        samples = recipe.sample(networks, request, source, mesh)
         if samples.bad:
             raise _cli.UsageError(
                 f"{samples.bad} of {values.num} samples have NaN or infinite values, nothing is written; try more "
                 "--steps, a smaller --guidance or another --solver"
             )
         if first:
-            arrays: dict[str, Any] = {"x": samples.x}
+            arrays, cond = {"x": samples.x}, samples.cond
             if cond is not None:
                 arrays |= {f"cond_{k}": v for k, v in cond.items()} if isinstance(cond, dict) else {"cond": cond}
             with part.open("wb") as file:
@@ -150,7 +128,6 @@ def main(values: flags.FlagValues) -> None:
         )
         if png is not None:
             try:
-                source = None
                 if recipe.shape == (2,):  # beside the real points, if they can be read without asking
                     with contextlib.suppress(ValueError):
                         source = data.of_run(recipe, values.workdir)

@@ -165,7 +165,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         step = make_step(optimizers, averages, accumulate=train.accumulate)
         part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
         augment = _checks.call("augment", data.Augment, config.data.get("augment", {}))
-        batches = data.Batches(source, train.batch, config.seed, *part, augment=augment)
+        batches = data.Batches(task.training, train.batch, config.seed, *part, augment=augment)
         batch = put_batch(batches.batch(0), mesh, part)
         created = lambda: create_state(  # noqa: E731
             builds, optimizers, mesh, averages=averages, objective=objective, batch=batch, start=starts
@@ -181,6 +181,8 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         check_ours(workdir)
         held.enter_context(Lock(workdir))
         changed = _cli.check_frozen(config, workdir, values.allow_config_change)
+        if not values.allow_config_change:
+            task.check(workdir)
         complete = read_report(workdir) is not None and not changed
     if complete:
         print(f"training is complete: {workdir / 'report.json'}")

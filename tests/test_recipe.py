@@ -62,7 +62,7 @@ def test_samples_do_not_depend_on_blocks_or_devices(recipe):
     for mesh, batch in ((alone, 64), (alone, 10), (make_mesh(), 24)):
         placed = jax.device_put(network, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
         field = recipe.field(recipe.flow(placed))
-        samples = recipe.sample(field, 30, key=jax.random.key(3), cond=recipe.balanced(30), batch=batch, mesh=mesh)
+        samples = recipe.generate(field, 30, key=jax.random.key(3), cond=recipe.balanced(30), batch=batch, mesh=mesh)
         if batch == 64:
             whole = samples
         assert samples.x.shape == (30, 2)
@@ -131,9 +131,9 @@ def test_flows_between_two_laws_start_from_the_data_that_they_are_given(recipe):
     )
     flow = between.flow(between.build_network(nnx.Rngs(0)))
     with pytest.raises(ValueError, match="starts from the field 'x0' of its data: pass the data as start="):
-        between.sample(flow, 4, key=jax.random.key(0))
+        between.generate(flow, 4, key=jax.random.key(0))
     source = fj.data.laws(size=16)
-    found = between.sample(flow, 4, key=jax.random.key(0), start=source, steps=1, batch=8)
+    found = between.generate(flow, 4, key=jax.random.key(0), start=source, steps=1, batch=8)
     assert found.x.shape == (4, 2)
 
 
@@ -232,9 +232,9 @@ def test_conditions_by_name(recipe):
     assert cond["pose"].tolist() == [[1, 2], [3, 4], [1, 2]]
     assert named.balanced(4)["label"].tolist() == [0, 1, 2, 0]
     flow = named.flow(lambda x, t, cond: cond["pose"] - x)
-    samples = named.sample(named.field(flow, 1.0), 3, key=jax.random.key(0), cond=cond, batch=8)
+    samples = named.generate(named.field(flow, 1.0), 3, key=jax.random.key(0), cond=cond, batch=8)
     assert samples.x.shape == (3, 2)
-    guided = named.sample(named.field(flow, 2.0), 3, key=jax.random.key(0), cond=cond, batch=8)
+    guided = named.generate(named.field(flow, 2.0), 3, key=jax.random.key(0), cond=cond, batch=8)
     assert guided.network_calls == 2 * samples.network_calls
     for asked, message in (
         ({"label": "d"}, "label 'd' is out of range .allowed: 0 to 2, or a, b, c"),

@@ -217,14 +217,14 @@ def test_a_run_survives_the_loss_of_its_small_files(capsys, tmp_path, tiny):
 
 
 def test_samples_that_are_not_finite_are_no_report(capsys, tmp_path, tiny, monkeypatch):
-    sample = Recipe.sample
+    sample = Recipe.generate
 
     def spoiled(*arguments, **options):
         samples = sample(*arguments, **options)
         samples.x[3] = np.nan
         return samples
 
-    monkeypatch.setattr(Recipe, "sample", spoiled)
+    monkeypatch.setattr(Recipe, "generate", spoiled)
     code, _, err = run(capsys, *tiny, "--config.train.steps=2", "--config.train.best=FD")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith("error: 1 samples of the trained network have NaN or infinite values; ")

@@ -3,6 +3,7 @@
 from flowjax.fields.converted import Converted
 from flowjax.fields.discrete_time import DiscreteTime
 from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms
+from flowjax.fields.embedded import Embedded
 from flowjax.fields.gradient import Gradient
 from flowjax.fields.guided import Guided, guide
 from flowjax.fields.thresholded import Thresholded

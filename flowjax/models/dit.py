@@ -138,6 +138,7 @@ class DiT(nnx.Module):
         mlp_ratio: float = 4.0,
         out_channels: int | None = None,
         second_time: bool = False,
+        guidance: bool = False,
         time_scale: float = 100.0,
         dropout: float = 0.0,
         attention: str = "xla",
@@ -161,6 +162,7 @@ class DiT(nnx.Module):
             mlp_ratio: Hidden width of the feed-forward layers over `width`.
             out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
+            guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
@@ -195,6 +197,7 @@ class DiT(nnx.Module):
         self.embed = dense(pixels, width, ("patch", "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, **options)
         self.span = TimeEmbedding(width, scale=time_scale, **options) if second_time else None
+        self.strength = TimeEmbedding(width, scale=time_scale, zero=True, **options) if guidance else None
         self.condition = Condition(width, num_classes, cond_dim, **options)
 
         def block(rngs: nnx.Rngs) -> Block:
@@ -257,6 +260,7 @@ class DiT(nnx.Module):
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
+        guidance: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -266,6 +270,7 @@ class DiT(nnx.Module):
             cond: Labels, vectors or both (see `Condition`); None is the null condition.
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
+            guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -277,7 +282,7 @@ class DiT(nnx.Module):
             patches = x.astype(self.dtype).reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
             h = per_token(self.embed, patches.reshape(batch, rows * columns, p * p * channels))
             h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
-            c = embed_times(self.time, self.span, t, end) + self.condition(cond, batch)
+            c = embed_times(self, t, end, guidance) + self.condition(cond, batch)
             c = jax.nn.silu(c)
         apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply
         keys = layer_keys(key, batch, self.depth)

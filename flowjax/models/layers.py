@@ -184,7 +184,7 @@ def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array
 
 
 class TimeEmbedding(nnx.Module):
-    """Time features through a two-layer SiLU network; weights start as N(0, 0.02^2)."""
+    """Time features through a two-layer SiLU network; weights start as N(0, 0.02^2), the last ones at 0 with `zero`."""
 
     def __init__(
         self,
@@ -192,6 +192,7 @@ class TimeEmbedding(nnx.Module):
         *,
         scale: float,
         features: int = 256,
+        zero: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -204,6 +205,8 @@ class TimeEmbedding(nnx.Module):
             "rngs": rngs,
         }
         self.inner = dense(features, width, ("time", "embed"), **options)
+        if zero:
+            options["init"] = nnx.initializers.zeros_init()
         self.outer = dense(width, width, ("embed", None), **options)
 
     def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B width"]:
@@ -213,18 +216,30 @@ class TimeEmbedding(nnx.Module):
 
 
 def embed_times(
-    time: TimeEmbedding, span: TimeEmbedding | None, t: Float[Array, " B"], end: Float[Array, " B"] | None
+    network: Any, t: Float[Array, " B"], end: Float[Array, " B"] | None, guidance: Float[Array, " B"] | None
 ) -> Float[Array, "B width"]:
-    """Embeds t and, for networks with a second time, the span end - t (zero for end=None).
+    """Embeds what a network is asked for beside its condition: `network.time`, `network.span` and `network.strength`.
+
+    Args:
+        network: With these embeddings; `span` is that of end - t, `strength` that of w / (1 + w); or None.
+        t: Times.
+        end: Ends of the spans; None means t.
+        guidance: Scales w of guidance; None means 1, the conditional prediction.
 
     Raises:
-        ValueError: an end is given to a network without a second time.
+        ValueError: An end or a scale is given to a network built without it.
     """
-    if span is None:
-        if end is not None:
-            raise ValueError("end= needs a network built with second_time=True")
-        return time(t)
-    return time(t) + span(jnp.zeros_like(t) if end is None else end - t)
+    if network.span is None and end is not None:
+        raise ValueError("end= needs a network built with second_time=True")
+    if network.strength is None and guidance is not None:
+        raise ValueError("guidance= needs a network built with guidance=True")
+    embedded = network.time(t)
+    if network.span is not None:
+        embedded = embedded + network.span(jnp.zeros_like(t) if end is None else end - t)
+    if network.strength is not None:
+        scale = jnp.ones_like(t) if guidance is None else guidance.astype(t.dtype)
+        embedded = embedded + network.strength(scale / (1 + scale))
+    return embedded
 
 
 def look_up(table: Float[Array, "N width"], index: Int[Array, "..."]) -> Float[Array, "... width"]:

@@ -65,6 +65,7 @@ class MLP(nnx.Module):
         cond_dim: int | None = None,
         *,
         second_time: bool = False,
+        guidance: bool = False,
         time_scale: float = 100.0,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
@@ -81,6 +82,7 @@ class MLP(nnx.Module):
             cond_dim: Size of a condition vector; with `num_classes` too, conditions are {"label": ...,
                 "vector": ...}.
             second_time: Whether the network takes the end of a span (flow maps).
+            guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             dtype: Type of the computation.
@@ -98,6 +100,7 @@ class MLP(nnx.Module):
         self.embed = dense(dim, width, (None, "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, features=64, **options)
         self.span = TimeEmbedding(width, scale=time_scale, features=64, **options) if second_time else None
+        self.strength = TimeEmbedding(width, scale=time_scale, features=64, zero=True, **options) if guidance else None
         self.condition = Condition(width, num_classes, cond_dim, **options)
         self.layers = nnx.List([Layer(width, dropout, **options) for _ in range(depth)])
         self.unembed = dense(width, dim, ("embed", None), init=nnx.initializers.zeros_init(), **options)
@@ -109,6 +112,7 @@ class MLP(nnx.Module):
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
+        guidance: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B dim"]:
         """Evaluates the network.
 
@@ -118,13 +122,14 @@ class MLP(nnx.Module):
             cond: Labels, vectors or both (see `Condition`); None is the null condition.
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
+            guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
         """
         check_input(x, (self.dim,), t)
         h = self.embed(x.astype(self.dtype))
-        c = jax.nn.silu(embed_times(self.time, self.span, t, end) + self.condition(cond, x.shape[0]))
+        c = jax.nn.silu(embed_times(self, t, end, guidance) + self.condition(cond, x.shape[0]))
         keys = layer_keys(key, x.shape[0], len(self.layers))
         for index, layer in enumerate(self.layers):
             with jax.named_scope(f"layer{index}"):

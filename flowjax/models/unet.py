@@ -165,6 +165,7 @@ class UNet(nnx.Module):
         groups: int = 32,
         out_channels: int | None = None,
         second_time: bool = False,
+        guidance: bool = False,
         time_scale: float = 100.0,
         dropout: float = 0.0,
         attention: str = "xla",
@@ -188,6 +189,7 @@ class UNet(nnx.Module):
             groups: Groups of a normalisation.
             out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
+            guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
@@ -227,6 +229,9 @@ class UNet(nnx.Module):
         conditions = 4 * channels
         self.time = TimeEmbedding(conditions, scale=time_scale, features=channels, **options)
         self.span = TimeEmbedding(conditions, scale=time_scale, features=channels, **options) if second_time else None
+        self.strength = (
+            TimeEmbedding(conditions, scale=time_scale, features=channels, zero=True, **options) if guidance else None
+        )
         self.condition = Condition(conditions, num_classes, cond_dim, **options)
         shared = options | {
             "conditions": conditions,
@@ -263,6 +268,7 @@ class UNet(nnx.Module):
         cond: Any = None,
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
+        guidance: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -272,6 +278,7 @@ class UNet(nnx.Module):
             cond: Labels, vectors or both (see `Condition`); None is the null condition.
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
+            guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -280,7 +287,7 @@ class UNet(nnx.Module):
         apply = jax.checkpoint(_apply) if self.remat else _apply
         with jax.named_scope("embed"):
             h = self.embed(x.astype(self.dtype))
-            c = jax.nn.silu(embed_times(self.time, self.span, t, end) + self.condition(cond, x.shape[0]))
+            c = jax.nn.silu(embed_times(self, t, end, guidance) + self.condition(cond, x.shape[0]))
         keys = iter(layer_keys(key, x.shape[0], len(self.down) + len(self.middle) + len(self.up)))
         kept = [h]
         for index, block in enumerate(self.down):

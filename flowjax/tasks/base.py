@@ -73,6 +73,11 @@ class Task(abc.ABC):
                 raise ValueError(f"a {name} task does not read config.{section}; it reads {', '.join(expected)}")
 
     @property
+    def training(self) -> Source:
+        """What batches are cut from: the data, or what a task makes of them (a part, latents, tokens)."""
+        return self.source
+
+    @property
     @abc.abstractmethod
     def objective(self) -> Any:
         """The training loss (`flowjax.objectives`)."""
@@ -80,6 +85,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def networks(self) -> dict[str, Part]:
         """The trained networks by label; a single one is called "network"."""
+
+    def check(self, workdir: Path) -> None:  # noqa: B027 - nothing is a fine default
+        """Compares what is frozen in this run with what it began with, before anything is written.
+
+        Raises:
+            ValueError: A teacher, base or codec has other weights now.
+        """
 
     @abc.abstractmethod
     def save(self, workdir: Path) -> None:

@@ -58,7 +58,7 @@ class Generation(Task):
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
         self.recipe.check_sizes(self.config.sample.num, self.config.sample.batch)
-        self.recipe.check_network(jax.eval_shape(lambda: self.recipe.build_network(nnx.Rngs(0))))
+        self.recipe.check_networks(jax.eval_shape(lambda: {"network": self.recipe.build_network(nnx.Rngs(0))}))
 
     @functools.cached_property
     def _objective(self) -> Any:
@@ -96,7 +96,7 @@ class Generation(Task):
         num = min(self.config.sample.num, 10 * (recipe.num_classes or 1000))
         flow = recipe.flow(networks["network"])
         cond = recipe.balanced(num)
-        samples = recipe.sample(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling)
+        samples = recipe.generate(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling)
         if jax.process_index() == 0:
             picture(recipe, samples, path, self.source)
 

@@ -118,7 +118,7 @@ def measure(
     """
     cond = recipe.balanced(num)
     clock = time.perf_counter()
-    samples = recipe.sample(recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh)
+    samples = recipe.generate(recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh)
     seconds = time.perf_counter() - clock
     if samples.bad:
         return {"bad_samples": samples.bad, f"FD[{judge.digest}]": math.nan, "accuracy": math.nan}

@@ -1,6 +1,7 @@
 """Networks: initial values, symmetries, derivatives, names and types."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -220,9 +221,30 @@ def test_dropped_values_keep_their_mean():
 
 def test_end_defaults_to_the_time_itself():
     time, span = (TimeEmbedding(8, scale=10.0, features=16, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    network = types.SimpleNamespace(time=time, span=span, strength=None)
     t = jnp.linspace(0.1, 0.9, 3)
-    np.testing.assert_allclose(embed_times(time, span, t, None), embed_times(time, span, t, t), atol=1e-7)
-    assert float(jnp.max(jnp.abs(embed_times(time, span, t, t + 0.1) - embed_times(time, span, t, t)))) > 1e-6
+    plain = embed_times(network, t, t, None)
+    np.testing.assert_allclose(embed_times(network, t, None, None), plain, atol=1e-7)
+    assert float(jnp.max(jnp.abs(embed_times(network, t, t + 0.1, None) - plain))) > 1e-6
+
+
+def test_scales_of_guidance_make_no_difference_at_first():
+    """A student with this input begins as its teacher; once it has learned, the scale matters, and None is 1."""
+    time = TimeEmbedding(8, scale=10.0, features=16, rngs=nnx.Rngs(0))
+    strength = TimeEmbedding(8, scale=10.0, features=16, zero=True, rngs=nnx.Rngs(1))
+    network, t, scale = (
+        types.SimpleNamespace(time=time, span=None, strength=strength),
+        jnp.full(3, 0.5),
+        jnp.arange(3.0),
+    )
+    np.testing.assert_array_equal(embed_times(network, t, None, scale), time(t))
+    strength.outer.kernel[...] += 1.0
+    moved = embed_times(network, t, None, scale)
+    assert float(jnp.min(jnp.abs(moved[1:] - moved[:-1]).max(-1))) > 1e-3
+    np.testing.assert_array_equal(embed_times(network, t, None, None)[1], moved[1])
+    network.strength = None
+    with pytest.raises(ValueError, match="guidance= needs a network built with guidance=True"):
+        embed_times(network, t, None, scale)
 
 
 def test_conditions():

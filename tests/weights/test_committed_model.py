@@ -32,7 +32,7 @@ def test_it_draws_the_digits_asked_for():
     flow, recipe = fj.load(FOLDER)
     cond = recipe.balanced(100)
     field = recipe.field(flow)
-    samples = recipe.sample(field, 100, key=jax.random.key(0), cond=cond, solver=fj.solvers.DPMSolver(), steps=8)
+    samples = recipe.generate(field, 100, key=jax.random.key(0), cond=cond, solver=fj.solvers.DPMSolver(), steps=8)
 
     def shrink(image):
         rows, columns = np.nonzero(image > 100)

@@ -1,0 +1,53 @@
+"""A field whose network answers with guidance in one call: the scale is one of its inputs.
+
+References:
+    Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from flowjax._checks import real
+from flowjax._pytree import part, pytree
+from flowjax.fields.wrapper import FieldWrapper
+from flowjax.flow import Field
+from flowjax.paths.base import precision
+
+
+@pytree
+class Embedded(FieldWrapper):
+    """A field that is asked with `guidance=`, the scale that its network has learned to answer with.
+
+    Args:
+        field: the field of a network that takes `guidance=`, (B,).
+        guidance: the scale, a number or one per sample (B,); 1 is the conditional prediction.
+
+    Raises:
+        ValueError: a scale that is negative or not finite.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond, guidance=None: guidance[:, None] * x, path=fj.paths.Linear())
+        >>> fj.fields.Embedded(flow, guidance=2.0).velocity(0.5, jnp.ones((1, 2))).tolist()
+        [[2.0, 2.0]]
+    """
+
+    positional = ("field",)
+
+    field: Field = part("field")
+    guidance: Any = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the field and a concrete scale."""
+        super().__post_init__()
+        if isinstance(self.guidance, int | float):
+            real("[0, inf)", guidance=self.guidance)
+
+    def evaluate(
+        self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any
+    ) -> tuple[Any, Any]:
+        """The field's answer for this scale."""
+        scale = jnp.broadcast_to(jnp.asarray(self.guidance, precision(x)), x.shape[:1])
+        return self.field.evaluate(t, x, cond, memory, to=to, guidance=scale, **extra)

@@ -1,0 +1,184 @@
+"""Trained runs by their folder: networks with averaged weights, and the recipe that says how they are used."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from flowjax.calibration.store import model_hash
+from flowjax.flow import Flow
+from flowjax.recipe.base import Base, from_values, shapes_of
+from flowjax.recipe.flow import Recipe
+from flowjax.training.checkpoint import reconstruct, restore_average
+from flowjax.training.mesh import make_mesh, shardings
+from flowjax.training.trees import bare, by_label
+from flowjax.weights import read, write
+
+WEIGHTS = "weights.safetensors"
+
+
+def load_run(
+    workdir: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    which: str = "latest",
+    average: str | float | None = None,
+    dtype: Any = None,
+) -> tuple[dict[str, Any], Any]:
+    """The networks of a run with averaged weights, by label, and its recipe.
+
+    A damaged checkpoint is passed over with a warning. Networks of other runs that the recipe names are among them, by
+    their labels.
+
+    Args:
+        workdir: Folder of a training run, or one made by `export`.
+        mesh: Where the weights go; all devices by default.
+        which: "latest" checkpoint, or the "best" by `config.train.best`.
+        average: Name of an average of `config.train.averages`, or a number: the relative standard deviation of a power
+            average that is made from the snapshots of the run, at the newest of them. None is the default average.
+        dtype: Type of the floating-point weights, "bfloat16" for example; None keeps their own.
+
+    Raises:
+        FileNotFoundError: The workdir, or that of another run which it needs, has no recipe, no complete checkpoint or
+            no snapshots.
+        ValueError: A recipe that is none. An unknown `which` or average; a folder made by `export` has only the default
+            ones. Weights that do not fit the recipe, have changed since they were exported, are NaN or infinite, or
+            belong to another run that has been trained on.
+    """
+    recipe, workdir = Base.load(workdir), Path(workdir)
+    mesh = make_mesh() if mesh is None else mesh
+    shapes = {label: shapes_of(build) for label, build in recipe.stored().items()}
+    recipe.check_networks(_shapes_of_all(recipe, shapes))
+    whole = bare(shapes, shapes)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        whole,
+        shardings(whole, mesh),
+    )
+    if (workdir / WEIGHTS).exists():
+        if (which, average) != ("latest", None):
+            raise ValueError(f"{workdir} has one set of weights; which={which!r} and average={average!r} need a run")
+        found = read(workdir / WEIGHTS, like)
+    elif isinstance(average, str | None):
+        found = restore_average(workdir / "checkpoints", like, which, average)
+    else:
+        found = reconstruct(workdir / "snapshots", like, average)
+    networks = by_label(found, shapes) | {
+        label: _other(workdir, label, run, mesh) for label, run in recipe.runs.items()
+    }
+    return {label: cast(network, dtype) for label, network in recipe.assemble(networks).items()}, recipe
+
+
+def _shapes_of_all(recipe: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks to use, in shapes."""
+
+    def build() -> dict[str, Any]:
+        others = {label: from_values(run["recipe"]).build_network(nnx.Rngs(0)) for label, run in recipe.runs.items()}
+        stored = {label: build(nnx.Rngs(0)) for label, build in recipe.stored().items()}
+        return recipe.assemble(stored | others)
+
+    return jax.eval_shape(build) if recipe.runs else dict(shapes)
+
+
+def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> Any:
+    """The network of another run, the same that this one was made with."""
+    place = workdir / run["workdir"]
+    try:
+        networks, recipe = load_run(place, mesh)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{workdir} needs the run {label!r} at {place}: {error}") from error
+    network = networks[recipe.label]
+    if (model := model_hash(network)) != run["model"]:
+        raise ValueError(
+            f"{workdir} was made with the run {label!r} at {place} when its weights had the hash {run['model']}; they "
+            f"have {model} now: bring those weights back, or train again"
+        )
+    return network
+
+
+def run_entry(place: str | Path, workdir: str | Path, networks: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
+    """What a recipe in `workdir` says of another run, an entry of its `runs`.
+
+    Args:
+        place: Folder of the other run.
+        workdir: Folder of the recipe.
+        networks: Of the other run, from `load_run` in their own precision.
+        recipe: Of the other run.
+    """
+    where = Path(os.path.relpath(Path(place).resolve(), Path(workdir).resolve())).as_posix()
+    return {"workdir": where, "model": model_hash(networks[recipe.label]), "recipe": dataclasses.asdict(recipe)}
+
+
+def cast(network: Any, dtype: Any) -> Any:
+    """The network with floating-point weights of another type; its own for None."""
+    if dtype is None:
+        return network
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, network)
+
+
+def load(
+    workdir: str | Path, mesh: Mesh | None = None, *, which: str = "latest", average: str | float | None = None
+) -> tuple[Any, Recipe]:
+    """A trained flow with averaged weights, and its recipe; `load_run` for a flow, whose arguments these are.
+
+    Raises:
+        FileNotFoundError: See `load_run`.
+        ValueError: See `load_run`; a run that is no flow.
+    """
+    Recipe.load(workdir)
+    networks, recipe = load_run(workdir, mesh, which=which, average=average)
+    return recipe.flow(networks["network"]), recipe
+
+
+def export(flow: Flow, recipe: Recipe, folder: str | Path, dtype: Any = None) -> None:
+    """Writes the recipe and the weights of a flow as one file, a folder that `load` and all mains read like a workdir.
+
+    Args:
+        flow: From `load`.
+        recipe: From `load`.
+        folder: Folder to write; made if needed.
+        dtype: Type of the weights in the file, for example "float16"; None keeps their own.
+
+    Raises:
+        FileExistsError: The folder holds weights or a recipe already, those of a run for example.
+        ValueError: The network has NaN or infinite values, or values that `dtype` cannot hold; the flow needs other
+            runs, which `export_run` writes.
+    """
+    export_run({"network": flow.network}, recipe, folder, dtype)
+
+
+def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dtype: Any = None) -> None:
+    """Writes any run from `load_run` as a folder of its own: adapters merged, other runs that it needs in `runs/`.
+
+    Args:
+        networks: From `load_run`.
+        recipe: From `load_run`.
+        folder: Folder to write; made if needed.
+        dtype: Type of the weights in the files, for example "float16"; None keeps their own.
+
+    Raises:
+        FileExistsError: The folder holds weights or a recipe already.
+        ValueError: A network is missing, has NaN or infinite values, or values that `dtype` cannot hold.
+    """
+    folder = Path(folder)
+    if (folder / "recipe.json").exists():
+        raise FileExistsError(f"{folder} holds a recipe.json; export to another folder")
+    runs = {label: run for label, run in recipe.runs.items() if label != "base"}
+    if missing := [label for label in (*recipe.stored(), *runs) if label not in networks]:
+        raise ValueError(f"the network {missing[0]!r} is missing: pass the networks from load_run")
+    entries = {}
+    for label, run in runs.items():
+        other, network = from_values(run["recipe"]), networks[label]
+        export_run({other.label: network}, other, folder / "runs" / label, dtype)
+        there = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), cast(network, dtype), network)
+        entries[label] = run_entry(folder / "runs" / label, folder, {other.label: there}, other)
+    own = {label: networks[label] for label in recipe.stored()}
+    write(folder / WEIGHTS, bare(own, own), dtype)
+    plain = {"adapters": None} if hasattr(recipe, "adapters") else {}
+    dataclasses.replace(recipe, runs=entries, **plain).save(folder)
