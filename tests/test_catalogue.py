@@ -27,6 +27,7 @@ SPECIAL = {  # what cannot be made from the example alone
     fields.InterpolantFlow: lambda: fields.InterpolantFlow(lambda x, t, cond: x, path=fj.paths.Interpolant()),
     fields.Gradient: lambda: fields.Gradient(lambda x, t, cond: x[:, 0], path=fj.paths.Linear()),
     fields.Thresholded: lambda: fields.Thresholded(FLOW),
+    fields.Embedded: lambda: fields.Embedded(FLOW),
     objectives.Interpolation: lambda: objectives.Interpolation(interpolant=fj.paths.Interpolant()),
     objectives.Coupled: lambda: objectives.Coupled(
         objectives.FlowMatching(path=fj.paths.Linear()), fj.couplings.OptimalTransport()
