@@ -85,15 +85,29 @@ FAMILIES = {
 }
 
 
-# The times that the authors of a solver recommend; equal steps for all others.
+# The times that the authors of a solver recommend, or its best known users (EDM's for DPM-Solver++); equal steps for
+# all others. Small pictures ask for equal steps in lam, large ones for equal steps in t.
+SMALL = ("uniform", "log_snr")
 OWN = {
-    "edm_heun": "karras",
-    "edm_heun churn 5": "karras",
-    "dpm_solver_3s": "log_snr",
-    "deis2": "quadratic",
-    "deis3": "quadratic",
-    "euler_maruyama": "sit",
-    "stochastic_heun": "sit",
+    "edm_heun": ("karras",),
+    "edm_heun churn 5": ("karras",),
+    "dpm_solver_2m": SMALL,
+    "dpm_solver_3s": SMALL,
+    "dpm_solver++_2m": (*SMALL, "karras"),
+    "dpm_solver++_2s": SMALL,
+    "dpm_solver++_3s": SMALL,
+    "dpm_solver++_3m": SMALL,
+    "sde dpm_solver++_2m": ("uniform", "karras"),
+    "unipc2": SMALL,
+    "unipc3": SMALL,
+    "dpm_solver_v3 2": SMALL,
+    "dpm_solver_v3 3": SMALL,
+    "deis2": ("quadratic",),
+    "deis3": ("quadratic",),
+    "er_sde3": ("uniform", "karras"),
+    "sa_solver": ("uniform", "karras"),
+    "euler_maruyama": ("sit",),
+    "stochastic_heun": ("sit",),
 }
 
 
@@ -230,7 +244,7 @@ def add_on_times(sweep, family, name, solver, count):
     """Adds a solver on the times of the sweep, and on its own where these are others."""
     if name.startswith("flowturbo"):
         solver = S.FlowTurbo(blocks=f"H1P{count - 2}")
-    for times in dict.fromkeys((sweep.times, OWN.get(name, "uniform"))):
+    for times in dict.fromkeys((sweep.times, *OWN.get(name, ("uniform",)))):
         if name == "dc_solver" and times != sweep.times:  # its ratios belong to their times
             continue
         grid = sweep.grid_of(solver, times, count)
@@ -299,17 +313,27 @@ def find_schedule(sweep, rounds):
     return found[0][1], mean
 
 
+STYLES = {"uniform times": "--", "quadratic times": "--", "sit times": "--", "log_snr times": ":", "karras times": "-."}
+
+
 def plot(rows, floor, name):
-    """One column per family, its curves in colour over all others in grey; what is far off is cut."""
+    """One column per family, its curves in colour over all others in grey; what is far off is cut.
+
+    Times other than those of the sweep are drawn in other lines: dashed equal, quadratic or SiT's, dotted log-SNR,
+    dash-dotted EDM's.
+    """
     figure = Figure(figsize=(17, 8.5), layout="constrained")
     axes = figure.subplots(3, len(FAMILIES), sharex=True, sharey="row", height_ratios=(3, 3, 1.3))
     for column, family in enumerate(FAMILIES):
         for axis, key in zip(axes[:2, column], ("error", "frechet"), strict=True):
             for own in (False, True):
+                colours = {}
                 for solver in dict.fromkeys(row["solver"] for row in rows if (row["family"] == family) == own):
+                    base, _, others = solver.partition(", ")
                     points = [(r["evaluations"], r[key] or np.nan) for r in rows if r["solver"] == solver]
-                    style = {"label": solver, "marker": "o" if len(points) > 1 else "*", "lw": 1.5}
-                    style["ms"] = 4 if len(points) > 1 else 10
+                    style = {"label": base if base not in colours else None, "ls": STYLES.get(others, "-")}
+                    style |= {"color": colours.setdefault(base, f"C{len(colours)}"), "lw": 1.5}
+                    style |= {"marker": "o" if len(points) > 1 else "*", "ms": 4 if len(points) > 1 else 10}
                     grey = {"color": "0.87", "lw": 0.8, "zorder": 0}
                     axis.plot(*zip(*points, strict=True), **(style if own else grey))
             axis.set(xscale="log", yscale="log" if key == "error" else "linear")

@@ -4,13 +4,13 @@
     python benchmarks/five_evaluations.py --workdir=benchmarks/models/mnist
 
 Each seed has its own search, its own compensation ratios and its own noises, none of them those of the search. Fixed
-solvers are all deterministic ones of `fast_solvers.py`, on equal and on quadratic times.
+solvers are all deterministic ones of `fast_solvers.py`, on equal and on quadratic times and on those of their authors.
 """
 
 import argparse
 from pathlib import Path
 
-from fast_solvers import FAMILIES, S, Sweep, find_schedule
+from fast_solvers import FAMILIES, OWN, S, Sweep, find_schedule
 from measure import store
 
 from flowjax.calibration import compensation
@@ -28,10 +28,11 @@ def errors(workdir, num, rounds, seed):
         grid = sweep.grid(COUNT, times)
         ratios = compensation.search(sweep.field, S.DCSolver(order=3), x, grid, cond, iterations=20)
         sweep.add("calibrated", f"dc_solver, {times}", S.DCSolver(order=3, ratios=ratios.tolist()), grid)
-        for family, members in FAMILIES.items():
-            for name, solver in members.items():
-                if family == "stochastic" or solver is None:
-                    continue
+    for family, members in FAMILIES.items():
+        for name, solver in members.items():
+            if family == "stochastic" or solver is None:
+                continue
+            for times in dict.fromkeys(("uniform", "quadratic", *OWN.get(name, ()))):
                 grid = sweep.grid_of(solver, times, COUNT)
                 if grid is not None:
                     sweep.add("fixed", f"{name}, {times}", solver, grid, registers=8)
