@@ -3,7 +3,8 @@
 A flow is a path plus a network; train the network, steer its field, integrate it in as few evaluations as possible.
 """
 
-from flowjax import _guard  # isort: skip - first: refuses to run beside the other distribution of this name
+from flowjax import _interrupt  # isort: skip - first: what is imported below takes seconds
+from flowjax import _guard  # isort: skip - then: refuses to run beside the other distribution of this name
 
 import importlib
 from typing import Any

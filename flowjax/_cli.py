@@ -17,7 +17,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from flowjax import _checks, _overrides, specs
+from flowjax import _checks, _interrupt, _overrides, specs
 
 _BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
 
@@ -298,6 +298,7 @@ def run(
     values = flags.FlagValues()
     wants_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in argv[1:])
     try:
+        _interrupt.release()
         if wants_help:
             argv = [a for a in argv if a.startswith("--config=")] or ["--config=digits"]
         define(values, argv)

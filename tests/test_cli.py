@@ -1,4 +1,8 @@
 import errno
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -94,6 +98,23 @@ def test_ctrl_c_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit_:
         _cli.run(main, argv=["main"])
     assert (exit_.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("how", ["module", "script", "library"])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, how):
+    """A stand-in for JAX, which is imported early, interrupts. Whoever imports the library gets the exception."""
+    (tmp_path / "jax.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    script = tmp_path / "flowjax-train"
+    script.write_text("from flowjax.train import cli\ncli()\n")
+    started = {"module": ["-m", "flowjax.data.prepare"], "script": [str(script)], "library": ["-c", "import flowjax"]}
+    places = os.pathsep.join([str(tmp_path), str(pathlib.Path(_cli.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, *started[how]], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": places}
+    )
+    if how == "library":
+        assert done.stderr.endswith("KeyboardInterrupt\n")
+    else:
+        assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
 
 
 def test_help_has_docstring_flags_and_keys(capsys, config):

@@ -40,6 +40,12 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def _needs(names: Sequence[str]) -> str:
+    """What would read these pictures."""
+    modern = any(name.lower().endswith((".heic", ".heif", ".avif")) for name in names)
+    return "; HEIC needs pillow-heif (extra `heif`), AVIF needs Pillow 11.3" if modern else ""
+
+
 def _search(root: Path) -> tuple[list[Path], dict[str, list[str]]]:
     """All pictures under a folder in the order of their names, and by kind the names of what is left out.
 
@@ -160,7 +166,9 @@ def images(
     files, skipped = _search(root)
     if not files:
         others = "".join(
-            f"; it has {some('picture(s) of other kinds', names)}" for names in [skipped["unreadable"]] if names
+            f"; it has {some('picture(s) of other kinds', names)}{_needs(names)}"
+            for names in [skipped["unreadable"]]
+            if names
         )
         raise ValueError(
             f"folder {root} has no images ({', '.join(sorted(endings(), key=lambda name: (len(name), name)))}){others}"
@@ -188,8 +196,8 @@ def images(
         "unasked": "folder(s) not among the classes",
     }
     shown = {kind: f"skipped: {some(text, skipped[kind])}" for kind, text in texts.items() if skipped.get(kind)}
-    if any(name.lower().endswith((".heic", ".heif", ".avif")) for name in skipped["unreadable"]):
-        shown["unreadable"] += "; HEIC needs pillow-heif (extra `heif`), AVIF needs Pillow 11.3"
+    if "unreadable" in shown:
+        shown["unreadable"] += _needs(skipped["unreadable"])
     notes = [*shown.values(), *reader.notes()]
     for note in notes:
         warnings.warn(f"{root}: {note}", stacklevel=2)

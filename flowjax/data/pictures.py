@@ -56,6 +56,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def _foreign(file: Path | io.BytesIO) -> str:
+    """What to do about a picture that only further packages read, whatever its ending says; "" for others."""
+    start = b""
+    with contextlib.suppress(OSError), file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as f:
+        start = f.read(12)
+    kinds = {b"heic": ("HEIF", "pillow-heif (extra `heif`)"), b"avif": ("AVIF", "Pillow 11.3 or newer")}
+    name, needs = kinds.get(start[8:12] if start[4:8] == b"ftyp" else b"", ("", ""))
+    return f"it is {name}, which needs {needs}" if name and name not in formats() else ""
+
+
 def fit(image: Image.Image, size: int | None, channels: int) -> UInt8[np.ndarray, "H W C"]:
     """Grey or colour; the largest square in the middle scaled to `size` pixels, or the size it has.
 
@@ -127,7 +137,7 @@ class Reader:
                 "raise that option if it is meant to be so large"
             ) from error
         except Exception as error:  # decoders raise anything when a file is broken
-            raise ValueError(f"cannot read image {name}: {error}") from error
+            raise ValueError(f"cannot read image {name}: {_foreign(file) or error}") from error
         if moves:
             if self.warns and not self.animations:
                 warnings.warn(f"{name} is an animation; of those the first frame is read", stacklevel=2)

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import uuid
 import warnings
@@ -233,6 +234,8 @@ def _write(
     """Writes blocks of (examples, labels); `metadata` is read after the last one."""
     import tensorflow_datasets as library
 
+    if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+        raise ValueError(f"name {name!r} begins the names of the files: letters, digits and _ only, at least one")
     if folder.exists():
         raise ValueError(f"{folder} exists; choose another folder")
     if source.fields:
@@ -292,10 +295,10 @@ def store(source: Source, folder: str | Path, name: str = "dataset") -> None:
     Args:
         source: What to write, as split "train", features "image" and "label".
         folder: New folder.
-        name: Name of the data set.
+        name: Name of the data set: letters, digits and _.
 
     Raises:
-        ValueError: The folder exists, the source has fields, or an example cannot be read.
+        ValueError: Another name, the folder exists, the source has fields, or an example cannot be read.
         OSError: It cannot be written, for example because the disk is full.
     """
     folder = Path(folder)
@@ -319,11 +322,11 @@ def cache_latents(
         source: What to encode.
         folder: New folder, read back with `load("tfds", folder=...)`.
         block: Examples encoded at once, at least 1.
-        name: Name of the data set.
+        name: Name of the data set: letters, digits and _.
 
     Raises:
-        ValueError: The folder exists, the source has fields, `block` is below 1, or latents that are not one for each
-            example, not finite or all equal.
+        ValueError: Another name, the folder exists, the source has fields, `block` is below 1, or latents that are not
+            one for each example, not finite or all equal.
         OSError: It cannot be written, for example because the disk is full.
     """
     if block < 1:

@@ -137,7 +137,10 @@ class InterpolantFlow(Field):
         return Counts.zero(x.shape[0])
 
     def check(self, times: Any, to: str) -> None:
-        """The networks must give `to`; a denoiser says nothing of the score where gamma = 0.
+        """The networks must give `to`, at these times.
+
+        A denoiser says nothing of the score where gamma = 0, nor a drift with it of the velocity v - g g' s if g g' is
+        not 0 there (brownian). Under jit both are NaN.
 
         Raises:
             ValueError: they do not.
@@ -146,10 +149,13 @@ class InterpolantFlow(Field):
             raise ValueError(f"an interpolant gives {', '.join(PREDICTIONS)}, not {to!r}")
         if to != "velocity" and self.second is None:
             raise ValueError(f"the {to} needs a network of its own: pass second=")
-        for t in times if to == "score" and self.second_prediction == "denoiser" else ():
-            if self.path.coefficients(np.float64(t)).g == 0:
+        if self.second is None or self.second_prediction == "score":
+            return
+        for t in times:
+            c = self.path.coefficients(np.float64(t))
+            if c.g == 0 and (to == "score" or (to == "velocity" and self.prediction == "drift" and c.gdg != 0)):
                 raise ValueError(
-                    f"a denoiser does not determine the score at t = {t:g}, where gamma = 0: move that end of the "
+                    f"a denoiser does not determine the {to} at t = {t:g}, where gamma = 0: move that end of the "
                     "times, e.g. flowjax.times.uniform(n, 1e-3, 1 - 1e-3), or take second_prediction='score'"
                 )
 
@@ -163,9 +169,10 @@ class InterpolantFlow(Field):
         if self.second_prediction == "score":
             score, noise = second, -expand(c.g, x) * second
         else:
-            score, noise = self.path.score(t, second), second
+            score, noise = jnp.where(expand(c.g, x) == 0, jnp.nan, self.path.score(t, second)), second
         if self.prediction == "drift":
-            bounded = jnp.where(c.g == 0, 0, c.dg)  # g' etaz, where etaz = 0 with g
+            # g' etaz; with g also etaz is 0, and so is the product unless g' is infinite.
+            bounded = jnp.where(c.g == 0, jnp.where(c.gdg == 0, 0, jnp.nan), c.dg)
             first += expand(bounded, x) * noise if self.second_prediction == "denoiser" else -expand(c.gdg, x) * score
         return first, score, noise, memory.plus(2 * x.shape[0])
 

@@ -108,7 +108,7 @@ def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: An
 
     def trial(carry: Any) -> Any:
         x, previous, at, h, memory, trials = carry
-        end = at + h
+        end = jnp.where(sign * h >= left(at), lam[1], at + h)  # the sum may round to just before the end, or not move
         f, memory = evaluate(at, x, memory)
         ratio = 1 / 2 if order == 2 else 1 / 3
         f1, memory = evaluate(at + ratio * h, move(x, at, at + ratio * h, f), memory)
@@ -130,11 +130,11 @@ def _integrate(solver: DPMAdaptive, field: Field, x: Array, lam: Array, cond: An
 
     def unfinished(carry: Any) -> Array:
         _, _, at, _, _, trials = carry
-        return (left(at) > 1e-5) & (trials < solver.max_trials)
+        return (left(at) > 0) & (trials < solver.max_trials)
 
     first = sign * jnp.minimum(jnp.asarray(solver.first, lam.dtype), left(lam[0]))
     start = (x, x, lam[0], first, field.init(x), jnp.int32(0))
     x, _, at, _, memory, _ = jax.lax.while_loop(unfinished, trial, start)
     evaluations, network_calls = count(memory)
-    x = jnp.where(left(at) > 1e-5, jnp.nan, x)
+    x = jnp.where(left(at) > 0, jnp.nan, x)
     return {"x": x, "evaluations": evaluations, "network_calls": network_calls, "trajectory": None}

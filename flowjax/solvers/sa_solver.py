@@ -29,8 +29,8 @@ class SASolver(Solver):
     """Stochastic Adams predictor-corrector.
 
     Args:
-        predictor_order: at least 1.
-        corrector_order: number of points of the corrector, the new one included; 0 for none.
+        predictor_order: 1 to 8.
+        corrector_order: number of points of the corrector, the new one included, up to 8; 0 for none.
         tau: noise level; 0 is deterministic, 1 the reverse SDE of the diffusion.
         start: first time at which tau applies, in [0, 1].
         end: last one.
@@ -47,8 +47,8 @@ class SASolver(Solver):
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        _checks.whole("[1, inf)", predictor_order=self.predictor_order)
-        _checks.whole("[0, inf)", corrector_order=self.corrector_order)
+        _checks.whole("[1, 8]", predictor_order=self.predictor_order)
+        _checks.whole("[0, 8]", corrector_order=self.corrector_order)
         _checks.real("[0, inf)", tau=self.tau)
         _checks.real("[0, 1]", start=self.start, end=self.end)
         if self.start > self.end:

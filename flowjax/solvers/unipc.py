@@ -37,13 +37,15 @@ from flowjax.solvers.rows import (
     step,
 )
 
+ORDERS = "[1, 8]"  # beyond it the weights alternate in sign and grow faster than they gain
+
 
 @pytree
 class UniPC(Solver):
     """The unified predictor-corrector.
 
     Args:
-        order: p, at least 1; 2 under guidance, 3 without.
+        order: p, 1 to 8; 2 under guidance, 3 without.
         variant: "bh1", "bh2" or "vary".
         corrector: whether to correct.
         form: "data" or "noise".
@@ -66,7 +68,7 @@ class UniPC(Solver):
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        _checks.whole("[1, inf)", order=self.order)
+        _checks.whole(ORDERS, order=self.order)
         check_choice("corrector", self.corrector, (True, False))
         check_choice("lower_order_final", self.lower_order_final, LOWER_ORDER_FINAL)
         check_choice("variant", self.variant, ("bh1", "bh2", "vary"))

@@ -62,7 +62,8 @@ def test_conditional_transport_cures_the_bias_of_plain_transport():
     """Plain transport gives class 1 the right half of the noise; a model of it fails on noise of N(0, 1).
 
     The model is the best affine map from the paired noise to the data of one class; sampled from N(0, 1) it must
-    have the class's mean 2 and spread 0.3. After plain transport its mean is off by several spreads.
+    have the class's mean 2 and spread 0.3. After plain transport its mean is off by more than a spread (0.35 to 0.44 on
+    six seeds), and its spread too large (0.44 to 0.52).
     """
     x0, batch = two_classes(400)
     of_class = np.asarray(batch["cond"]) == 1
@@ -74,9 +75,9 @@ def test_conditional_transport_cures_the_bias_of_plain_transport():
         return paired.mean(), np.mean(offset + slope * fresh), np.std(offset + slope * fresh)
 
     noise_mean, mean, spread = sampled(couplings.OptimalTransport())
-    assert noise_mean > 0.7  # the mean of the right half of N(0, 1) is 0.8
-    assert abs(mean - 2) > 0.3
-    assert spread > 0.4
+    assert noise_mean > 0.6  # the mean of the right half of N(0, 1) is 0.8; 0.71 to 0.84 in these batches
+    assert abs(mean - 2) > 0.25
+    assert spread > 0.37
     noise_mean, mean, spread = sampled(couplings.ConditionalOT())
     assert abs(noise_mean) < 4 / np.sqrt(200)
     assert abs(mean - 2) < 0.05

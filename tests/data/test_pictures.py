@@ -139,6 +139,29 @@ def test_avif(tmp_path):
     assert data.images(str(tmp_path)).x.shape == (1, 6, 8, 3)
 
 
+def test_what_needs_another_package_says_so_whatever_its_ending(tmp_path, monkeypatch):
+    """Telephones send HEIC as .jpg, and columns of tables have no endings."""
+    if "HEIF" in pictures.formats():
+        pytest.skip("pillow-heif is installed")
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    (tmp_path / "a.jpg").write_bytes(heic)
+    for file in (tmp_path / "a.jpg", io.BytesIO(heic)):
+        with pytest.raises(ValueError, match=r"cannot read image a: it is HEIF, which needs pillow-heif \(extra"):
+            pictures.Reader(None, 1, 100).read(file, "a")
+    monkeypatch.setattr(pictures, "formats", lambda: ("PNG",))
+    with pytest.raises(ValueError, match="it is AVIF, which needs Pillow 11"):
+        pictures.Reader(None, 1, 100).read(io.BytesIO(heic.replace(b"heic", b"avif")), "a")
+
+
+def test_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (16, 8), (200, 0, 0)).save(tmp_path / "a.heic", "HEIF")
+    source = data.images(str(tmp_path))
+    assert source.x.shape == (1, 8, 16, 3)
+    np.testing.assert_allclose(source.x[0, 4, 8], (200, 0, 0), atol=8)
+
+
 def test_animations_are_said(tmp_path):
     frames = [Image.new("L", (4, 4), value) for value in (10, 20, 30)]
     for name in ("a.gif", "b.webp", "c.png", "d.tif"):

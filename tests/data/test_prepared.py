@@ -324,6 +324,13 @@ def test_latents_are_one_for_each_example(tmp_path, encode, options, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["", " ", "a/b", "../x", 'a"b', "a-b"])
+def test_names_of_sets_are_words(tmp_path, name):
+    with pytest.raises(ValueError, match="letters, digits and _ only"):
+        data.store(source(), tmp_path / "sub" / "set", name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_beside_a_new_set_is_left_alone(tmp_path):
     (tmp_path / "set.part").mkdir()
     (tmp_path / "set.part" / "mine").write_text("x")

@@ -168,6 +168,25 @@ def test_interpolants_say_what_they_give():
         target.network("velocity"), path=bridge, second=target.network("score"), second_prediction="score"
     )
     DriftPlusScore(scored, diffusion=0.5).check(times, "velocity")
+    driven = InterpolantFlow(
+        target.network("drift"), path=bridge, prediction="drift", second=target.network("denoiser")
+    )
+    for end, grid in ((0, times), (1, fj.times.uniform(4, 0.1, 1.0))):
+        with pytest.raises(ValueError, match=f"denoiser does not determine the velocity at t = {end}, where gamma = 0"):
+            fj.solve(driven, fj.solvers.Heun(), X, grid)
+        memory = driven.init(X)
+        for to in ("velocity", "score"):  # a flag where nobody can look at the times
+            value = jax.jit(lambda t, f, to=to: f.evaluate(t, X, None, memory, to=to)[0])  # noqa: B023
+            assert np.isnan(value(jnp.float32(end), driven)).all()
+            assert np.isfinite(value(jnp.float32(0.5), driven)).all()
+    # Where g' is finite the product g' etaz is 0 with etaz.
+    flat = fj.paths.Interpolant(gamma="quadratic")
+    target = TwoSidedMixture(**laws, interpolant=flat)
+    driven = InterpolantFlow(target.network("drift"), path=flat, prediction="drift", second=target.network("denoiser"))
+    driven.check([0.0, 1.0], "velocity")
+    np.testing.assert_allclose(
+        driven.evaluate(0.0, X, None, driven.init(X))[0], target.predict("velocity", 0.0, X), rtol=1e-5
+    )
     for make in (Thresholded, lambda f: Converted(f, path=LINEAR)):
         with pytest.raises(ValueError, match="InterpolantFlow does not allow"):
             make(field)

@@ -67,3 +67,15 @@ def test_refusals():
         DPMAdaptive(order=1)
     with pytest.raises(ValueError, match="form"):
         DPMAdaptive(form="velocity")
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_it_ends_where_it_is_told_to(invert):
+    """The first step leaves 5e-6 of lam; with no data predicted x shrinks like sigma, whatever the steps."""
+    path, times = PATHS["linear"], np.array([0.2, 0.9])[:: -1 if invert else 1]
+    lam = np.abs(np.diff(path.lam(times)))[0]
+    flow = fj.Flow(lambda x, t, cond: jnp.zeros_like(x), path=path, prediction="data")
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 1), jnp.float64)
+        found = fj.solve(flow, DPMAdaptive(first=lam - 5e-6), x, times, invert=invert).x
+    np.testing.assert_allclose(found, path.sigma(times[1]) / path.sigma(times[0]), rtol=1e-12)
