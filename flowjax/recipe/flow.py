@@ -419,7 +419,7 @@ class Recipe(Base):
             grid = self.build_times(grid, steps)
         solver = self.build_solver() if solver is None else solver
         if self.start is not None and (start is None or isinstance(start, Source)):
-            start = self._start_rows(start, num)
+            start = self.start_rows(start, num)
         elif isinstance(start, Source):
             start = None
         noise_key, solver_key = jax.random.split(key)
@@ -444,8 +444,12 @@ class Recipe(Base):
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
         return Samples(x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls))
 
-    def _start_rows(self, source: Source | None, num: int) -> np.ndarray:
-        """Normalised states where sampling starts, (num, ...): rows of the data, in their order, again if needed."""
+    def start_rows(self, source: Source | None, num: int) -> np.ndarray:
+        """States where sampling starts, (num, ...): rows of a field of the data, in their order, again if needed.
+
+        Raises:
+            ValueError: No data, or data without that field.
+        """
         name = (self.start or {}).get("options", {}).get("field", "x0")
         if source is None:
             raise ValueError(f"this flow starts from the field {name!r} of its data: pass the data as start=")
@@ -453,4 +457,4 @@ class Recipe(Base):
             known = ", ".join(source.fields) or "none"
             raise ValueError(f"the data has no field {name!r} to start from; it has {known}")
         rows = np.resize(np.arange(len(source.x)), num)
-        return ((source.fields[name][rows] - self.shift) / self.scale).astype(np.float32)
+        return np.asarray(source.fields[name][rows], np.float32)  # fields are never normalised

@@ -46,6 +46,7 @@ class Generation(Task):
             guidance=sample["guidance"],
             times=sample["times"],
             fields=sample["fields"],
+            start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
         )
 
     def __post_init__(self) -> None:
@@ -61,11 +62,29 @@ class Generation(Task):
         self.recipe.check_networks(jax.eval_shape(lambda: {"network": self.recipe.build_network(nnx.Rngs(0))}))
 
     @functools.cached_property
+    def _path(self) -> Any:
+        return specs.build("path", self.config.path.to_dict())
+
+    @property
+    def _from_noise(self) -> bool:
+        return isinstance(self._path, GaussianPath)
+
+    @functools.cached_property
     def _objective(self) -> Any:
-        path, name = specs.build("path", self.config.path.to_dict()), self.config.objective.name
-        if not isinstance(path, GaussianPath) and "interpolant" not in specs.options_of(specs.find("objective", name)):
+        name, coupling = self.config.objective.name, specs.plain(self.config.coupling.name)
+        if not self._from_noise and "interpolant" not in specs.options_of(specs.find("objective", name)):
             raise ValueError(f"objective {name!r} needs a path from noise; between two laws it is interpolation")
-        return self.build_objective(path=path, interpolant=path, null=self.source.num_classes)
+        if not self._from_noise and "x0" not in self.source.fields:
+            raise ValueError(
+                f"path {self.config.path.name!r} leads from the field x0 of the data, which data {self.config.data.name!r} "
+                "does not have; paths from noise are linear, trig, vp, ..."
+            )
+        if self._from_noise and "x0" in self.source.fields and coupling != "stored":
+            raise ValueError(
+                f"data {self.config.data.name!r} has the field x0, which path {self.config.path.name!r} with noise of its "
+                "own would ignore: take path=interpolant and objective=interpolation, or coupling=stored for its pairs"
+            )
+        return self.build_objective(path=self._path, interpolant=self._path, null=self.source.num_classes)
 
     @functools.cached_property
     def objective(self) -> Any:
@@ -109,4 +128,4 @@ class Generation(Task):
         """Pictures the ways of points in the plane."""
         if jax.process_index() == 0 and self.recipe.shape == (2,):
             flow = self.recipe.flow(networks["network"])
-            picture_ways(self.recipe, flow, workdir / "ways.png", jax.random.clone(self.key))
+            picture_ways(self.recipe, flow, workdir / "ways.png", jax.random.clone(self.key), self.source)

@@ -72,11 +72,21 @@ def picture(recipe: Recipe, samples: Samples, path: str | Path, source: data.Sou
         pictures.density(samples.x, real, path)
 
 
-def picture_ways(recipe: Recipe, flow: Field, path: str | Path, key: Key[Array, ""], num: int = 500) -> None:
-    """A PNG of the ways of `num` points in the plane from noise to data, in the data's own scale."""
+def picture_ways(
+    recipe: Recipe,
+    flow: Field,
+    path: str | Path,
+    key: Key[Array, ""],
+    source: data.Source | None = None,
+    num: int = 500,
+) -> None:
+    """A PNG of the ways of `num` points in the plane from noise, or from where `source` says, to data in its scale."""
     grid = times.uniform(recipe.steps)
     noise_key, solver_key = jax.random.split(key)
-    x0 = flow.path.start(noise(noise_key, (num, *recipe.shape)), grid[0])
+    if recipe.start is None:
+        x0 = flow.path.start(noise(noise_key, (num, *recipe.shape)), grid[0])
+    else:
+        x0 = jax.numpy.asarray(recipe.start_rows(source, num))
     result = solve(flow, recipe.build_solver(), x0, grid, key=solver_key, trajectory=True)
     pictures.trajectories(jax.device_get(result.trajectory) * recipe.scale + recipe.shift, path)
 
