@@ -929,6 +929,7 @@ def _conditions() -> dict[str, Entry]:
     return {
         "label": Entry(conditions.Label, "a class", example=lambda: {"classes": 3}),
         "vector": Entry(conditions.Vector, "a vector of numbers", example=lambda: {"dim": 2}),
+        "text": Entry(conditions.Text, "a text", example=lambda: {"words": ("a", "circle", "red"), "length": 4}),
     }
 
 

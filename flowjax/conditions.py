@@ -1,17 +1,29 @@
 """What a flow can be asked for: conditions by name, each with the shape and the null it has, read from command lines.
 
 A recipe names them: {"label": {"name": "label", "options": {"classes": 10}}}. A network then gets the dict
-{"label": (B,) int32}; recipes without names give a bare label, as `cond`.
+{"label": (B,) int32}; recipes without names give a bare label, as `cond`. A task learns them from the data: the
+condition "label" from the labels, others from the fields of their names.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flowjax import _checks
+from flowjax import _checks, specs
+from flowjax.data import Source
+from flowjax.data.records import check_memory
+from flowjax.data.sources import labels_of
+from flowjax.models.text import PAD, Words
+
+EXAMPLES = 64
+"""At most so many texts of the data are kept as examples."""
+FILE = 2**24
+"""Bytes of the largest file of texts that is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,21 @@ class Label:
         if self.names and len(self.names) != self.classes:
             raise ValueError(f"{self.classes} classes, but {len(self.names)} names")
 
+    @classmethod
+    def learn(cls, rows: np.ndarray, *, classes: int | None = None, names: tuple[str, ...] = ()) -> "Label":
+        """The condition that the labels of the data are.
+
+        Args:
+            rows: Labels, (N,).
+            classes: How many there are; by default one more than the largest label.
+            names: Their names.
+
+        Raises:
+            ValueError: No integers (N,), or labels outside 0..classes - 1.
+        """
+        found = labels_of(np.asarray(rows), len(rows), classes, tuple(names))
+        return cls(classes=found["num_classes"], names=tuple(names))
+
     @property
     def null(self) -> np.ndarray:
         """The condition that stands for none, without batch axis."""
@@ -43,6 +70,23 @@ class Label:
     def struct(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one condition."""
         return jax.ShapeDtypeStruct((), jnp.int32)
+
+    @property
+    def encoder(self) -> dict[str, int]:
+        """Options that an encoder of it must have."""
+        return {"num_classes": self.classes}
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Labels of the data as networks take them, (N,).
+
+        Raises:
+            ValueError: No integers (N,), or labels outside 0..classes - 1.
+        """
+        return labels_of(np.asarray(rows), len(rows), self.classes)["cond"]
+
+    def decode(self, rows: np.ndarray) -> np.ndarray:
+        """The labels as they are shown."""
+        return rows
 
     def default(self, num: int) -> np.ndarray:
         """The classes in turn, (num,)."""
@@ -81,6 +125,21 @@ class Vector:
     def __post_init__(self) -> None:
         _checks.whole(_checks.COUNT, dim=self.dim)
 
+    @classmethod
+    def learn(cls, rows: np.ndarray, *, dim: int | None = None) -> "Vector":
+        """The condition that a field of the data is.
+
+        Args:
+            rows: Vectors (N, dim), or numbers (N,), which are vectors of length 1.
+            dim: Their length, if it is to be checked.
+
+        Raises:
+            ValueError: Something else.
+        """
+        found = cls(dim=(1 if rows.ndim == 1 else rows.shape[1]) if dim is None else dim)
+        found.encode(rows[:1])
+        return found
+
     @property
     def null(self) -> np.ndarray:
         """The condition that stands for none, without batch axis."""
@@ -90,6 +149,26 @@ class Vector:
     def struct(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one condition."""
         return jax.ShapeDtypeStruct((self.dim,), jnp.float32)
+
+    @property
+    def encoder(self) -> dict[str, int]:
+        """Options that an encoder of it must have."""
+        return {"size": self.dim}
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of the data as networks take them, (N, dim).
+
+        Raises:
+            ValueError: No numbers (N, dim).
+        """
+        found = rows[:, None] if rows.ndim == 1 else rows
+        if found.dtype.kind not in "biuf" or found.shape[1:] != (self.dim,):
+            raise ValueError(f"vectors are numbers (N, {self.dim}), got {rows.dtype} {rows.shape}")
+        return found.astype(np.float32)
+
+    def decode(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors as they are shown."""
+        return rows
 
     def default(self, num: int) -> np.ndarray:
         """Nothing in particular: the null, (num, dim)."""
@@ -108,6 +187,154 @@ class Vector:
         if rows.shape[1:] != (self.dim,) or not np.isfinite(rows).all():
             raise ValueError(f"a vector is {self.dim} finite numbers separated by commas, got {text!r}")
         return np.resize(rows, (num, self.dim))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text, as tokens; the null is the empty text.
+
+    Attributes:
+        words: Known words in the order of their tokens, see `flowjax.models.Words`; others are spelled in bytes.
+        length: Tokens of a text, at least 1.
+        examples: Texts of the data, which are asked for where nothing else is; may be empty.
+
+    Raises:
+        ValueError: Words that are none, a length below 1, or too many examples.
+    """
+
+    words: tuple[str, ...]
+    length: int
+    examples: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.examples) > EXAMPLES:
+            raise ValueError(f"at most {EXAMPLES} examples, got {len(self.examples)}")
+        self.tokenizer  # noqa: B018 - checks the words
+
+    @classmethod
+    def learn(cls, rows: np.ndarray, *, length: int | None = None, vocabulary: int = 4096) -> "Text":
+        """The condition that the texts of the data are, with the words that they have.
+
+        Args:
+            rows: Texts, (N,).
+            length: Tokens of a text; by default those of the longest. Longer texts of the data then lose their end.
+            vocabulary: Most tokens in all, at least 257: more frequent words are known first.
+
+        Raises:
+            ValueError: No texts, or a number outside its range.
+        """
+        if rows.dtype.kind != "U":
+            raise ValueError(f"texts are expected, got {rows.dtype} {rows.shape}")
+        words = Words.learn(rows, size=vocabulary, length=length)
+        spread = rows[np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).astype(int))]
+        examples = dict.fromkeys(words.decode(words.encode(spread, cut=True)))
+        return cls(words=words.words, length=words.length, examples=tuple(filter(None, examples)))
+
+    @property
+    def tokenizer(self) -> Words:
+        """What makes tokens of texts."""
+        return Words(words=self.words, length=self.length)
+
+    @property
+    def null(self) -> np.ndarray:
+        """The condition that stands for none, without batch axis."""
+        return np.full(self.length, PAD, np.int32)
+
+    @property
+    def struct(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one condition."""
+        return jax.ShapeDtypeStruct((self.length,), jnp.int32)
+
+    @property
+    def encoder(self) -> dict[str, int]:
+        """Options that an encoder of it must have."""
+        return {"vocabulary": self.tokenizer.size, "length": self.length}
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Texts of the data as networks take them, (N, length); those that are too long lose their end.
+
+        Raises:
+            ValueError: No texts (N,).
+        """
+        if rows.dtype.kind != "U":
+            raise ValueError(f"texts are expected, got {rows.dtype} {rows.shape}")
+        check_memory("the tokens of all texts", 4 * len(rows) * self.length)
+        return self.tokenizer.encode(rows, cut=True)
+
+    def decode(self, rows: np.ndarray) -> np.ndarray:
+        """The texts of tokens as they are shown, (N,)."""
+        return np.array(self.tokenizer.decode(rows))
+
+    def default(self, num: int) -> np.ndarray:
+        """The examples in turn, (num, length); empty texts where there are none."""
+        return np.resize(self.tokenizer.encode(self.examples or ("",), cut=True), (num, self.length))
+
+    def read(self, text: str, num: int) -> np.ndarray:
+        """One text, or with @FILE those of the lines of a file, in turn: (num, length).
+
+        Raises:
+            ValueError: A file that cannot be read, or a text with too many tokens.
+        """
+        texts = _lines(text[1:]) if text.startswith("@") else [text]
+        return np.resize(self.tokenizer.encode(texts), (num, self.length))
+
+
+def _lines(path: str) -> list[str]:
+    """The texts of a file, one in each line."""
+    try:
+        with Path(path).open("rb") as file:
+            held = file.read(FILE + 1)
+        texts = held.decode().splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ValueError(f"cannot read texts from {path}: {reason}") from None
+    if len(held) > FILE or not texts:
+        raise ValueError(f"cannot read texts from {path}: it has {'more than 16 MiB' if texts else 'no line'}")
+    return texts
+
+
+# ---------------------------------------------------------------------------------------------------- those of the data
+
+
+def of_data(source: Source, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions by name, learned from the data.
+
+    Args:
+        source: The data.
+        asked: Specs by name, such as {"label": "label", "text": "text(length=24)"}: names are entries of the catalogue,
+            options those of the `learn` of their classes.
+
+    Raises:
+        ValueError: A condition that the data does not have, an unknown spec, or one that does not suit the data.
+    """
+    found = {}
+    for name, spec in asked.items():
+        rows, (kind, options) = _rows(source, name), specs.name_and_options(spec)
+        make = specs.find("condition", kind).make
+        if make is Label and name == "label" and "label" not in source.fields:
+            options = {"classes": source.num_classes, "names": source.names} | options
+        found[name] = _checks.call(f"condition {name}", make.learn, options, rows=rows)
+    return found
+
+
+def with_conditions(source: Source, conditions: Mapping[str, Any]) -> Source:
+    """The data with its conditions as networks take them, by name; texts that are none are left out.
+
+    Raises:
+        ValueError: A condition that the data does not have or that does not suit it.
+    """
+    encoded = {name: condition.encode(_rows(source, name)) for name, condition in conditions.items()}
+    fields = {name: rows for name, rows in source.fields.items() if rows.dtype.kind != "U"} | encoded
+    return dataclasses.replace(source, fields=fields, conditions=tuple(conditions))
+
+
+def _rows(source: Source, name: str) -> np.ndarray:
+    if name == "label" and "label" not in source.fields and source.cond is not None:
+        return source.cond
+    if name not in source.fields:
+        known = [*(["label"] if source.cond is not None else []), *source.fields]
+        raise ValueError(f"the data has no condition {name!r}; it has {', '.join(known) or 'none'}")
+    return np.asarray(source.fields[name])
 
 
 def resized(cond: Any, first: int, batch: int) -> Any:

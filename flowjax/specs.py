@@ -131,7 +131,7 @@ def text(spec: Spec) -> str:
     """
     if isinstance(spec, str):
         return text(parse(spec))
-    name, options = _name_and_options(spec)
+    name, options = name_and_options(spec)
     return f"{name}({', '.join(f'{key}={written(value)}' for key, value in options.items())})" if options else name
 
 
@@ -161,7 +161,12 @@ def is_spec(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("name"), str) and set(value) <= {"name", "options"}
 
 
-def _name_and_options(spec: Any) -> tuple[str, dict[str, Any]]:
+def name_and_options(spec: Any) -> tuple[str, dict[str, Any]]:
+    """The two parts of a spec as text or data.
+
+    Raises:
+        ValueError: something else.
+    """
     if isinstance(spec, str):
         spec = parse(spec)
     if not is_spec(spec) or not isinstance(spec.get("options") or {}, Mapping):
@@ -193,7 +198,7 @@ def build(kind: str, spec: Spec, **given: Any) -> Any:
         return _array(spec, given)
     if not isinstance(spec, str | Mapping):
         return spec
-    name, options = _name_and_options(spec)
+    name, options = name_and_options(spec)
     entry = find(kind, name)
     return _build(kind, name, entry, options, given)
 
@@ -296,7 +301,7 @@ def _unknown_option(kind: str, name: str, option: str, allowed: list[str]) -> st
 def _array(spec: Any, given: dict[str, Any]) -> Any:
     """A short literal, an array, or a spec such as npz(path=, name=, sha256=)."""
     if isinstance(spec, str) or is_spec(spec):
-        name, options = _name_and_options(spec)
+        name, options = name_and_options(spec)
         return _build("array", name, find("array", name), options, {"folder": None, **given})
     value = np.asarray(spec) if isinstance(spec, list | tuple | int | float) else spec
     if isinstance(spec, list | tuple):

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import math
 import sys
+from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Float, Num
 
-from flowjax.data.records import check_memory
+from flowjax.data.records import Records, check_memory
 from flowjax.data.sources import Source
 
 
@@ -17,6 +18,11 @@ from flowjax.data.sources import Source
 def _epoch(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of one epoch. Cached, since every batch of the epoch asks for it."""
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def _label(rows: np.ndarray | Records) -> bool:
+    """Whether a field has one whole number for each example."""
+    return len(rows.shape) == 1 and rows.dtype.kind in "biu"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,7 @@ class Batches:
 
     Raises:
         ValueError: A number outside its range, a batch that takes more than half of this machine's memory, a field of
-            texts, or an augmentation of data that are not images or have fields.
+            texts, or an augmentation of data that are not images or have fields beside labels.
     """
 
     source: Source
@@ -97,8 +103,11 @@ class Batches:
                 raise ValueError(
                     f"the field {name} holds texts; put their tokens in its place, from `flowjax.models.Words`"
                 )
-        if self._changes and self.source.fields:
-            names = ", ".join(self.source.fields)
+        others = [
+            name for name, rows in self.source.fields.items() if not (name in self.source.conditions and _label(rows))
+        ]
+        if self._changes and others:
+            names = ", ".join(others)
             raise ValueError(f"images with the fields {names} are not augmented: what belongs to them would not change")
         if self._changes and len(shape) != 4:
             raise ValueError(f"only images (N, H, W, C) can be augmented, got shape {shape}")
@@ -124,10 +133,10 @@ class Batches:
         offset = first - epochs[0] * size
         return stream[offset : offset + rows]
 
-    def batch(self, step: int) -> dict[str, np.ndarray | None]:
+    def batch(self, step: int) -> dict[str, Any]:
         """The batch of `step`: "x1" normalised float32, "cond" int32 labels or None, and the fields of the source.
 
-        Fields are float32 or int32, as they are.
+        Fields are float32 or int32, as they are. Those that are conditions are in a dict "cond", in place of labels.
         """
         rows = self.indices(step)
         x, cond = np.asarray(self.source.x[rows]), self.source.cond
@@ -135,11 +144,13 @@ class Batches:
             # The 1 keeps these numbers apart from those that order the epochs.
             u = np.random.default_rng([self.seed, step, 1]).random((self.batch_size, 3))
             x = self.augment(u[self.process_index * len(rows) :][: len(rows)], x)
-        fields = {name: np.asarray(field[rows]) for name, field in self.source.fields.items()}
+        held = {name: np.asarray(field[rows]) for name, field in self.source.fields.items()}
+        fields = {name: a.astype(np.float32 if a.dtype.kind == "f" else np.int32) for name, a in held.items()}
+        named = {name: fields.pop(name) for name in self.source.conditions}
         return {
             "x1": self.source.normalize(x.astype(np.float32)).astype(np.float32),
-            "cond": None if cond is None else cond[rows].astype(np.int32),
-            **{name: a.astype(np.float32 if a.dtype.kind == "f" else np.int32) for name, a in fields.items()},
+            "cond": named or (None if cond is None else cond[rows].astype(np.int32)),
+            **fields,
         }
 
     def dataset(self) -> grain.MapDataset:

@@ -33,10 +33,12 @@ class Source:
         fields: What else belongs to each example, by name: (N, ...) each, texts (N,) or numbers as networks see them,
             never normalised. "x0" are the points that are paired with x, of its shape.
         notes: What was skipped when it was read, one line each.
+        conditions: Names of the fields that are conditions: batches have them in a dict "cond" in place of labels.
 
     Raises:
         ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
-            or outside their range, or a number of labels, names or rows of a field that does not fit.
+            or outside their range, a number of labels, names or rows of a field that does not fit, or a condition that
+            is no field.
     """
 
     x: Num[np.ndarray, "N ..."] | Records
@@ -49,6 +51,7 @@ class Source:
     names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     fields: Mapping[str, np.ndarray | Records] = dataclasses.field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self):
         if len(self.x) == 0:
@@ -78,6 +81,10 @@ class Source:
                 check_finite(rows, f"the field {name}")
         if "x0" in self.fields and self.fields["x0"].shape != self.x.shape:
             raise ValueError(f"the field x0 must have the shape {self.x.shape}, got {self.fields['x0'].shape}")
+
+        for name in self.conditions:
+            if name not in self.fields:
+                raise ValueError(f"a source has no field {name!r} for its condition; it has {', '.join(self.fields)}")
 
     def normalize(self, x: Num[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Data scale to the scale in which networks work."""

@@ -1,14 +1,18 @@
 """Pictures of samples and runs as PNG files, without a display or global state of matplotlib."""
 
 import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Num
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from flowjax._files import replacing
+
+_TITLE = 11  # pixels of a title's letters
 
 
 def grid(
@@ -18,6 +22,7 @@ def grid(
     low: float,
     high: float,
     cond: Int[np.ndarray, " N"] | None = None,
+    titles: Sequence[str] = (),
     columns: int = 10,
     zoom: int = 6,
 ) -> None:
@@ -30,17 +35,20 @@ def grid(
         high: Value shown white; larger ones are clipped.
         cond: Labels. With them each class has its own row, in ascending order, with its first `columns`
             images.
+        titles: A text for each image, written below it; may be empty.
         columns: Images in a row.
         zoom: Screen pixels per image pixel, in each direction.
 
     Raises:
-        ValueError: Another shape, or an empty range of values.
+        ValueError: Another shape, an empty range of values, or another number of titles.
     """
     x = np.asarray(x, np.float64)
     if x.ndim != 4 or x.shape[-1] not in (1, 3) or len(x) == 0:
         raise ValueError(f"needs (N, H, W, C) images with C = 1 or 3, got shape {x.shape}")
     if not low < high:
         raise ValueError(f"low must be below high, got {low} and {high}")
+    if titles and len(titles) != len(x):
+        raise ValueError(f"{len(x)} images, but {len(titles)} titles")
     order = np.arange(len(x))
     if cond is None:
         rows = [order[i : i + columns] for i in range(0, len(x), columns)]
@@ -49,18 +57,28 @@ def grid(
     _, height, width, channels = x.shape
     columns = max(len(row) for row in rows)
     # Cells are separated, and missing images shown, by a middle grey that no digit's border has.
-    gap = 2
-    cell_height, cell_width = height * zoom + gap, width * zoom + gap
+    gap, font = 2, ImageFont.load_default(_TITLE)
+    cell_width = max(width * zoom, 12 * _TITLE if titles else 0) + gap
+    lines = {i: textwrap.wrap(title, 2 * cell_width // _TITLE, max_lines=4) for i, title in enumerate(titles)}
+    below = (_TITLE + gap) * max(map(len, lines.values()), default=0)
+    cell_height = height * zoom + gap + below
     canvas = np.full((len(rows) * cell_height + gap, columns * cell_width + gap, channels), 96, np.uint8)
     # A NaN is no colour; it is shown black rather than cast to an arbitrary one.
     levels = np.rint(255 * np.clip(np.nan_to_num((x - low) / (high - low), nan=0.0), 0, 1)).astype(np.uint8)
+    corners = {}
     for i, row in enumerate(rows):
         for j, index in enumerate(row):
             top, left = gap + i * cell_height, gap + j * cell_width
             block = levels[index].repeat(zoom, 0).repeat(zoom, 1)
             canvas[top : top + height * zoom, left : left + width * zoom] = block
+            corners[index] = (left, top + height * zoom)
+    picture = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    for index, shown in lines.items():
+        ImageDraw.Draw(picture).multiline_text(
+            corners[index], "\n".join(shown), "white" if channels == 3 else 255, font, spacing=gap
+        )
     with replacing(path) as part:
-        Image.fromarray(canvas[..., 0] if channels == 1 else canvas).save(part)
+        picture.save(part)
 
 
 def density(

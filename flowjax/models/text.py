@@ -117,8 +117,8 @@ class Words:
             tokens = _tokens(_split(text, place), known)
             if len(tokens) > self.length and not cut:
                 raise ValueError(
-                    f"text {place} has {len(tokens)} tokens, at most {self.length} are allowed; shorten {text[:60]!r}, "
-                    f"or pass cut=True (words that were never seen take a token for each byte)"
+                    f"text {place} has {len(tokens)} tokens, at most {self.length} are allowed; shorten {text[:60]!r} "
+                    f"(words that were never seen take a token for each byte)"
                 )
             found[place, : len(tokens)] = tokens[: self.length]
         return found

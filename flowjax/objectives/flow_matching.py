@@ -72,7 +72,9 @@ def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_
         dropped = chance < label_dropout
         cond = jax.tree.map(
             lambda c, null: jnp.where(
-                dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)), jnp.asarray(null, c.dtype), c
+                dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)),
+                jnp.broadcast_to(jnp.asarray(null, c.dtype), c.shape),
+                c,
             ),
             cond,
             null,
@@ -105,8 +107,7 @@ class FlowMatching:
         times: Distribution of training times: an object whose `sample(key)` draws one time.
         weight: Function of t (B,) that returns the weights w(t) (B,); None is 1.
         label_dropout: Probability in [0, 1] that an example's condition is replaced by `null`.
-        null: The null condition: a pytree of scalars like one example's condition (num_classes for class
-            labels).
+        null: The null condition: a pytree like one example's condition (num_classes for class labels), or of scalars.
 
     Example:
         >>> import jax, jax.numpy as jnp

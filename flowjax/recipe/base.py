@@ -26,7 +26,7 @@ class Samples:
 
     Attributes:
         x: (N, ...) samples in the data's own scale.
-        cond: (N,) labels, a dict of conditions by name, or None.
+        cond: (N,) labels, a dict of conditions by name with texts as texts, or None.
         evaluations: Solver evaluations per sample that reached a network; a guided pair is one.
         network_calls: Network rows per sample; a guided pair is two.
     """

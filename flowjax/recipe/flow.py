@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 
 from flowjax import _checks, evaluation, specs
 from flowjax.calibration.use import calibrated
-from flowjax.conditions import Label, resized
+from flowjax.conditions import Label, resized, with_conditions
 from flowjax.data import Source
 from flowjax.fields import Embedded, InterpolantFlow, guide
 from flowjax.flow import Field, Flow
@@ -250,6 +250,30 @@ class Recipe(Base):
             chosen["label"] = np.resize(np.asarray(classes, np.int32), num)
         return self._shaped(chosen)
 
+    def with_conditions(self, source: Source) -> Source:
+        """The data with its conditions as the network takes them; as it is for a recipe without names.
+
+        Raises:
+            ValueError: Data without these conditions.
+        """
+        return source if self.conditions is None else with_conditions(source, self.inputs)
+
+    def matching(self, source: Source, num: int) -> Any:
+        """Conditions to compare `num` samples with data under.
+
+        By name they are those of the data, in their order, again if needed; else the classes in turn.
+
+        Raises:
+            ValueError: Data without these conditions.
+        """
+        if self.conditions is None:
+            return self.balanced(num)
+        rows = np.arange(min(num, len(source.x)))
+        held = {name: field[rows] for name, field in source.fields.items() if name in self.inputs}
+        cond = None if source.cond is None else source.cond[rows]
+        some = self.with_conditions(dataclasses.replace(source, x=source.x[rows], cond=cond, fields=held))
+        return {name: np.resize(some.fields[name], (num, *some.fields[name].shape[1:])) for name in some.conditions}
+
     def read_conditions(self, asked: Mapping[str, str], num: int) -> Any:
         """Conditions of `num` samples from texts of a command line, by name; those not asked for are the default.
 
@@ -297,6 +321,7 @@ class Recipe(Base):
         request: Any,
         source: Source | None = None,
         mesh: Mesh | None = None,
+        cond: Any = None,
         **options: Any,
     ) -> Samples:
         """Samples 0..num-1; sample i depends on (seed, i, its conditions) only.
@@ -306,13 +331,14 @@ class Recipe(Base):
             request: What is asked for.
             source: The data, for a flow that starts from them.
             mesh: Splits each block over its devices; all devices by default.
+            cond: Conditions as `generate` takes them, in place of those that the request asks for.
             **options: With a field and a number in place of the first two, those of `generate`.
 
         Raises:
             ValueError: See `check`; a calibration of another model.
         """
         if not isinstance(request, Request):  # the call of version 0.1
-            return self.generate(networks, request, mesh=mesh, **options)
+            return self.generate(networks, request, mesh=mesh, cond=cond, **options)
         self.check(request)
         flow: Any = self.flow(networks["network"])
         solver, grid = self.build_solver(request.solver, self.flows(networks)), request.times
@@ -324,7 +350,7 @@ class Recipe(Base):
             self.field(flow, request.guidance, request.fields),
             request.num,
             key=jax.random.key(request.seed),
-            cond=self.read_conditions(request.conditions, request.num),
+            cond=self.read_conditions(request.conditions, request.num) if cond is None else cond,
             solver=solver,
             steps=request.steps,
             grid=grid,
@@ -370,14 +396,15 @@ class Recipe(Base):
             mesh: Devices to use; all by default.
         """
         judge = evaluation.default_extractor(source) if judge is None else judge
+        some = source.take(request.num, request.seed)
+        cond = None if request.conditions else self.matching(some, request.num)
         clock = time.perf_counter()
-        samples = self.sample(networks, request, source, mesh)
+        samples = self.sample(networks, request, source, mesh, cond)
         numbers: dict[str, Any] = {"evaluations": samples.evaluations, "network_calls": samples.network_calls}
         if samples.bad:
             return numbers | {"bad_samples": samples.bad}
         between = time.perf_counter()
-        real = np.asarray(source.take(request.num, request.seed).x)
-        numbers |= evaluation.sample_report(judge, samples.x, real, request.seed)
+        numbers |= evaluation.sample_report(judge, samples.x, np.asarray(some.x), request.seed)
         labels = samples.cond.get("label") if isinstance(samples.cond, dict) else samples.cond
         if labels is not None and hasattr(judge, "predict"):
             numbers["accuracy"] = float(np.mean(judge.predict(samples.x) == labels))
@@ -404,7 +431,7 @@ class Recipe(Base):
             field: From `field`.
             num: Number of samples, at least 1.
             key: Typed key.
-            cond: Conditions, a pytree with leading axis num: one label per sample, or a dict by name.
+            cond: Conditions, a pytree with leading axis num: labels, or a dict by name with the tokens of texts.
             solver: A solver or its spec; the recipe's by default.
             steps: Number of solver steps; the recipe's by default.
             grid: Times to sample at, or the spec of a grid of `steps` steps; the recipe's by default.
@@ -442,7 +469,13 @@ class Recipe(Base):
             result = solve(field, solver, x0, grid, cond=asked, key=solver_key, index=first)
             blocks.append(multihost_utils.process_allgather(result.x, tiled=True))
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
-        return Samples(x=x, cond=cond, evaluations=int(result.evaluations), network_calls=int(result.network_calls))
+        return Samples(
+            x=x, cond=self._shown(cond), evaluations=int(result.evaluations), network_calls=int(result.network_calls)
+        )
+
+    def _shown(self, cond: Any) -> Any:
+        """Conditions as people read them: tokens as texts."""
+        return {k: self.inputs[k].decode(v) for k, v in cond.items()} if isinstance(cond, dict) else cond
 
     def start_rows(self, source: Source | None, num: int) -> np.ndarray:
         """States where sampling starts, (num, ...): rows of a field of the data, in their order, again if needed.

@@ -10,6 +10,8 @@ import jax
 from flax import nnx
 
 from flowjax import specs
+from flowjax.conditions import of_data, with_conditions
+from flowjax.data import Source
 from flowjax.evaluation import Extractor
 from flowjax.objectives import Coupled
 from flowjax.paths import GaussianPath
@@ -20,7 +22,15 @@ from flowjax.training.report import METRICS, make_judge, measure, picture, pictu
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(Task):
-    """Trains a flow and looks at its samples, always from the same noise."""
+    """Trains a flow and looks at its samples, always from the same noise.
+
+    Attributes:
+        conditions: What the flow is conditioned on: specs of conditions by name, {"text": "text(length=24)"}, with
+            options of the `learn` of their classes in `flowjax.conditions`. None is a bare label, where there are
+            classes.
+    """
+
+    conditions: Mapping[str, Any] | None = None
 
     sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "sample")
     metrics: ClassVar[Mapping[str, int]] = METRICS
@@ -31,7 +41,7 @@ class Generation(Task):
         config, source = self.config, self.source
         sample = config.sample.to_dict()
         return Recipe(
-            network=config.network.to_dict(),
+            network=self._network(),
             path=config.path.to_dict(),
             prediction=self._objective.prediction,
             data={"name": config.data.name, "options": config.data.options.to_dict()},
@@ -46,6 +56,7 @@ class Generation(Task):
             guidance=sample["guidance"],
             times=sample["times"],
             fields=sample["fields"],
+            conditions=self._asked and {name: specs.spec_of("condition", c) for name, c in self._asked.items()},
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
         )
 
@@ -62,6 +73,32 @@ class Generation(Task):
         self.recipe.check_networks(jax.eval_shape(lambda: {"network": self.recipe.build_network(nnx.Rngs(0))}))
 
     @functools.cached_property
+    def _asked(self) -> dict[str, Any] | None:
+        return of_data(self.source, self.conditions) if self.conditions else None
+
+    def _network(self) -> dict[str, Any]:
+        """The network, whose encoders of conditions get the sizes that the data have."""
+        spec = self.config.network.to_dict()
+        encoders = spec["options"].get("encoders")
+        if not self._asked or not isinstance(encoders, Mapping):
+            return spec
+        made = {}
+        for name, encoder in encoders.items():
+            kind, options = specs.name_and_options(encoder)
+            sizes = self._asked[name].encoder if name in self._asked else {}
+            known = specs.options_of(specs.find("encoder", kind))
+            for key, size in sizes.items():
+                if key in known and options.setdefault(key, size) != size:
+                    raise ValueError(f"the encoder {name} has {key}={options[key]}, the data {size}: leave {key} out")
+            made[name] = {"name": kind, "options": options}
+        return spec | {"options": spec["options"] | {"encoders": made}}
+
+    @functools.cached_property
+    def training(self) -> Source:
+        """The data, with the conditions as the network takes them."""
+        return with_conditions(self.source, self._asked or {})
+
+    @functools.cached_property
     def _path(self) -> Any:
         return specs.build("path", self.config.path.to_dict())
 
@@ -76,15 +113,16 @@ class Generation(Task):
             raise ValueError(f"objective {name!r} needs a path from noise; between two laws it is interpolation")
         if not self._from_noise and "x0" not in self.source.fields:
             raise ValueError(
-                f"path {self.config.path.name!r} leads from the field x0 of the data, which data {self.config.data.name!r} "
-                "does not have; paths from noise are linear, trig, vp, ..."
+                f"path {self.config.path.name!r} leads from the field x0 of the data, and data "
+                f"{self.config.data.name!r} has none; paths from noise are linear, trig, vp, ..."
             )
         if self._from_noise and "x0" in self.source.fields and coupling != "stored":
             raise ValueError(
-                f"data {self.config.data.name!r} has the field x0, which path {self.config.path.name!r} with noise of its "
-                "own would ignore: take path=interpolant and objective=interpolation, or coupling=stored for its pairs"
+                f"data {self.config.data.name!r} has the field x0, which path {self.config.path.name!r} from noise "
+                "passes over: take path=interpolant with objective=interpolation, or coupling=stored for pairs"
             )
-        return self.build_objective(path=self._path, interpolant=self._path, null=self.source.num_classes)
+        null = self.source.num_classes if self._asked is None else {k: c.null for k, c in self._asked.items()}
+        return self.build_objective(path=self._path, interpolant=self._path, null=null)
 
     @functools.cached_property
     def objective(self) -> Any:
@@ -105,14 +143,28 @@ class Generation(Task):
         """The flow's network."""
         return {"network": Part(build=self.recipe.build_network, optimizer=self.optimizer())}
 
+    def check(self, workdir: Path) -> None:
+        """Compares the conditions with those that the run began with: the tokens of its texts must not move.
+
+        Raises:
+            ValueError: The data has other texts or labels now.
+        """
+        try:
+            began = Recipe.load(workdir).conditions
+        except (FileNotFoundError, ValueError):  # `save` writes it anew
+            return
+        for name, condition in (began or {}).items():
+            if (self.recipe.conditions or {}).get(name) != condition:
+                raise ValueError(f"the data changed since {workdir} began: the condition {name} is another one")
+
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json`."""
         self.recipe.save(workdir)
 
     def show(self, networks: Mapping[str, Any], path: Path) -> None:
-        """Ten samples per class, or up to 10,000 points."""
+        """Ten samples per class, a hundred without classes, or up to 10,000 points."""
         recipe = self.recipe
-        num = min(self.config.sample.num, 10 * (recipe.num_classes or 1000))
+        num = min(self.config.sample.num, 10 * (recipe.num_classes or (1000 if recipe.shape == (2,) else 10)))
         flow = recipe.flow(networks["network"])
         cond = recipe.balanced(num)
         samples = recipe.generate(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling)

@@ -56,17 +56,23 @@ def has_picture(recipe: Recipe) -> bool:
 
 
 def picture(recipe: Recipe, samples: Samples, path: str | Path, source: data.Source | None = None) -> None:
-    """A PNG of samples: images in a grid, one row per class; points in the plane as a density.
+    """A PNG of samples: images in a grid, one row per class or each under its text; points in the plane as a density.
 
     The density of the real data, if `source` is given, stands beside it. Data of other shapes has no picture.
     """
     if not has_picture(recipe):
         return
     if len(recipe.shape) == 3:
-        shown = samples.x if samples.cond is not None else samples.x[:100]
+        known = samples.cond if isinstance(samples.cond, dict) else {"label": samples.cond}
+        texts = [
+            rows[:100] for rows in known.values() if getattr(rows, "dtype", None) is not None and rows.dtype.kind == "U"
+        ]
+        cond = None if texts else known.get("label")
+        shown = samples.x[:100] if cond is None else samples.x
         low = float(shown.min()) if recipe.low is None else recipe.low
         high = float(shown.max()) if recipe.high is None else recipe.high
-        pictures.grid(shown, path, low=low, high=high, cond=samples.cond)
+        titles = ["; ".join(row) for row in zip(*texts)]
+        pictures.grid(shown, path, low=low, high=high, cond=cond, titles=titles)
     else:
         real = None if source is None else source.x[np.arange(min(len(source.x), 50_000))]
         pictures.density(samples.x, real, path)
@@ -117,6 +123,8 @@ def measure(
 ) -> dict[str, Any]:
     """Compares `num` new samples with the first 10,000 real ones at most, by default solver, steps and guidance.
 
+    Conditions by name are those of the real ones, labels without a name are all asked for equally often.
+
     With a classifier: accuracy of the samples, their spread, the Frechet distance in its features and the search for
     copies (`flowjax.evaluation.class_report`). With other features: the Frechet distance in these. The distance has
     the hash of its features in its name.
@@ -126,7 +134,7 @@ def measure(
         were made with the same `batch` before). Where samples have NaN or infinite values: their number "bad_samples",
         and NaN for distance and accuracy.
     """
-    cond = recipe.balanced(num)
+    cond = recipe.matching(source, num)
     clock = time.perf_counter()
     samples = recipe.generate(recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh)
     seconds = time.perf_counter() - clock
@@ -134,8 +142,9 @@ def measure(
         return {"bad_samples": samples.bad, f"FD[{judge.digest}]": math.nan, "accuracy": math.nan}
     rows = np.arange(min(len(source.x), 10_000))
     real = source.x[rows]
-    if isinstance(judge, Classifier | ImageClassifier) and cond is not None and source.cond is not None:
-        numbers = class_report(judge, samples.x, cond, real, source.cond[rows])
+    labels = cond.get("label") if isinstance(cond, dict) else cond
+    if isinstance(judge, Classifier | ImageClassifier) and labels is not None and source.cond is not None:
+        numbers = class_report(judge, samples.x, labels, real, source.cond[rows])
         numbers["classifier_accuracy"] = judge.accuracy
     else:
         numbers = {f"FD[{judge.digest}]": frechet_distance(judge.features(samples.x), judge.features(real))}
