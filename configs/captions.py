@@ -1,6 +1,6 @@
 """Pictures of small coloured bodies from a text, 16x16: a small DiT and a text encoder that is trained with it.
 
-Expected on 2 CPU cores: TODO seconds.
+Expected on 2 CPU cores: (measured soon), seconds.
 
     python -m flowjax.sample --workdir=runs/captions --cond.text="a red circle left of a blue square" --out=bodies.npz
     python -m flowjax.sample --workdir=runs/captions --cond.text=@texts.txt --guidance=3 --out=bodies.npz

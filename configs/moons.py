@@ -1,6 +1,6 @@
 """From eight Gaussians to two moons, without noise: flow matching between two laws, paired by optimal transport.
 
-Expected on 2 CPU cores: TODO seconds.
+Expected on 2 CPU cores: (measured soon), seconds.
 """
 
 from flowjax.configs.base import base, smoke, spec

@@ -80,14 +80,18 @@ class Generation(Task):
         """The network, whose encoders of conditions get the sizes that the data have."""
         spec = self.config.network.to_dict()
         encoders = spec["options"].get("encoders")
-        if not self._asked or not isinstance(encoders, Mapping):
+        if not isinstance(encoders, Mapping):
             return spec
-        made = {}
+        asked, made = self._asked or {}, {}
+        if set(asked) != set(encoders):
+            raise ValueError(
+                f"config.network has encoders for {', '.join(encoders)}, and config.task.options.conditions has "
+                f"{', '.join(asked) or 'none'}"
+            )
         for name, encoder in encoders.items():
             kind, options = specs.name_and_options(encoder)
-            sizes = self._asked[name].encoder if name in self._asked else {}
             known = specs.options_of(specs.find("encoder", kind))
-            for key, size in sizes.items():
+            for key, size in asked[name].encoder.items():
                 if key in known and options.setdefault(key, size) != size:
                     raise ValueError(f"the encoder {name} has {key}={options[key]}, the data {size}: leave {key} out")
             made[name] = {"name": kind, "options": options}
