@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 SECTIONS = {
     "generation": ("network", "path", "objective", "coupling", "sample"),
+    "autoencoding": ("network", "discriminator", "objective"),
     "clouds": ("network", "objective", "test"),
 }
 
@@ -40,6 +41,7 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
         "task": spec(kind),
         "data": spec() | {"augment": {"flip": False, "crop": 0}},
         "network": spec(),
+        "discriminator": spec(),
         "path": spec("linear"),
         "objective": spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.0),
         "coupling": spec(),
@@ -75,7 +77,7 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
     for name, value in sections.items():
         if name not in config:
             raise ValueError(f"a {kind} config has no section {name!r}; it has {', '.join(config)}")
-        replaces = isinstance(value, dict) and "name" in value
+        replaces = isinstance(value, dict) and ("name" in value or name == "optimizer")  # one spec, or one per label
         config[name] = config[name] | value if isinstance(value, dict) and not replaces else value
         if name == "data":
             config[name] = {"augment": {"flip": False, "crop": 0}} | config[name]

@@ -1019,6 +1019,7 @@ def _tasks() -> dict[str, Entry]:
 
     return {
         "generation": Entry(tasks.Generation, "a generative flow"),
+        "autoencoding": Entry(tasks.Autoencoding, "an autoencoder, with or without a discriminator", _LATENT_DIFFUSION),
         "clouds": Entry(Clouds, "a classifier of clouds of points", systems["point_sampling"].reference),
     }
 

@@ -6,7 +6,7 @@ from flowjax.data.files import images, npz
 from flowjax.data.loading import PLACES, lies_in, load, of_run
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
-from flowjax.data.sources import Source, as_trained, digits, laws, toy2d
+from flowjax.data.sources import Source, as_trained, digits, laws, photographs, toy2d
 from flowjax.data.tables import parquet
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "npz",
     "of_run",
     "parquet",
+    "photographs",
     "shapes",
     "store",
     "tfds",

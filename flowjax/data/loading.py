@@ -10,7 +10,7 @@ from typing import Any
 from flowjax.data import captions, fashion, shapes
 from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
-from flowjax.data.sources import Source, as_trained, choose, digits, laws, toy2d
+from flowjax.data.sources import Source, as_trained, choose, digits, laws, photographs, toy2d
 from flowjax.data.tables import parquet
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -24,6 +24,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "captions": captions.source,
     "fashion": fashion.source,
     "laws": laws,
+    "photographs": photographs,
 }
 
 
@@ -35,7 +36,8 @@ def load(name: str, **options: object) -> Source:
     """The data set called `name`.
 
     Args:
-        name: "digits", "images", "npz", "shapes", "tfds", "toy2d", "parquet", "captions", "fashion" or "laws".
+        name: "digits", "images", "npz", "shapes", "tfds", "toy2d", "parquet", "captions", "fashion", "laws" or
+            "photographs".
         **options: Arguments of the function of that name.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 
 from flowjax._checks import SEED, whole
 from flowjax.data.records import Records, check_finite, check_memory
@@ -176,6 +176,28 @@ def digits() -> Source:
         high=16.0,
         names=tuple("0123456789"),
     )
+
+
+def photographs(*, size: int = 32, stride: int = 8) -> Source:
+    """Square patches of the two photographs that come with scikit-learn: (size, size, 3) bytes, a class for each.
+
+    Args:
+        size: Pixels of a side, at most 427.
+        stride: Pixels between neighbours; below `size` they overlap.
+
+    Raises:
+        ValueError: A number outside its range.
+    """
+    whole("[1, 427]", size=size)
+    whole("[1, inf)", stride=stride)
+    pictures = load_sample_images().images
+    parts = [np.lib.stride_tricks.sliding_window_view(p, (size, size), (0, 1))[::stride, ::stride] for p in pictures]
+    count = sum(part.shape[0] * part.shape[1] for part in parts)
+    check_memory(f"{count} patches", count * 3 * size**2)
+    x = [part.transpose(0, 1, 3, 4, 2).reshape(-1, size, size, 3) for part in parts]
+    cond = np.repeat(np.arange(len(x), dtype=np.int32), [len(part) for part in x])
+    scaling = {"shift": 127.5, "scale": 127.5, "low": 0.0, "high": 255.0}
+    return Source(x=np.concatenate(x), cond=cond, num_classes=len(x), names=("china", "flower"), **scaling)
 
 
 def _eight_gaussians(rng: np.random.Generator, size: int) -> np.ndarray:
