@@ -1,4 +1,4 @@
-"""Patches of two photographs, 32x32: a small autoencoder of 8x8x4 latents, with a discriminator from half of the run on.
+"""Patches of two photographs, 32x32: a small autoencoder of 8x8x4 latents, with a discriminator from halfway on.
 
 Expected on 2 CPU cores: PENDING; seconds PENDING.
 
@@ -33,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     if argument == "smoke":
         config.data.options.update(size=8, stride=32)
-        config.network.options.update(image_shape=(8, 8, 3), channels=4, multipliers=(1, 1), groups=2)
+        config.network.options.update(image_shape=(8, 8, 3), channels=4, multipliers=(1,), groups=2)
         config.discriminator.options.update(image_shape=(8, 8, 3), channels=4, layers=1, groups=2)
         config.objective.options.update(start=1)
         config.task.options.update(num=40, batch=40)

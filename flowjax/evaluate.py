@@ -207,7 +207,7 @@ def _writing(path: Path) -> Iterator[None]:
 def show(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The rows as a table for `rich.print`."""
     shown = {name for row in rows for name in row if not name.endswith(("_low", "_high", "_seconds"))}
-    names = [*_LEADING, *sorted(shown - set(_LEADING))]
+    names = [*(name for name in _LEADING if name in shown), *sorted(shown - set(_LEADING))]
     result = Table(title=title, show_edge=False)
     for name in names:
         result.add_column(name.replace("_", " ").replace("[", "\\["), overflow="fold")

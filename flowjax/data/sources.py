@@ -196,8 +196,16 @@ def photographs(*, size: int = 32, stride: int = 8) -> Source:
     check_memory(f"{count} patches", count * 3 * size**2)
     x = [part.transpose(0, 1, 3, 4, 2).reshape(-1, size, size, 3) for part in parts]
     cond = np.repeat(np.arange(len(x), dtype=np.int32), [len(part) for part in x])
-    scaling = {"shift": 127.5, "scale": 127.5, "low": 0.0, "high": 255.0}
-    return Source(x=np.concatenate(x), cond=cond, num_classes=len(x), names=("china", "flower"), **scaling)
+    return Source(
+        x=np.concatenate(x),
+        cond=cond,
+        num_classes=len(x),
+        names=("china", "flower"),
+        shift=127.5,
+        scale=127.5,
+        low=0.0,
+        high=255.0,
+    )
 
 
 def _eight_gaussians(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -129,7 +129,7 @@ class Autoencoder(Base):
             reconstructions and examples in the features of `judge`.
         """
         judge = evaluation.default_extractor(source) if judge is None else judge
-        some = source.take(request.num, request.seed).x
+        some = np.asarray(source.take(request.num, request.seed).x)
         parts = zip(*self.reconstruct(networks["autoencoder"], some, batch=request.batch, mesh=mesh), strict=True)
         x, y, mean, log_variance = (np.concatenate(part).astype(np.float64) for part in parts)
         if bad := len(y) - int(np.isfinite(y.reshape(len(y), -1)).all(1).sum()):

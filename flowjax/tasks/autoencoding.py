@@ -49,8 +49,8 @@ class Autoencoding(Task):
         spec, adversary = self.config.discriminator.to_dict(), self.objective.adversary
         if (adversary is None) != (not spec["name"]):
             raise ValueError(
-                f"config.discriminator is {spec['name'] or 'none'}, and the objective has adversary={adversary}: name a "
-                "network and a loss of it, or write --config.discriminator=none and adversary=None"
+                f"config.discriminator is {spec['name'] or 'none'}, and the objective has adversary={adversary}: name "
+                "a network and a loss of it, or write --config.discriminator=none and adversary=None"
             )
         if spec["name"]:
             try:

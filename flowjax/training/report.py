@@ -25,7 +25,7 @@ from flowjax.evaluation import (
 from flowjax.evaluation.extractors import SMALL
 from flowjax.flow import Field
 from flowjax.keys import noise
-from flowjax.recipe import Recipe, Samples
+from flowjax.recipe import Base, Recipe, Samples
 from flowjax.solving import solve
 
 METRICS: Mapping[str, int] = {"FD": 1, "accuracy": -1}
@@ -50,7 +50,7 @@ def score(metric: str, numbers: Mapping[str, float], metrics: Mapping[str, int])
     return metrics[metric] * found[0]
 
 
-def has_picture(recipe: Recipe) -> bool:
+def has_picture(recipe: Base) -> bool:
     """Whether `picture` can show samples: grey or colour images, and points in the plane."""
     return recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
 

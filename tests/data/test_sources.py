@@ -3,6 +3,7 @@ import types
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.datasets import load_sample_images
 
 from flowjax import data
 
@@ -194,3 +195,16 @@ def test_fields_are_not_lost_in_prepared_sets(tmp_path):
     with pytest.raises(ValueError, match="x0 would be lost"):
         data.store(with_fields(x0=np.zeros((3, 2))), tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_patches_of_photographs_lie_where_their_number_says():
+    china, flower = load_sample_images().images
+    source = data.load("photographs", size=16, stride=100)
+    assert source.x.shape == (2 * 5 * 7, 16, 16, 3)
+    np.testing.assert_array_equal(source.x[7 + 2], china[100:116, 200:216])
+    np.testing.assert_array_equal(source.x[35 + 7 + 2], flower[100:116, 200:216])
+    assert source.cond.tolist() == [0] * 35 + [1] * 35
+    assert (source.names, float(source.normalize(np.float32(255)))) == (("china", "flower"), 1.0)
+    with pytest.raises(ValueError, match="size must be at most 427"):
+        data.load("photographs", size=428)
+    assert len(data.load("photographs", size=427, stride=1000).x) == 2
