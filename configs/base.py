@@ -12,6 +12,10 @@ from ml_collections import ConfigDict
 SECTIONS = {
     "generation": ("network", "path", "objective", "coupling", "sample"),
     "autoencoding": ("network", "discriminator", "objective"),
+    "distillation": ("network", "path", "objective", "coupling", "sample", "teacher"),
+    "adapters": ("base", "adapters", "objective", "coupling", "sample"),
+    "classification": ("network", "objective"),
+    "regression": ("network", "objective"),
     "clouds": ("network", "objective", "test"),
 }
 
@@ -45,6 +49,9 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
         "path": spec("linear"),
         "objective": spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.0),
         "coupling": spec(),
+        "teacher": spec("run", workdir=""),
+        "base": spec("run", workdir=""),
+        "adapters": spec("lora", rank=4),
         "test": {},
         "optimizer": spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
         "train": {
@@ -72,6 +79,8 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
     }
+    if kind == "distillation":  # what the teacher has
+        config |= {"path": spec(), "objective": spec("teacher_regression")}
     shared = ("seed", "task", "data", "optimizer", "train", "mesh")
     config = {name: value for name, value in config.items() if name in (*shared, *SECTIONS[kind])}
     for name, value in sections.items():

@@ -824,6 +824,15 @@ def _networks() -> dict[str, Entry]:
                 "encoders": {"label": {"name": "label", "options": {"num_classes": 3, "dim": 4}}},
             },
         ),
+        "readout": Entry(
+            models.Readout,
+            "an encoder and a dense layer: classes or numbers",
+            parts={"encoder": "encoder"},
+            example=lambda: {
+                "encoder": {"name": "vector", "options": {"size": 3, "dim": 4}},
+                "outputs": 2,
+            },
+        ),
         "pointnet": Entry(
             PointNet,
             "classifier of clouds of points",
@@ -1020,8 +1029,18 @@ def _tasks() -> dict[str, Entry]:
     return {
         "generation": Entry(tasks.Generation, "a generative flow"),
         "autoencoding": Entry(tasks.Autoencoding, "an autoencoder, with or without a discriminator", _LATENT_DIFFUSION),
+        "distillation": Entry(tasks.Distillation, "a student of a trained flow"),
+        "adapters": Entry(tasks.Adaptation, "low-rank adapters on a trained flow"),
+        "classification": Entry(tasks.ClassifierTraining, "a classifier of data with labels"),
+        "regression": Entry(tasks.RegressionTraining, "numbers from examples"),
         "clouds": Entry(Clouds, "a classifier of clouds of points", systems["point_sampling"].reference),
     }
+
+
+def _runs() -> dict[str, Entry]:
+    from flowjax.recipe import Run
+
+    return {"run": Entry(Run, "a trained run", example=lambda: {"workdir": "runs/digits"})}
 
 
 def _data() -> dict[str, Entry]:
@@ -1106,6 +1125,7 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables(
         "condition": _conditions,
         "optimizer": _optimizers,
         "task": _tasks,
+        "run": _runs,
         "data": _data,
         "array": _arrays,
         "diffusion": _diffusions,

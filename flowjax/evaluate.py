@@ -222,8 +222,8 @@ def _key(setting: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _described(setting: Mapping[str, Any]) -> str:
     """A setting as it is shown."""
-    if not setting:
-        return "the run"
+    if "solver" not in setting:
+        return " ".join(map(str, setting.values())) or "the run"
     return f"{setting['solver']}, {setting['steps']} steps, guidance {_short(setting['guidance'])}"
 
 
@@ -332,11 +332,11 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     if not rows:
         raise _cli.UsageError("no setting of the sweep has finite samples; try more --steps or a smaller --guidance")
     if first:
-        if samples:
+        if drawn := "solver" in rows[0]:
             with _writing(png):
                 plot(rows, png)
         Console(width=None if console.is_terminal else 200).print(show(rows, f"{values.num} examples of {workdir}"))
-        print(f"{path} and {png}" if samples else path)
+        print(f"{path} and {png}" if drawn else path)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -293,6 +293,7 @@ def npz(
     *,
     images: str = "images",
     labels: str | None = "labels",
+    fields: tuple = (),
     num_classes: int | None = None,
     channels_first: bool | None = None,
     max_bytes: int | None = None,
@@ -304,6 +305,7 @@ def npz(
         images: Key of the examples (N, ...). uint8 pictures (N, H, W) get a channel axis. uint8 is normalised
             from 0..255 to [-1, 1], floating point by mean and standard deviation.
         labels: Key of the integer labels (N,), or None.
+        fields: Keys of what else belongs to each example, (N, ...): "target" of a regression, "x0" of a coupling, ...
         num_classes: Number of classes; by default one more than the largest label.
         channels_first: Arrays are (N, C, H, W) or (N, C, T, H, W), and their channels are moved behind. By default
             arrays that look so are refused; False takes them as they are.
@@ -317,9 +319,10 @@ def npz(
     """
     if not Path(path).is_file():
         raise ValueError(f"file {path} does not exist")
-    keys = [images] if labels is None else [images, labels]
+    keys = [images, *([] if labels is None else [labels]), *fields]
     try:
-        x, *rest = read_arrays(Path(path), keys, max_bytes).values()
+        arrays = read_arrays(Path(path), keys, max_bytes)
+        x, rest = arrays[images], [] if labels is None else [arrays[labels]]
     except BROKEN as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     try:
@@ -331,7 +334,7 @@ def npz(
         found = labels_of(rest[0], len(x), num_classes) if rest else {}
         for note in found.get("notes", ()):
             warnings.warn(f"{path}: {note}", stacklevel=2)
-        return Source(x=x, **found, **scale_of(x))
+        return Source(x=x, **found, **scale_of(x), fields={name: arrays[name] for name in fields})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -87,6 +87,10 @@ class Records:
                 pass
         return found if dtype is None else found.astype(dtype)
 
+    def select(self, rows: Int[np.ndarray, " M"]) -> "Records":
+        """These examples, read when they are indexed."""
+        return Records((len(rows), *self.shape[1:]), self.dtype, lambda row: self.read(int(rows[row])))
+
     def settle(self, in_memory: bool | None) -> "np.ndarray | Records":
         """An array if `in_memory`, or if it is None and the array has at most `MEMORY` bytes; else the records."""
         size = math.prod(self.shape) * self.dtype.itemsize

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits, load_sample_images
 
-from flowjax._checks import SEED, whole
+from flowjax._checks import SEED, real, whole
 from flowjax.data.records import Records, check_finite, check_memory
 
 MAX_CLASSES = 2**20
@@ -100,9 +100,35 @@ class Source:
             fields = {name: np.asarray(values) for name, values in self.fields.items()}
             return dataclasses.replace(self, x=np.asarray(self.x), fields=fields)
         rows = np.sort(np.random.default_rng(seed).choice(len(self.x), num, replace=False))
-        cond = None if self.cond is None else self.cond[rows]
-        fields = {name: values[rows] for name, values in self.fields.items()}
-        return dataclasses.replace(self, x=self.x[rows], cond=cond, fields=fields)
+        taken = self.select(rows)
+        return dataclasses.replace(
+            taken, x=np.asarray(taken.x), fields={k: np.asarray(v) for k, v in taken.fields.items()}
+        )
+
+    def select(self, rows: Int[np.ndarray, " M"]) -> "Source":
+        """The examples of these rows; those on disk stay there."""
+        pick = lambda held: held.select(rows) if isinstance(held, Records) else held[rows]  # noqa: E731
+        fields = {name: pick(values) for name, values in self.fields.items()}
+        return dataclasses.replace(
+            self, x=pick(self.x), cond=None if self.cond is None else self.cond[rows], fields=fields
+        )
+
+    def split(self, held_out: float, seed: int = 0) -> tuple["Source", "Source"]:
+        """The data in two parts, drawn at random: the larger one, and the part that is held out.
+
+        Args:
+            held_out: Its size over that of all, in (0, 1); at least one example, and not all.
+            seed: Equal seeds give equal parts.
+
+        Raises:
+            ValueError: Another size, or a single example.
+        """
+        real("(0, 1)", held_out=held_out)
+        size = len(self.x)
+        if size < 2:
+            raise ValueError("one example cannot be split")
+        order, cut = np.random.default_rng([seed, 2]).permutation(size), min(max(1, round(held_out * size)), size - 1)
+        return self.select(np.sort(order[cut:])), self.select(np.sort(order[:cut]))
 
 
 def labels_of(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int, Num
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.metrics import confusion_matrix
 
 from flowjax._files import replacing
 
@@ -132,6 +133,56 @@ def trajectories(trajectory: Num[np.ndarray, "..."], path: str | Path, *, num: i
     panel.scatter(trajectory[-1, :, 0], trajectory[-1, :, 1], s=3, color="tab:blue", label="t = end", zorder=3)
     panel.set_aspect("equal")
     panel.legend(loc="upper right")
+    _save(figure, path)
+
+
+def confusion(
+    cond: Int[np.ndarray, " N"],
+    chosen: Int[np.ndarray, " N"],
+    path: str | Path,
+    *,
+    classes: int,
+    names: tuple[str, ...] = (),
+) -> None:
+    """How often each class was taken for which, in parts of the class.
+
+    Args:
+        cond: True classes.
+        chosen: What they were taken for.
+        path: The file; its folder is made if needed.
+        classes: How many there are.
+        names: Of the classes; may be empty.
+    """
+    counts = confusion_matrix(cond, chosen, labels=np.arange(classes))
+    parts = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(4 + 0.3 * classes, 12)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(parts, vmin=0, vmax=1, cmap="Blues")
+    panel.set(xlabel="taken for", ylabel="class")
+    if classes <= 30:
+        labels = names or tuple(map(str, range(classes)))
+        panel.set_xticks(range(classes), labels=labels, rotation=45, ha="right")
+        panel.set_yticks(range(classes), labels=labels)
+    figure.colorbar(image, ax=panel)
+    _save(figure, path)
+
+
+def scatter(real: Num[np.ndarray, " N"], made: Num[np.ndarray, " N"], path: str | Path) -> None:
+    """Answers against truths, with the line on which they agree.
+
+    Args:
+        real: True numbers; the first 10,000 are shown.
+        made: The answers.
+        path: The file; its folder is made if needed.
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    panel = figure.subplots()
+    real, made = real[:10_000], made[:10_000]
+    ends = [float(min(real.min(), made.min())), float(max(real.max(), made.max()))]
+    panel.plot(ends, ends, color="0.7", linewidth=1)
+    panel.scatter(real, made, s=4)
+    panel.set(xlabel="truth", ylabel="answer", aspect="equal")
     _save(figure, path)
 
 

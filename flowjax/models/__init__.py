@@ -11,5 +11,6 @@ from flowjax.models.conditioned import Conditioned, ImageEncoder, LabelEncoder, 
 from flowjax.models.discriminator import Discriminator
 from flowjax.models.dit import DiT
 from flowjax.models.mlp import MLP
+from flowjax.models.readout import Readout
 from flowjax.models.text import TextEncoder, Words
 from flowjax.models.unet import UNet

@@ -41,6 +41,7 @@ class Draws:
         t: Times, (B,).
         cond: Condition with a leading axis B after label dropout, or None.
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
+        guidance: Scales of guidance, (B,), where the objective has a range of them.
     """
 
     x0: Float[Array, "B ..."]
@@ -48,6 +49,7 @@ class Draws:
     t: Float[Array, " B"]
     cond: Any = None
     seeds: UInt32[Array, "B 2"] | None = None
+    guidance: Float[Array, " B"] | None = None
 
 
 def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_dropout: Any, null: Any) -> Draws:

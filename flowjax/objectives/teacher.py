@@ -5,8 +5,9 @@ With x_t = alpha(t) x1 + sigma(t) x0, x0 ~ N(0, I), on the teacher's path, the l
     w(t) mean |network(x_t, t, cond) - teacher(t, x_t, cond)|^2,
 
 where the teacher answers with its velocity, noise, data, score or v. The minimiser, for every positive w, is the
-teacher's field itself. Of a guided teacher that is the guided field, which then costs one network call. The x1 may be
-data or the teacher's own samples.
+teacher's field itself. Of a guided teacher that is the guided field, which then costs one network call. With a range of
+scales of guidance the student learns all of them: each example gets a scale, the teacher is guided by it, and the
+student is called with `guidance=`. The x1 may be data or the teacher's own samples.
 
 References:
     Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
@@ -20,8 +21,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from flowjax._checks import real
 from flowjax._pytree import part, pytree, static
+from flowjax.fields import guide
 from flowjax.flow import Field, check_field
+from flowjax.guidance import CFG
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
 from flowjax.objectives.times import TimeLaw, Uniform
@@ -44,6 +48,8 @@ class TeacherRegression:
         weight: Function of t (B,) that returns the weights w(t) (B,); None is 1.
         label_dropout: Probability in [0, 1] that an example's condition is replaced by `null`, for student and teacher.
         null: The null condition: a pytree of scalars like one example's condition.
+        guidance: Smallest and largest scale by which the teacher, which has a null condition, is guided, uniformly
+            drawn for each example; None leaves it as it is.
 
     Raises:
         ValueError: No field, one with a memory or of a two-sided path, an unknown prediction, dropout outside [0, 1] or
@@ -64,6 +70,7 @@ class TeacherRegression:
     weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = part("weight", None)
     label_dropout: float = 0.0
     null: Any = None
+    guidance: tuple[float, float] | None = static(None)
 
     def __post_init__(self) -> None:
         """Checks the options."""
@@ -77,6 +84,13 @@ class TeacherRegression:
             raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1]")
         if self.label_dropout and self.null is None:
             raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
+        if self.guidance is not None:
+            object.__setattr__(self, "guidance", tuple(self.guidance))
+            real("[0, inf)", **dict(zip(("guidance[0]", "guidance[1]"), self.guidance, strict=True)))
+            if self.guidance[0] > self.guidance[1]:
+                raise ValueError(f"guidance={self.guidance} must be (smallest, largest)")
+            if self.teacher.null is None:
+                raise ValueError("a teacher without a null condition, or one that is guided already, gets no scales")
 
     @property
     def path(self) -> GaussianPath:
@@ -94,7 +108,12 @@ class TeacherRegression:
         """
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
         low, high = 0.0 if self._determined(0.0) else 1 - LATEST, 1.0 if self._determined(1.0) else LATEST
-        return dataclasses.replace(draws, t=jnp.clip(draws.t, low, high))
+        draws = dataclasses.replace(draws, t=jnp.clip(draws.t, low, high))
+        if self.guidance is None:
+            return draws
+        one = lambda i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.clone(key), 1), i))  # noqa: E731
+        unit = jax.vmap(one)(jnp.arange(len(draws.t))).astype(draws.t.dtype)
+        return dataclasses.replace(draws, guidance=self.guidance[0] + (self.guidance[1] - self.guidance[0]) * unit)
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Weighted squared distance to the teacher, averaged over the dimensions of an example.
@@ -111,9 +130,11 @@ class TeacherRegression:
         """
         draws = dataclasses.replace(draws, t=check_time_and_state(draws.t, draws.x1))
         x = self.path.interpolate(draws.t, draws.x0, draws.x1)
-        memory = self.teacher.init(x)
-        target, _ = self.teacher.evaluate(draws.t, x, draws.cond, memory, to=self.prediction)
-        value = with_keys(networks, draws.seeds)(x, draws.t, draws.cond)
+        teacher, more = self.teacher, {}
+        if self.guidance is not None:
+            teacher, more = guide(self.teacher, CFG(scale=draws.guidance)), {"guidance": draws.guidance}
+        target, _ = teacher.evaluate(draws.t, x, draws.cond, teacher.init(x), to=self.prediction)
+        value = with_keys(networks, draws.seeds)(x, draws.t, draws.cond, **more)
         check_answer(value, target)
         # A teacher may share weights with the student (adapters on it): only the student moves towards the other.
         error = (value - jax.lax.stop_gradient(target)) ** 2

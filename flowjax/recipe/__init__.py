@@ -2,8 +2,10 @@
 
 from flowjax.recipe.autoencoder import Autoencoder
 from flowjax.recipe.base import Base, Request, Samples
+from flowjax.recipe.chain import Chain, make_chain
 from flowjax.recipe.flow import Recipe
-from flowjax.recipe.runs import WEIGHTS, export, export_run, load, load_run, run_entry
+from flowjax.recipe.regression import RegressionRecipe
+from flowjax.recipe.runs import WEIGHTS, Loaded, Run, export, export_run, load, load_run
 
-KINDS: dict[str, type[Base]] = {recipe.kind: recipe for recipe in (Recipe, Autoencoder)}
+KINDS: dict[str, type[Base]] = {r.kind: r for r in (Recipe, Autoencoder, RegressionRecipe, Chain)}
 """The recipes by kind."""

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from flowjax.guidance import CFG, Rule
 from flowjax.keys import noise
 from flowjax.models import lora
 from flowjax.paths import PREDICTIONS, GaussianPath
-from flowjax.recipe.base import Base, Request, Samples, from_values, shapes_of, traced
+from flowjax.recipe.base import Base, Request, Samples, compare, from_values, shapes_of, traced
 from flowjax.solving import solve
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
 
@@ -213,11 +212,11 @@ class Recipe(Base):
         Raises:
             ValueError: The recipe's is another rule.
         """
+        if self.embedded is not None:
+            raise ValueError("calibrations are for plain guidance by a pair; this network answers with guidance itself")
         if not self.inputs:
             return 1.0
         chosen = self.guidance if guidance is None else guidance
-        if self.embedded is not None:
-            raise ValueError("calibrations are for plain guidance by a pair; this network answers with guidance itself")
         if not isinstance(chosen, int | float):
             raise ValueError(f"calibrations are for plain guidance, not {specs.text(chosen)}: pass a scale")
         return float(chosen)
@@ -386,7 +385,7 @@ class Recipe(Base):
         judge: Any = None,
         mesh: Mesh | None = None,
     ) -> dict[str, Any]:
-        """Compares samples with real data (`flowjax.evaluation.sample_report`); {"bad_samples": ...} if not finite.
+        """Compares samples with real data, see `flowjax.recipe.base.compare`.
 
         Args:
             networks: From `load_run`.
@@ -398,18 +397,7 @@ class Recipe(Base):
         judge = evaluation.default_extractor(source) if judge is None else judge
         some = source.take(request.num, request.seed)
         cond = None if request.conditions else self.matching(some, request.num)
-        clock = time.perf_counter()
-        samples = self.sample(networks, request, source, mesh, cond)
-        numbers: dict[str, Any] = {"evaluations": samples.evaluations, "network_calls": samples.network_calls}
-        if samples.bad:
-            return numbers | {"bad_samples": samples.bad}
-        between = time.perf_counter()
-        numbers |= evaluation.sample_report(judge, samples.x, np.asarray(some.x), request.seed)
-        labels = samples.cond.get("label") if isinstance(samples.cond, dict) else samples.cond
-        if labels is not None and hasattr(judge, "predict"):
-            numbers["accuracy"] = float(np.mean(judge.predict(samples.x) == labels))
-        seconds = {"sampling_seconds": between - clock, "evaluation_seconds": time.perf_counter() - between}
-        return numbers | seconds
+        return compare(lambda: self.sample(networks, request, source, mesh, cond), some, request.seed, judge)
 
     def generate(
         self,

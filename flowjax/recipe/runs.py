@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from flowjax import _checks
 from flowjax.calibration.store import model_hash
 from flowjax.flow import Flow
 from flowjax.recipe.base import Base, from_values, shapes_of
@@ -61,7 +62,9 @@ def load_run(
         whole,
         shardings(whole, mesh),
     )
-    if (workdir / WEIGHTS).exists():
+    if not shapes:
+        found: Any = {}
+    elif (workdir / WEIGHTS).exists():
         if (which, average) != ("latest", None):
             raise ValueError(f"{workdir} has one set of weights; which={which!r} and average={average!r} need a run")
         found = read(workdir / WEIGHTS, like)
@@ -102,17 +105,68 @@ def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> Any
     return network
 
 
-def run_entry(place: str | Path, workdir: str | Path, networks: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
-    """What a recipe in `workdir` says of another run, an entry of its `runs`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A trained run that another one stands on.
 
-    Args:
-        place: Folder of the other run.
-        workdir: Folder of the recipe.
-        networks: Of the other run, from `load_run` in their own precision.
-        recipe: Of the other run.
+    Attributes:
+        workdir: Its folder.
+        networks: By label.
+        recipe: Its recipe.
+        model: The hash of its weights in their own precision.
     """
-    where = Path(os.path.relpath(Path(place).resolve(), Path(workdir).resolve())).as_posix()
-    return {"workdir": where, "model": model_hash(networks[recipe.label]), "recipe": dataclasses.asdict(recipe)}
+
+    workdir: Path
+    networks: Mapping[str, Any]
+    recipe: Any
+    model: str
+
+    def entry(self, workdir: str | Path) -> dict[str, Any]:
+        """What a recipe in `workdir` says of it, an entry of its `runs`."""
+        where = Path(os.path.relpath(self.workdir.resolve(), Path(workdir).resolve())).as_posix()
+        return {"workdir": where, "model": self.model, "recipe": dataclasses.asdict(self.recipe)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Which trained run another one stands on: a teacher, a base of adapters, a codec.
+
+    Attributes:
+        workdir: Its folder, or one made by `export`.
+        which: "latest" checkpoint, or the "best".
+        average: Name of an average, or a number, see `load_run`.
+        dtype: Type of the weights, "bfloat16" for example; None keeps their own.
+
+    Raises:
+        ValueError: No folder is named, an unknown `which`, or a type that is none.
+    """
+
+    workdir: str
+    which: str = "latest"
+    average: str | float | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the names."""
+        if not self.workdir:
+            raise ValueError("name the trained run: workdir=FOLDER")
+        _checks.choose("which", self.which, ("latest", "best"))
+        if self.dtype is not None:
+            _checks.choose("dtype", self.dtype, ("bfloat16", "float16", "float32", "float64"))
+
+    def load(self, mesh: Mesh | None = None) -> Loaded:
+        """Its networks on a mesh, with their hash.
+
+        Raises:
+            ValueError: See `load_run`; there is no such run.
+        """
+        try:
+            networks, recipe = load_run(self.workdir, mesh, which=self.which, average=self.average)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+        model = model_hash(networks[recipe.label])
+        networks = {label: cast(network, self.dtype) for label, network in networks.items()}
+        return Loaded(workdir=Path(self.workdir), networks=networks, recipe=recipe, model=model)
 
 
 def cast(network: Any, dtype: Any) -> Any:
@@ -177,8 +231,9 @@ def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dty
         other, network = from_values(run["recipe"]), networks[label]
         export_run({other.label: network}, other, folder / "runs" / label, dtype)
         there = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), cast(network, dtype), network)
-        entries[label] = run_entry(folder / "runs" / label, folder, {other.label: there}, other)
-    own = {label: networks[label] for label in recipe.stored()}
-    write(folder / WEIGHTS, bare(own, own), dtype)
+        copied = Loaded(workdir=folder / "runs" / label, networks={}, recipe=other, model=model_hash(there))
+        entries[label] = copied.entry(folder)
+    if own := {label: networks[label] for label in recipe.stored()}:
+        write(folder / WEIGHTS, bare(own, own), dtype)
     plain = {"adapters": None} if hasattr(recipe, "adapters") else {}
     dataclasses.replace(recipe, runs=entries, **plain).save(folder)

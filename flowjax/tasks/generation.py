@@ -38,11 +38,13 @@ class Generation(Task):
     @functools.cached_property
     def recipe(self) -> Recipe:
         """How the flow is built and sampled."""
+        return Recipe(**self.described())
+
+    def described(self) -> dict[str, Any]:
+        """What the recipe says, by the names of its attributes."""
         config, source = self.config, self.source
         sample = config.sample.to_dict()
-        return Recipe(
-            network=self._network(),
-            path=config.path.to_dict(),
+        return self._built() | dict(
             prediction=self._objective.prediction,
             data={"name": config.data.name, "options": config.data.options.to_dict()},
             shape=source.x.shape[1:],
@@ -71,6 +73,10 @@ class Generation(Task):
             raise ValueError("config.train.best='accuracy' needs data with classes")
         self.recipe.check_sizes(self.config.sample.num, self.config.sample.batch)
         self.recipe.check_networks(jax.eval_shape(lambda: {"network": self.recipe.build_network(nnx.Rngs(0))}))
+
+    def _built(self) -> dict[str, Any]:
+        """The part of the recipe that says what the flow is."""
+        return {"network": self._network(), "path": self.config.path.to_dict()}
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:

@@ -1,0 +1,25 @@
+"""A classifier of scikit-learn's handwritten digits, 8x8: convolutions and a dense layer."""
+
+from flowjax.configs.base import base, smoke, spec
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `smoke` trains a tiny network for two steps.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    config = base(
+        "classification",
+        argument,
+        data=spec("digits"),
+        network=spec("readout", encoder=spec("image", image_shape=(8, 8, 1), dim=64, channels=32, depth=2), outputs=10),
+        objective=spec("classification", smoothing=0.1),
+        optimizer=spec("adamw", rate=3e-3, warmup=0.05, b2=0.99, weight_decay=0.01, clip=1.0),
+        train=dict(steps=600, ema=0.99, report_every=50, sample_every=300, checkpoint_every=300, best="accuracy"),
+    )
+    if argument == "smoke":
+        config.network.options.encoder.options.update(channels=4, dim=8)
+        smoke(config)
+    return config

@@ -1,0 +1,95 @@
+"""Adapters on a trained flow: only they are trained and saved."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flowjax import specs
+from flowjax.models import lora
+from flowjax.objectives import Assembled
+from flowjax.recipe import Loaded, Recipe
+from flowjax.tasks.base import Part
+from flowjax.tasks.distillation import check_flow
+from flowjax.tasks.generation import Generation
+from flowjax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adaptation(Generation):
+    """Trains adapters (`config.adapters`) on the network of a trained flow (`config.base`), which stays as it is.
+
+    Path, network, prediction and normalisation are those of the base. Its weights are arguments of a training step, in
+    their own or a given precision; the checkpoints hold the adapters alone, and the recipe names the run they belong to
+    with the hash of its weights.
+    """
+
+    sections: ClassVar[tuple[str, ...]] = ("base", "adapters", "objective", "coupling", "sample")
+
+    def __post_init__(self) -> None:
+        """Checks the base.
+
+        Raises:
+            ValueError: A base of another shape or other classes, or an objective of another prediction.
+        """
+        recipe = check_flow("base", self.base, self.source)
+        object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
+        if self._objective.prediction != recipe.prediction:
+            raise ValueError(
+                f"the objective is for the {self._objective.prediction}, but the base predicts the {recipe.prediction}"
+            )
+        super().__post_init__()
+
+    @functools.cached_property
+    def base(self) -> Loaded:
+        """The run of the base."""
+        return specs.build("run", self.config.base.to_dict()).load(self.mesh)
+
+    @functools.cached_property
+    def _path(self) -> Any:
+        return self.base.recipe.build_path()
+
+    @functools.cached_property
+    def _objective(self) -> Any:
+        recipe = self.base.recipe
+        return self.build_objective(path=recipe.build_path(), prediction=recipe.prediction, null=recipe.null)
+
+    @functools.cached_property
+    def objective(self) -> Any:
+        """The loss of the base with its adapters."""
+        frozen = {"network": self.base.networks["network"]}
+        return Assembled(super().objective, frozen=frozen, combine=lora.combine)
+
+    def _built(self) -> dict[str, Any]:
+        """What the base is, with adapters on it."""
+        recipe = self.base.recipe
+        own = {name: getattr(recipe, name) for name in ("network", "path", "conditions", "embedded", "head")}
+        return own | {"adapters": self.config.adapters.to_dict(), "runs": {"base": self.base.entry(".")}}
+
+    def networks(self) -> dict[str, Part]:
+        """The adapters."""
+        return {"network": Part(build=self.recipe.stored()["network"], optimizer=self.optimizer())}
+
+    def weights(self, state: TrainState, raw: bool = False) -> dict[str, Any]:
+        """The base with the adapters added."""
+        return self.recipe.assemble(state.weights(raw) | {"base": self.base.networks["network"]})
+
+    def check(self, workdir: Path) -> None:
+        """The base must be the one that the run began with.
+
+        Raises:
+            ValueError: It has other weights now.
+        """
+        try:
+            began = Recipe.load(workdir).runs["base"]["model"]
+        except (FileNotFoundError, ValueError, KeyError):
+            return  # a new run
+        if began != self.base.model:
+            raise ValueError(
+                f"{workdir} began with a base whose weights have the hash {began}; {self.base.workdir} has "
+                f"{self.base.model} now: bring those weights back, or use another --workdir or --allow_config_change"
+            )
+
+    def save(self, workdir: Path) -> None:
+        """Writes `recipe.json`."""
+        dataclasses.replace(self.recipe, runs={"base": self.base.entry(workdir)}).save(workdir)

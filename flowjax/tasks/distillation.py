@@ -1,0 +1,156 @@
+"""A student of a trained flow: the teacher comes from its workdir, frozen."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flowjax import specs
+from flowjax.paths import GaussianPath
+from flowjax.recipe import Loaded, Recipe
+from flowjax.recipe.base import shapes_of
+from flowjax.tasks.base import Part
+from flowjax.tasks.generation import Generation
+from flowjax.training.trees import flatten
+from flowjax.training.writers import write_json
+
+RECORD = "teacher.json"
+
+
+def check_flow(what: str, loaded: Loaded, source: Any) -> Recipe:
+    """The recipe of a trained flow that a run stands on.
+
+    Args:
+        what: What it is for this run.
+        loaded: The trained run.
+        source: The data of this run.
+
+    Raises:
+        ValueError: A run that is no flow on a path from noise, or one of examples of another shape or other classes.
+    """
+    recipe = loaded.recipe
+    if not isinstance(recipe, Recipe) or not isinstance(recipe.build_path(), GaussianPath):
+        raise ValueError(f"the {what} {loaded.workdir} is not a flow from noise to data (its kind is {recipe.kind})")
+    for name, own, there in (
+        ("shape of the examples", source.x.shape[1:], tuple(recipe.shape)),
+        ("number of classes", source.num_classes, recipe.num_classes),
+    ):
+        if own != there:
+            raise ValueError(f"the {what} {loaded.workdir} does not fit: its {name} is {there}, that of the data {own}")
+    return recipe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation(Generation):
+    """Trains a student on what a trained flow, the teacher, predicts.
+
+    `config.teacher` names its run; its path, its normalisation of the data and, unless `config.network` has a name, its
+    network are the student's. Options of a network without a name are added to the teacher's, `guidance=True` for
+    example. The teacher's weights are arguments of a training step, never saved with the student; `teacher.json` keeps
+    their hash, and a run goes on with the same ones only.
+
+    Attributes:
+        guidance: By how much the teacher is guided: a scale, a rule, or None for what its recipe says; two numbers are
+            the smallest and the largest of the scales that the student learns to answer with (networks with
+            `guidance=True`).
+        start: Whether the student starts from the teacher's weights, where it has parameters of the same names and
+            shapes; others start as in a new network.
+    """
+
+    guidance: Any = None
+    start: bool = True
+
+    sections: ClassVar[tuple[str, ...]] = (*Generation.sections, "teacher")
+
+    def __post_init__(self) -> None:
+        """Checks the teacher.
+
+        Raises:
+            ValueError: A teacher of another shape, path or classes, or a student that cannot start from it.
+        """
+        recipe = check_flow("teacher", self.teacher, self.source)
+        object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
+        if self.config.path.name and specs.build("path", self.config.path.to_dict()) != recipe.build_path():
+            raise ValueError(
+                f"config.path is {specs.text(self.config.path.to_dict())}, but the teacher's path is "
+                f"{specs.text(recipe.path)}; leave config.path.name empty to take the teacher's"
+            )
+        if self.start and self._objective.prediction != recipe.prediction:
+            raise ValueError(
+                f"the student predicts the {self._objective.prediction}, the teacher the {recipe.prediction}: it "
+                "cannot start from the teacher, set config.task.options.start=False"
+            )
+        super().__post_init__()
+
+    @functools.cached_property
+    def teacher(self) -> Loaded:
+        """The teacher's run."""
+        return specs.build("run", self.config.teacher.to_dict()).load(self.mesh)
+
+    @property
+    def _scales(self) -> tuple[float, float] | None:
+        """The range of scales that the student learns."""
+        pair = isinstance(self.guidance, tuple | list)
+        return (float(self.guidance[0]), float(self.guidance[1])) if pair and len(self.guidance) == 2 else None
+
+    @functools.cached_property
+    def _path(self) -> Any:
+        return self.teacher.recipe.build_path()
+
+    @functools.cached_property
+    def _objective(self) -> Any:
+        recipe = self.teacher.recipe
+        flow = recipe.flow(self.teacher.networks["network"])
+        field = flow if self._scales else recipe.field(flow, self.guidance)
+        given = {} if self._scales is None else {"guidance": self._scales}
+        return self.build_objective(
+            teacher=field, path=recipe.build_path(), prediction=recipe.prediction, null=recipe.null, **given
+        )
+
+    def _built(self) -> dict[str, Any]:
+        """The teacher's path and network, unless the config has another network."""
+        recipe, network = self.teacher.recipe, self.config.network.to_dict()
+        if not network["name"]:
+            network = {**recipe.network, "options": {**recipe.network["options"], **network["options"]}}
+        return {
+            "network": network,
+            "path": recipe.path,
+            "conditions": recipe.conditions,
+            "embedded": self._scales,
+        }
+
+    def networks(self) -> dict[str, Part]:
+        """The student."""
+        part = super().networks()["network"]
+        if not self.start:
+            return {"network": part}
+        wanted, found = flatten(shapes_of(self.recipe.build_network)), flatten(self.teacher.networks["network"])
+        shared = {name for name in wanted if name in found and found[name].shape == wanted[name].shape}
+        if not shared:
+            raise ValueError(
+                "the student has no parameter of the teacher's names and shapes to start from; set "
+                "config.task.options.start=False"
+            )
+        return {"network": dataclasses.replace(part, start={name: found[name] for name in shared})}
+
+    def check(self, workdir: Path) -> None:
+        """The teacher must be the one that the run began with.
+
+        Raises:
+            ValueError: It has other weights now.
+        """
+        try:
+            began = json.loads((workdir / RECORD).read_text())["model"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # a new run
+        if began != self.teacher.model:
+            raise ValueError(
+                f"{workdir} began with a teacher whose weights have the hash {began}; {self.teacher.workdir} has "
+                f"{self.teacher.model} now: bring those weights back, or use another --workdir or --allow_config_change"
+            )
+
+    def save(self, workdir: Path) -> None:
+        """Writes `recipe.json` and `teacher.json`."""
+        super().save(workdir)
+        write_json(workdir / RECORD, {"workdir": str(self.teacher.workdir), "model": self.teacher.model})
