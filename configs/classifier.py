@@ -10,13 +10,14 @@ def get_config(argument: str = "") -> ConfigDict:
     Raises:
         ValueError: Another argument.
     """
+    encoder = spec("image", image_shape=(8, 8, 1), dim=128, channels=32, depth=3)
     config = base(
         "classification",
         argument,
         data=spec("digits"),
-        network=spec("readout", encoder=spec("image", image_shape=(8, 8, 1), dim=64, channels=32, depth=2), outputs=10),
+        network=spec("readout", encoder=encoder, outputs=10),
         objective=spec("classification", smoothing=0.1),
-        optimizer=spec("adamw", rate=3e-3, warmup=0.05, b2=0.99, weight_decay=0.01, clip=1.0),
+        optimizer=spec("adamw", rate=1e-2, warmup=0.05, b2=0.99, weight_decay=0.01, clip=1.0),
         train=dict(steps=600, ema=0.99, report_every=50, sample_every=300, checkpoint_every=300, best="accuracy"),
     )
     if argument == "smoke":

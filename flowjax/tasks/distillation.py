@@ -69,6 +69,11 @@ class Distillation(Generation):
         Raises:
             ValueError: A teacher of another shape, path or classes, or a student that cannot start from it.
         """
+        if isinstance(self.guidance, tuple | list):
+            if len(self.guidance) not in (1, 2):
+                raise ValueError(f"guidance={self.guidance} is no scale, no rule and no pair (smallest, largest)")
+            if len(self.guidance) == 1:  # how command lines write a number in place of a pair
+                object.__setattr__(self, "guidance", self.guidance[0])
         recipe = check_flow("teacher", self.teacher, self.source)
         object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
         if self.config.path.name and specs.build("path", self.config.path.to_dict()) != recipe.build_path():
@@ -92,7 +97,7 @@ class Distillation(Generation):
     def _scales(self) -> tuple[float, float] | None:
         """The range of scales that the student learns."""
         pair = isinstance(self.guidance, tuple | list)
-        return (float(self.guidance[0]), float(self.guidance[1])) if pair and len(self.guidance) == 2 else None
+        return (float(self.guidance[0]), float(self.guidance[1])) if pair else None
 
     @functools.cached_property
     def _path(self) -> Any:

@@ -1,0 +1,171 @@
+"""Students of a teacher that comes from its workdir."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+from runs import task_of
+
+import flowjax as fj
+from flowjax import _cli
+from flowjax import train as train_main
+from flowjax.recipe import load, load_run
+from flowjax.training import create_state, make_mesh, make_step
+from flowjax.training.trees import flatten
+
+pytestmark = pytest.mark.standard_promotion
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    small.write(folder)
+    return folder
+
+
+def config_of(teacher, *overrides):
+    """The config `distill:smoke` of a teacher, changed as on a command line."""
+    argv = ["--config=distill:smoke", f"--config.teacher.options.workdir={teacher}", *overrides]
+    values = train_main.flags.FlagValues()
+    train_main.define(values, argv)
+    values(["train", *argv])
+    return values.config
+
+
+def state_of(task):
+    part = task.networks()["network"]
+    build = lambda: part.build(nnx.Rngs(1))  # noqa: E731
+    return create_state(build, part.optimizer, make_mesh(), start={"network": part.start} if part.start else None)
+
+
+def inputs(num=6):
+    x = jax.random.normal(jax.random.key(0), (num, 8, 8, 1))
+    return x, jnp.linspace(0.1, 0.9, num), jnp.arange(num)
+
+
+def test_a_student_starts_from_its_teacher_and_its_new_parts_make_no_difference(teacher):
+    task = task_of(config_of(teacher))
+    student, x, t, cond = state_of(task).network, *inputs()
+    flow = load(teacher)[0]
+    new = set(flatten(student)) - set(flatten(flow.network))
+    assert {name.split(".")[0] for name in new} == {"strength"}
+    for scale in (None, jnp.full(6, 3.0)):
+        found = student(x, t, cond, guidance=scale)
+        np.testing.assert_allclose(found, flow.network(x, t, cond), atol=1e-6)
+    assert task.recipe.embedded == (1.0, 4.0)
+    assert (task.recipe.shift, task.recipe.scale) == (8.0, 8.0)
+
+
+def test_the_loss_is_the_distance_to_the_guided_teacher(teacher):
+    """By the formula of guidance, for a student that answers zero."""
+    task = task_of(config_of(teacher))
+    flow = load(teacher)[0]
+    x, _, cond = inputs()
+    draws = task.objective.draw(jax.random.key(1), {"x1": x, "cond": cond}, step=0)
+    assert float(draws.guidance.min()) >= 1
+    assert float(draws.guidance.max()) <= 4
+    assert len(set(np.asarray(draws.guidance).tolist())) == len(x)
+    state = flow.path.interpolate(draws.t, draws.x0, draws.x1)
+    c, u = (flow.velocity(draws.t, state, label) for label in (draws.cond, jnp.full(6, 10)))
+    w = draws.guidance[:, None, None, None]
+    seen = []
+    network = lambda x, t, cond, guidance: seen.append(guidance) or 0.0 * x  # noqa: E731
+    loss, _ = task.objective.loss(network, draws)
+    np.testing.assert_allclose(loss, jnp.mean((u + w * (c - u)) ** 2, (1, 2, 3)), rtol=1e-4)
+    np.testing.assert_array_equal(seen[0], draws.guidance)
+
+
+def test_the_teacher_is_an_argument_in_its_own_or_a_given_precision(teacher):
+    for dtype, expected in ((None, jnp.float32), ("bfloat16", jnp.bfloat16)):
+        changed = [] if dtype is None else [f"--config.teacher.options.dtype={dtype}"]
+        task = task_of(config_of(teacher, *changed))
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(task.objective.teacher.network)}
+        assert kinds == {jnp.dtype(expected)}
+        assert task.teacher.model == task_of(config_of(teacher)).teacher.model
+
+
+def test_training_moves_the_student_alone(teacher):
+    """A student that starts anew comes nearer; what it learns from stays as it is."""
+    config = config_of(teacher, "--config.task.options.start=False", "--config.task.options.guidance=2.0")
+    with config.unlocked():
+        config.network.options = {}
+        config.train.steps = 60
+    task = task_of(config)
+    state, step = state_of(task), make_step(task.networks()["network"].optimizer)
+    before = jax.device_get(jax.tree.leaves(task.objective))
+    batch = {"x1": jnp.tile(inputs()[0], (4, 1, 1, 1)), "cond": jnp.arange(24) % 10}
+    step, losses = jax.jit(step), []
+    for _ in range(60):
+        state, metrics = step(state, task.objective, batch, jax.random.key(2))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+    for a, b in zip(before, jax.device_get(jax.tree.leaves(task.objective)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config.data=toy2d(law=spiral, size=60)"], "its shape of the examples is (8, 8, 1), that of the data (2,)"),
+        (["--config.path=trig"], "config.path is trig, but the teacher's path is linear"),
+        (["--config.objective.options.prediction=noise"], "predicts the noise, the teacher the velocity"),
+        (["--config.objective=classification"], "'classification' is not one of a distillation task"),
+        (["--config.objective.name=flow_matching"], "'flow_matching' is not one of a distillation task"),
+        (["--config.teacher.options.workdir=nowhere"], "nowhere is not the workdir of a training run"),
+        (["--config.teacher.options.wordkir=x"], "run has no option wordkir; did you mean workdir"),
+        (["--config.teacher.options.dtype=int8"], "dtype"),
+        (["--config.task.options.guidance=(4, 1)"], "must be (smallest, largest)"),
+        (["--config.task.options.guidance=(1, 2, 3)"], "is no scale, no rule and no pair"),
+        (["--config.network.options.guidance=False"], "guidance= needs a network built with guidance=True"),
+        (["--config.network=mlp(dim=2, num_classes=10, guidance=True)"], "does not take samples of shape (8, 8, 1)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(teacher, tmp_path, capsys, changes, message):
+    arguments = [f"--config.teacher.options.workdir={teacher}", *changes, f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(train_main.main, train_main.define, ["train", "--config=distill:smoke", *arguments])
+    err = capsys.readouterr().err
+    assert (exit_.value.code, err.count("\n")) == (2, 1), err
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_teachers_of_other_classes_or_kinds_are_refused(tmp_path):
+    small.write(
+        tmp_path / "none", num_classes=None, network={"name": "dit", "options": {**small.DIT, "num_classes": None}}
+    )
+    with pytest.raises(ValueError, match="its number of classes is None, that of the data 10"):
+        task_of(config_of(tmp_path / "none"))
+
+
+def test_a_run_as_users_make_it(teacher, tmp_path, capsys):
+    """Trained, sampled with a scale in one call, gone on with the same teacher only."""
+    arguments = ["--config=distill:smoke", f"--config.teacher.options.workdir={tmp_path / 'teacher'}"]
+    small.write(tmp_path / "teacher")
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(train_main.main, train_main.define, ["train", *arguments, f"--workdir={tmp_path / 'run'}"])
+    assert exit_.value.code == 0, capsys.readouterr().err
+    assert len(json.loads((tmp_path / "run" / "teacher.json").read_text())["model"]) == 12
+    networks, recipe = load_run(tmp_path / "run")
+    request = fj.recipe.Request(num=4, batch=8, steps=2, solver="euler", guidance=2.0)
+    samples = recipe.sample(networks, request)
+    assert (samples.evaluations, samples.network_calls) == (2, 2)  # a pair would be four
+    for guidance, message in (
+        (5.0, r"guidance=5.0: the network has learned scales from 1 to 4"),
+        ("apg(scale=2)", "answers with guidance itself: guidance is a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe.check(dataclasses.replace(request, guidance=guidance))
+    for path in (tmp_path / "teacher").iterdir():
+        path.unlink()
+    small.write(tmp_path / "teacher", seed=1)
+    (tmp_path / "run" / "report.json").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(train_main.main, train_main.define, ["train", *arguments, f"--workdir={tmp_path / 'run'}"])
+    assert exit_.value.code == 2
+    assert "began with a teacher whose weights have the hash" in capsys.readouterr().err
