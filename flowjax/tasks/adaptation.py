@@ -10,7 +10,7 @@ from flowjax.models import lora
 from flowjax.objectives import Assembled
 from flowjax.recipe import Loaded, Recipe
 from flowjax.tasks.base import Part
-from flowjax.tasks.distillation import check_flow
+from flowjax.tasks.distillation import check_flow, named_conditions
 from flowjax.tasks.generation import Generation
 from flowjax.training.state import TrainState
 
@@ -32,7 +32,7 @@ class Adaptation(Generation):
         Raises:
             ValueError: A base of another shape or other classes, or an objective of another prediction.
         """
-        recipe = check_flow("base", self.base, self.source)
+        recipe = check_flow("base", self.base, self.source, self.conditions)
         object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
         if self._objective.prediction != recipe.prediction:
             raise ValueError(
@@ -44,6 +44,10 @@ class Adaptation(Generation):
     def base(self) -> Loaded:
         """The run of the base."""
         return specs.build("run", self.config.base.to_dict()).load(self.mesh)
+
+    @functools.cached_property
+    def _asked(self) -> dict[str, Any] | None:
+        return named_conditions(self.base.recipe)
 
     @functools.cached_property
     def _path(self) -> Any:
@@ -63,7 +67,7 @@ class Adaptation(Generation):
     def _built(self) -> dict[str, Any]:
         """What the base is, with adapters on it."""
         recipe = self.base.recipe
-        own = {name: getattr(recipe, name) for name in ("network", "path", "conditions", "embedded", "head")}
+        own = {name: getattr(recipe, name) for name in ("network", "path", "embedded", "head")}
         return own | {"adapters": self.config.adapters.to_dict(), "runs": {"base": self.base.entry(".")}}
 
     def networks(self) -> dict[str, Part]:

@@ -18,18 +18,27 @@ from flowjax.training.writers import write_json
 RECORD = "teacher.json"
 
 
-def check_flow(what: str, loaded: Loaded, source: Any) -> Recipe:
+def named_conditions(recipe: Recipe) -> dict[str, Any] | None:
+    """The conditions of a recipe that has them by name."""
+    return None if recipe.conditions is None else recipe.inputs
+
+
+def check_flow(what: str, loaded: Loaded, source: Any, conditions: Any) -> Recipe:
     """The recipe of a trained flow that a run stands on.
 
     Args:
         what: What it is for this run.
         loaded: The trained run.
         source: The data of this run.
+        conditions: Those that this run's config asks for.
 
     Raises:
-        ValueError: A run that is no flow on a path from noise, or one of examples of another shape or other classes.
+        ValueError: A run that is no flow on a path from noise, or one of examples of another shape or other classes;
+            conditions, which are those of the trained flow.
     """
     recipe = loaded.recipe
+    if conditions is not None:
+        raise ValueError(f"the conditions are those of the {what}: leave config.task.options.conditions out")
     if not isinstance(recipe, Recipe) or not isinstance(recipe.build_path(), GaussianPath):
         raise ValueError(f"the {what} {loaded.workdir} is not a flow from noise to data (its kind is {recipe.kind})")
     for name, own, there in (
@@ -74,7 +83,7 @@ class Distillation(Generation):
                 raise ValueError(f"guidance={self.guidance} is no scale, no rule and no pair (smallest, largest)")
             if len(self.guidance) == 1:  # how command lines write a number in place of a pair
                 object.__setattr__(self, "guidance", self.guidance[0])
-        recipe = check_flow("teacher", self.teacher, self.source)
+        recipe = check_flow("teacher", self.teacher, self.source, self.conditions)
         object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
         if self.config.path.name and specs.build("path", self.config.path.to_dict()) != recipe.build_path():
             raise ValueError(
@@ -100,6 +109,10 @@ class Distillation(Generation):
         return (float(self.guidance[0]), float(self.guidance[1])) if pair else None
 
     @functools.cached_property
+    def _asked(self) -> dict[str, Any] | None:
+        return named_conditions(self.teacher.recipe)
+
+    @functools.cached_property
     def _path(self) -> Any:
         return self.teacher.recipe.build_path()
 
@@ -118,12 +131,7 @@ class Distillation(Generation):
         recipe, network = self.teacher.recipe, self.config.network.to_dict()
         if not network["name"]:
             network = {**recipe.network, "options": {**recipe.network["options"], **network["options"]}}
-        return {
-            "network": network,
-            "path": recipe.path,
-            "conditions": recipe.conditions,
-            "embedded": self._scales,
-        }
+        return {"network": network, "path": recipe.path, "embedded": self._scales}
 
     def networks(self) -> dict[str, Part]:
         """The student."""
