@@ -18,7 +18,7 @@ from flowjax.recipe.base import Base, from_values, shapes_of
 from flowjax.recipe.flow import Recipe
 from flowjax.training.checkpoint import reconstruct, restore_average
 from flowjax.training.mesh import make_mesh, shardings
-from flowjax.training.trees import bare, by_label
+from flowjax.training.trees import bare, by_label, set_mode
 from flowjax.weights import read, write
 
 WEIGHTS = "weights.safetensors"
@@ -54,7 +54,7 @@ def load_run(
     """
     recipe, workdir = Base.load(workdir), Path(workdir)
     mesh = make_mesh() if mesh is None else mesh
-    shapes = {label: shapes_of(build) for label, build in recipe.stored().items()}
+    shapes = {label: set_mode(shapes_of(build), training=False) for label, build in recipe.stored().items()}
     recipe.check_networks(_shapes_of_all(recipe, shapes))
     whole = bare(shapes, shapes)
     like = jax.tree.map(
