@@ -1,6 +1,7 @@
 import ast
 
 import pytest
+import small
 from runs import task_of
 
 from flowjax import _cli
@@ -9,14 +10,24 @@ from flowjax import train as train_main
 NAMES = sorted(path.stem for path in _cli.config_folder().glob("*.py") if path.stem not in ("__init__", "base"))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A flow of digits, for configs that stand on one."""
+    folder = tmp_path_factory.mktemp("trained")
+    small.write(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_config_and_its_smoke_version_are_valid(name):
+def test_config_and_its_smoke_version_are_valid(name, trained):
     full, smoke = _cli.load_config(name), _cli.load_config(f"{name}:smoke")
     assert full.train.steps > smoke.train.steps
     for config in (full, smoke):
         train_main.check(config)
         if "folder" in config.data.options:  # read from disk, so only the smoke version has its data here
             continue
+        for section in {"teacher", "base"} & set(config):
+            config[section].options.workdir = trained
         task = task_of(config)
         assert hasattr(task.objective, "draw")
         if "path" in config:
