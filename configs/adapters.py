@@ -1,10 +1,13 @@
-"""Low-rank adapters on a trained flow of digits: a tenth of its parameters, on new data.
+"""Low-rank adapters on a trained flow of digits; here on the same digits, or on other data of their shape and classes.
 
     python -m flowjax.train --config=digits --workdir=runs/digits
     python -m flowjax.train --config=adapters --config.base.options.workdir=runs/digits --workdir=runs/adapted
     python -m flowjax.sample --workdir=runs/adapted
 
-The checkpoints hold the adapters alone; the run names the base with the hash of its weights.
+The checkpoints hold the adapters alone, 39 thousand numbers on a network of 720 thousand; the run names the base with
+the hash of its weights. Expected on 2 CPU cores, on the base of `configs/digits.py`: nothing is lost, 98.9 % of 1,000
+samples recognised, Frechet distance 0.247 (the base 0.266), loss 0.36 at the last step. On cores shared with other work
+the run took 420 seconds; the numbers are in `benchmarks/results/adapters-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec

@@ -1,4 +1,8 @@
-"""A classifier of scikit-learn's handwritten digits, 8x8: convolutions and a dense layer."""
+"""A classifier of scikit-learn's handwritten digits, 8x8: convolutions and a dense layer.
+
+Expected on 2 CPU cores: 98.9 % of the 180 digits that training has not seen, cross-entropy 0.135; loss 0.50 at the last
+step (labels are smoothed); about 30 seconds. The numbers are in `benchmarks/results/classifier-cpu.json`.
+"""
 
 from flowjax.configs.base import base, smoke, spec
 from ml_collections import ConfigDict

@@ -4,7 +4,11 @@
     python -m flowjax.train --config=distill --config.teacher.options.workdir=runs/digits --workdir=runs/student
     python -m flowjax.sample --workdir=runs/student --guidance=2.0
 
-The student starts from the teacher and has a new input, the scale of guidance, which it learns from 1 to 4.
+The student starts from the teacher and has a new input, the scale of guidance, which it learns from 1 to 4. Expected on
+2 CPU cores, from the teacher of `configs/digits.py`: with 10 network calls 98.6 % of 1,000 samples recognised as the
+class asked for and a Frechet distance of 0.263 (the teacher with 20 calls: 99.1 % and 0.266); loss 0.021 at the last
+step. On cores shared with other work the run took 580 seconds; the numbers are in
+`benchmarks/results/distill-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
