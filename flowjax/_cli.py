@@ -170,6 +170,19 @@ def number_or_spec(flag: str, text: str | None) -> Any:
     return number
 
 
+def named_specs(text: str, kind: str) -> list[Any]:
+    """The specs of a list.
+
+    Raises:
+        ValueError: A number among them.
+    """
+    found = specs.parse_many(text)
+    for spec in found:
+        if not specs.is_spec(spec):
+            raise ValueError(f"a {kind} is a name or name(option=value, ...), got {spec!r}")
+    return found
+
+
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turns the ValueErrors of constructors, which say what is allowed, and what a disk says into UsageErrors."""

@@ -2,6 +2,10 @@
 
     python -m flowjax.evaluate --workdir=runs/digits --solvers=euler,heun,dpm_solver --steps=4,8,16
     python -m flowjax.evaluate --workdir=runs/digits --steps=5 --guidance=1.0,1.5,2.0 --num=10000
+    python -m flowjax.evaluate --workdir=runs/digits --solvers="heun, dpm_solver(order=3)" --guidance="apg(scale=4)"
+
+Solvers, grids, rules and fields are written name(option=value, ...), several of them separated by commas, numbers of
+--guidance are scales; `python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is.
 
 Prints a table and writes evaluation.json (every number with what it depends on) and evaluation.png (quality against
 evaluations) to the workdir. Started again, it computes only what is missing; other samples, weights, features or
@@ -91,27 +95,14 @@ def settings(values: flags.FlagValues, recipe: Any) -> list[tuple[dict[str, Any]
         UsageError: A flag is wrong.
     """
     with _cli.usage_errors():
-        fields = None if values.fields is None else _named(values.fields, "field")
+        fields = None if values.fields is None else _cli.named_specs(values.fields, "field")
         shared = Request(num=values.num, seed=values.seed, batch=values.batch, times=values.times, fields=fields)
         return recipe.sweep(
             shared,
-            solver=_named(values.solvers, "solver") if values.solvers else [],
+            solver=_cli.named_specs(values.solvers, "solver") if values.solvers else [],
             steps=parse("steps", values.steps or [], int, _checks.STEPS),
             guidance=specs.parse_many(values.guidance) if values.guidance else [],
         )
-
-
-def _named(text: str, kind: str) -> list[Any]:
-    """The specs of a list.
-
-    Raises:
-        ValueError: A number among them.
-    """
-    found = specs.parse_many(text)
-    for spec in found:
-        if not specs.is_spec(spec):
-            raise ValueError(f"a {kind} is a name or name(option=value, ...), got {spec!r}")
-    return found
 
 
 def make_extractor(values: flags.FlagValues, source: data.Source) -> evaluation.Extractor:

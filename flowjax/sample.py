@@ -5,16 +5,19 @@
     python -m flowjax.sample --workdir=runs/digits --num=1000 --solver=heun --steps=5 --guidance=1.5
     python -m flowjax.sample --workdir=runs/digits --solver="dpm_solver(order=3)" --guidance="apg(scale=4, eta=0)"
     python -m flowjax.sample --workdir=runs/digits --times="quadratic(start=1e-3)" --fields="thresholded(quantile=0.9)"
+    python -m flowjax.sample --workdir=runs/captions --cond.text="a red circle left of a blue square" --guidance=3
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
 
 Solvers, grids, rules and fields are written name(option=value, ...), numbers of --guidance are scales;
 `python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is. --cond.NAME=VALUE asks for what
-the recipe declares under this name, --labels=0,1 is short for --cond.label=0,1.
+the recipe declares under this name: numbers or names of classes, vectors "0,1;2,3", a text, or with @FILE those in the
+lines of a file; --labels=0,1 is short for --cond.label=0,1. What is not asked for is taken in turn from all classes and
+from texts of the data.
 
-The npz holds `x` in the data's own scale and, for classes, `cond` (`cond_NAME` for conditions by name); a picture with
-the same name lies beside it. Neither replaces another file without --overwrite, and samples with NaN or infinite values
-are an error that leaves no file. Sample i depends on --seed, on i and on its conditions only, not on --batch. Solver,
-times, steps, guidance and fields are those of the recipe in the workdir unless they are given.
+The npz holds `x` in the data's own scale and, for classes, `cond` (`cond_NAME` for conditions by name, texts as texts);
+a picture with the same name lies beside it. Neither replaces another file without --overwrite, and samples with NaN or
+infinite values are an error that leaves no file. Sample i depends on --seed, on i and on its conditions only, not on
+--batch. Solver, times, steps, guidance and fields are those of the recipe in the workdir unless they are given.
 """
 
 import contextlib
@@ -25,7 +28,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from flowjax import _checks, _cli, data, specs
+from flowjax import _checks, _cli, data
 from flowjax._files import replacing
 from flowjax.recipe import Base, Request, load_run
 from flowjax.training import make_mesh
@@ -77,7 +80,7 @@ def asked(values: flags.FlagValues) -> Request:
             times=values.times,
             steps=values.steps,
             guidance=_cli.number_or_spec("guidance", values.guidance),
-            fields=None if values.fields is None else specs.parse_many(values.fields),
+            fields=None if values.fields is None else _cli.named_specs(values.fields, "field"),
             calibration=values.calibration,
         )
 

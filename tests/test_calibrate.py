@@ -144,9 +144,58 @@ def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
         (["schedule", "--workdir=nowhere", "--steps=0"], "--steps must be at least 1"),
         (["ems", "--workdir=nowhere", "--start=0.9", "--end=0.1"], "start"),
         (["ems", "--point=3"], "did you mean '--points'"),
+        (
+            ["ems", "--workdir=nowhere", "--times=karras"],
+            "--times is given, but ems has its own; it is for compensation",
+        ),
+        (["schedule", "--workdir=nowhere", "--solver=heun"], "--solver is given, but schedule has its own"),
+        (["compensation", "--workdir=nowhere", "--times=karras", "--end=0.9"], "--times and --end are given"),
+        (["compensation", "--workdir=nowhere", "--solver=dc_solver", "--order=2"], "--solver and --order are given"),
+        (["compensation", "--workdir=nowhere", "--solver=dc_solvr"], "did you mean 'dc_solver'"),
+        (["compensation", "--workdir=nowhere", "--solver=unipc"], "the ratios of dc_solver, got --solver=unipc"),
+        (["compensation", "--workdir=nowhere", "--fields=thresholded("], "at character"),
+        (["compensation", "--workdir=nowhere", "--fields=2"], "a field is a name"),
+        (["ems", "--workdir=nowhere", "--guidance=-1"], "guidance must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(capsys, arguments, message):
     code, out, err = run(capsys, calibrate, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compensation", "--times=karas"], "unknown times 'karas'; did you mean 'karras'?"),
+        (["compensation", "--fields=tresholded"], "unknown field 'tresholded'; did you mean 'thresholded'?"),
+        (["ems", "--guidance=apg(scale=4)"], "calibrations are for plain guidance, not apg(scale=4): pass a scale"),
+    ],
+)
+def test_specs_that_are_none_are_one_line(capsys, workdir, arguments, message):
+    code, out, err = run(capsys, calibrate, *arguments, f"--workdir={workdir}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
+def test_grids_solvers_and_fields_are_specs_and_part_of_the_record(capsys, tmp_path, workdir):
+    specs = ["--times=quadratic(start=0.01, end=0.95)", "--solver=dc_solver(order=2, variant=bh1)"]
+    field = "--fields=thresholded(max=1.5)"
+    common = [f"--workdir={workdir}", "--guidance=1.25"]
+    code, text, err = run(capsys, calibrate, "compensation", *common, *specs, field, "--steps=3", "--num=4")
+    assert (code, err) == (0, "")
+    file = text.split(" in ")[0].splitlines()[-1]
+    found = np.load(file)
+    np.testing.assert_allclose(found["times"], fj.times.quadratic(3, 0.01, 0.95))
+    flow, _ = load(workdir)
+    made = calibrated(file, flow, 1.25, fields=["thresholded(max=1.5)"])
+    assert (made.solver.order, made.solver.variant, len(made.solver.ratios)) == (2, "bh1", 3)
+    for missing in (specs[0], specs[1], field):
+        kept = [argument for argument in (*specs, field) if argument != missing]
+        code, _, err = run(capsys, calibrate, "compensation", *common, *kept, "--steps=3", "--num=4")
+        assert (code, "was calibrated for" in err) == (2, True), missing
+    sampled = [*common, f"--calibration={file}", "--num=8", "--batch=8", f"--out={tmp_path / 'x.npz'}"]
+    code, _, err = run(capsys, sample_main, *sampled)
+    assert (code, "was calibrated for fields=['thresholded(max=1.5)'], not None" in err) == (2, True)
+    code, _, err = run(capsys, sample_main, *sampled, field)
+    assert (code, err) == (0, "")

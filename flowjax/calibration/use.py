@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from flowjax import times
+from flowjax import specs, times
 from flowjax._checks import choose
 from flowjax.calibration import schedules, store
 from flowjax.couplings import SemidiscreteMap
 from flowjax.flow import Flow
-from flowjax.solvers import USF, DCSolver, DPMSolverV3, Solver, Statistics
+from flowjax.solvers import USF, DPMSolverV3, Solver, Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Calibrated:
     start: SemidiscreteMap | None = None
 
 
-def record(what: str, flow: Flow, *, guidance: float, start: float, end: float, **sizes: Any) -> dict[str, Any]:
+def record(
+    what: str, flow: Flow, *, guidance: float, start: float, end: float, fields: Sequence[str] = (), **sizes: Any
+) -> dict[str, Any]:
     """What a calibration belongs to: JSON values.
 
     Args:
@@ -40,13 +43,15 @@ def record(what: str, flow: Flow, *, guidance: float, start: float, end: float, 
         guidance: scale of classifier-free guidance.
         start: first sampling time.
         end: last sampling time.
+        fields: texts of the specs of fields around the flow, the first innermost.
         **sizes: numbers of points, samples, steps, ...
     """
-    return {"what": what, "start": float(start), "end": float(end)} | _model(flow, guidance) | sizes
+    model = {name: value for name, value in _model(flow, guidance, fields).items() if value is not None}
+    return {"what": what, "start": float(start), "end": float(end)} | model | sizes
 
 
-def _model(flow: Flow, guidance: float) -> dict[str, Any]:
-    """The part of a record that the flow to be sampled must agree with."""
+def _model(flow: Flow, guidance: float, fields: Sequence[str]) -> dict[str, Any]:
+    """The part of a record that the flow to be sampled must agree with; what is None is not in it."""
     path = {"name": type(flow.path).__name__} | {
         field.name: getattr(flow.path, field.name)
         for field in dataclasses.fields(flow.path)  # type: ignore[arg-type]
@@ -56,10 +61,13 @@ def _model(flow: Flow, guidance: float) -> dict[str, Any]:
         "path": path,
         "prediction": flow.prediction,
         "guidance": float(guidance),
+        "fields": list(fields) or None,
     }
 
 
-def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None = None) -> Calibrated:
+def calibrated(
+    file: str | Path, flow: Flow, guidance: float, steps: int | None = None, fields: Sequence[str] = ()
+) -> Calibrated:
     """The solver that a calibration file is for, and where to sample.
 
     Args:
@@ -67,12 +75,13 @@ def calibrated(file: str | Path, flow: Flow, guidance: float, steps: int | None 
         flow: the flow that will be sampled.
         guidance: its guidance scale.
         steps: number of steps; needed for statistics and maps, the others have their own.
+        fields: texts of the specs of fields around it, the first innermost.
 
     Raises:
-        ValueError: the file belongs to another model, path, guidance or number of steps, or it is none.
+        ValueError: the file belongs to another model, path, guidance, fields or number of steps, or it is none.
         FileNotFoundError: no such file.
     """
-    arrays, known = store.load(file, _model(flow, guidance))
+    arrays, known = store.load(file, _model(flow, guidance, fields))
     try:
         return _made(file, arrays, known, guidance, steps)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -102,7 +111,8 @@ def _made(
         found = SemidiscreteMap(targets=targets, heights=heights, time=known["start"], labels=labels)
         return Calibrated(None, times.uniform(n, known["start"]), found)
     if known["what"] == "compensation":
-        return Calibrated(DCSolver(order=known["order"], ratios=arrays["ratios"].tolist()), arrays["times"])
+        solver = specs.build("solver", known.get("solver", {"name": "dc_solver", "options": {"order": known["order"]}}))
+        return Calibrated(dataclasses.replace(solver, ratios=arrays["ratios"].tolist()), arrays["times"])
     schedule = schedules.from_json(json.loads(str(arrays["schedule"])))
     mean = float(arrays.get("mean", 0.0))  # of the data; not in files of searches that guessed no first output
     return Calibrated(USF(schedule=schedule, mean=mean), np.asarray(schedule.times))

@@ -60,7 +60,7 @@ def grid(
     # Cells are separated, and missing images shown, by a middle grey that no digit's border has.
     gap, font = 2, ImageFont.load_default(_TITLE)
     cell_width = max(width * zoom, 12 * _TITLE if titles else 0) + gap
-    lines = {i: textwrap.wrap(title, 2 * cell_width // _TITLE, max_lines=4) for i, title in enumerate(titles)}
+    lines = {i: textwrap.wrap(title, 5 * cell_width // (3 * _TITLE), max_lines=4) for i, title in enumerate(titles)}
     below = (_TITLE + gap) * max(map(len, lines.values()), default=0)
     cell_height = height * zoom + gap + below
     canvas = np.full((len(rows) * cell_height + gap, columns * cell_width + gap, channels), 96, np.uint8)

@@ -206,11 +206,11 @@ class Recipe(Base):
             return Flow(network=network, path=path, prediction=self.prediction, null=self.null, head=self.head)
         return InterpolantFlow(network, path=path, prediction=self.prediction)
 
-    def plain_scale(self, guidance: float | None = None) -> float:
+    def plain_scale(self, guidance: Any = None) -> float:
         """The scale of plain guidance that a calibration belongs to: the one given, or the recipe's.
 
         Raises:
-            ValueError: The recipe's is another rule.
+            ValueError: It is a rule.
         """
         if self.embedded is not None:
             raise ValueError("calibrations are for plain guidance by a pair; this network answers with guidance itself")
@@ -343,7 +343,9 @@ class Recipe(Base):
         solver, grid = self.build_solver(request.solver, self.flows(networks)), request.times
         start: Any = source
         if request.calibration is not None:
-            brought = calibrated(request.calibration, flow, self.plain_scale(request.guidance), request.steps)
+            fields = [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)]
+            scale = self.plain_scale(request.guidance)
+            brought = calibrated(request.calibration, flow, scale, request.steps, fields)
             solver, grid, start = brought.solver or solver, brought.times, brought.start or source
         return self.generate(
             self.field(flow, request.guidance, request.fields),
