@@ -73,7 +73,7 @@ def test_smoke_run_leaves_everything_and_is_then_complete(capsys, tmp_path, name
         (["--config.objective.options.times.name=Unifrom"], "did you mean 'uniform'?"),
         (["--config.objective.times.name=Unifrom"], "did you mean 'uniform'?"),
         (["--config.objective=sit(weighing=none)"], "sit has no option weighing; did you mean weighting?"),
-        (["--config.objective=classification"], "objective 'classification' is not one of a generation task"),
+        (["--config.objective=classification"], "objective 'classification' is not one of the task generation"),
         (["--config.coupling=sinkhorn"], "sinkhorn needs its option epsilon"),
         (["--config.optimizer=adamw(rate=nan)"], "rate must be finite"),
         (["--config.optimizer.options.b2=1.5"], "b2 must be in [0, 1)"),

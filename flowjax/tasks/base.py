@@ -67,10 +67,10 @@ class Task(abc.ABC):
         name, expected = self.config.task.name, (*SHARED, *self.sections)
         for section in expected:
             if section not in self.config:
-                raise ValueError(f"a {name} config needs the section {section!r}; see flowjax.configs.base")
+                raise ValueError(f"the task {name} needs the section {section!r}; see flowjax.configs.base")
         for section in self.config:
             if section not in expected:
-                raise ValueError(f"a {name} task does not read config.{section}; it reads {', '.join(expected)}")
+                raise ValueError(f"the task {name} does not read config.{section}; it reads {', '.join(expected)}")
 
     @property
     def training(self) -> Source:
@@ -135,7 +135,7 @@ class Task(abc.ABC):
                 key for key, other in specs.table_of("objective").items() if name in map(specs.plain, other.tasks)
             ]
             raise ValueError(
-                f"objective {spec['name']!r} is not one of a {self.config.task.name} task "
+                f"objective {spec['name']!r} is not one of the task {self.config.task.name} "
                 f"(it has {', '.join(fitting)}); it belongs to {', '.join(entry.tasks) or 'none'}"
             )
         return specs.build("objective", spec, **given)

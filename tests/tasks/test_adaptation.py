@@ -100,7 +100,7 @@ def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
         (["--config.adapters.options.patterns=('blokcs.*',)"], "no dense layer or convolution has a path like"),
         (["--config.adapters.options.rank=0"], "rank must be at least 1"),
         (["--config.objective.options.prediction=data"], "is for the data, but the base predicts the velocity"),
-        (["--config.objective=autoencoding"], "'autoencoding' is not one of a adapters task"),
+        (["--config.objective=autoencoding"], "'autoencoding' is not one of the task adapters"),
         (["--config.network.name=dit"], "config"),
     ],
 )

@@ -131,7 +131,7 @@ def test_evaluate_has_one_row_and_sample_says_what_to_do(trained, tmp_path, caps
         (["--config.discriminator=none"], "config.discriminator is none, and the objective has adversary=hinge"),
         (["--config.objective.options.adversary=None"], "the objective has adversary=None"),
         (["--config.objective.options.adversary=hing"], "did you mean 'hinge'?"),
-        (["--config.objective=flow_matching"], "objective 'flow_matching' is not one of a autoencoding task"),
+        (["--config.objective=flow_matching"], "objective 'flow_matching' is not one of the task autoencoding"),
         (["--config.network.options.image_shape=(16,16,3)"], "the network does not encode examples of shape (8, 8, 3)"),
         (["--config.network=mlp(dim=2)"], "the network 'mlp' is no autoencoder: it has no encode"),
         (

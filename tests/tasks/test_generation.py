@@ -57,7 +57,7 @@ DIT = spec("dit", image_shape=(8, 8, 1), patch=2, width=8, depth=1, heads=1)
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"objective": spec("classification")}, "objective 'classification' is not one of a generation task"),
+        ({"objective": spec("classification")}, "objective 'classification' is not one of the task generation"),
         ({"objective": spec("regression")}, r"not one of a generation task \(it has .*flow_matching"),
         ({"teacher": {"workdir": "x"}}, "does not read config.teacher"),
         ({"objective": spec("flow_matching", predicton="noise")}, "did you mean prediction"),

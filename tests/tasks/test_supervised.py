@@ -92,7 +92,7 @@ def test_a_classifier_knows_held_out_digits(tmp_path, capsys):
     ("sections", "message"),
     [
         (dict(data=spec("toy2d", law="spiral", size=60)), "needs data with the field target; toy2d has none"),
-        (dict(objective=spec("classification")), "'classification' is not one of a regression task"),
+        (dict(objective=spec("classification")), "'classification' is not one of the task regression"),
         (dict(network=spec("readout", encoder=spec("vector", size=4, dim=8), outputs=2)), "does not take inputs"),
         (dict(network=spec("readout", encoder=spec("vector", size=3, dim=8), outputs=3)), r"answers \(1, 3\), not"),
         (dict(task=spec("regression", held_out=1.5)), "held_out"),
