@@ -58,7 +58,7 @@ DIT = spec("dit", image_shape=(8, 8, 1), patch=2, width=8, depth=1, heads=1)
     ("sections", "message"),
     [
         ({"objective": spec("classification")}, "objective 'classification' is not one of the task generation"),
-        ({"objective": spec("regression")}, r"not one of a generation task \(it has .*flow_matching"),
+        ({"objective": spec("regression")}, r"not one of the task generation \(it has .*flow_matching"),
         ({"teacher": {"workdir": "x"}}, "does not read config.teacher"),
         ({"objective": spec("flow_matching", predicton="noise")}, "did you mean prediction"),
         ({"path": spec("linaer")}, "did you mean 'linear'"),
