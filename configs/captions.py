@@ -18,16 +18,16 @@ def get_config(argument: str = "") -> ConfigDict:
     """
     config = base(
         argument=argument,
-        task=spec("generation", conditions={"text": spec("text", length=24)}),
+        task=spec("generation", conditions={"text": spec("text", length=16)}),
         data=spec("captions", size=16_384, resolution=16, seed=0),
         network=spec(
             "conditioned",
-            network=spec("dit", image_shape=(16, 16, 3), patch=2, width=96, depth=3, heads=4, cond_dim=96),
+            network=spec("dit", image_shape=(16, 16, 3), patch=4, width=96, depth=3, heads=4, cond_dim=96),
             encoders={"text": spec("text", dim=96, width=64, depth=2, heads=4)},
         ),
         objective=spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.1),
         optimizer=spec("adamw", rate=2e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=2000, batch=32, ema=0.99, sample_every=1000, checkpoint_every=1000),
+        train=dict(steps=4000, ema=0.995, report_every=100, sample_every=1000, checkpoint_every=1000),
         sample=dict(steps=10, guidance=2.0),
     )
     if argument == "smoke":
