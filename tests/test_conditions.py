@@ -12,7 +12,7 @@ from flax import nnx
 from runs import task_of
 
 import flowjax as fj
-from flowjax import _cli, data, evaluate, sample, specs, train
+from flowjax import _cli, calibrate, data, evaluate, sample, specs, train
 from flowjax.conditions import EXAMPLES, FILE, Label, Text, Vector, of_data, with_conditions
 from flowjax.data import captions
 from flowjax.objectives import FlowMatching
@@ -217,7 +217,7 @@ def test_encoders_get_the_sizes_of_the_data(task):
     made = config()
     with made.unlocked():
         made.network.options.encoders.text.options.length = 5
-    with pytest.raises(ValueError, match="the encoder text has length=5, the data 24: leave length out"):
+    with pytest.raises(ValueError, match="the encoder text has length=5, the data 16: leave length out"):
         task_of(made)
     with made.unlocked():
         made.network.options.encoders.text.options = {"dim": 96}
@@ -275,7 +275,7 @@ def test_a_run_with_texts_from_training_to_numbers(capsys, tmp_path):
     assert len(set(np.load(out)["cond_text"].tolist())) > 5  # texts of the data
     for flag, message in (
         ("--cond.text=@missing.txt", "cannot read texts from missing.txt: No such file or directory"),
-        ("--cond.text=" + "elephants " * 9, "at most 24 are allowed"),
+        ("--cond.text=" + "elephants " * 9, "at most 16 are allowed"),
         ("--cond.pose=1", "unknown condition of this run 'pose'"),
     ):
         found = run(capsys, sample, *shared, f"--out={tmp_path / 'y.npz'}", flag)
@@ -284,6 +284,9 @@ def test_a_run_with_texts_from_training_to_numbers(capsys, tmp_path):
     run(capsys, evaluate, *shared, "--steps=1", "--guidance=1,2")
     rows = json.loads((workdir / "evaluation.json").read_text())["runs"][0]["rows"]
     assert [row["guidance"] for row in rows] == [1.0, 2.0]
+    for what in (["ems", "--points=4", "--num=8", "--mode=scalar"], ["compensation", "--steps=3", "--num=4"]):
+        assert "use it with flowjax.sample" in run(capsys, calibrate, *what, shared[0], "--start=0.1", "--end=0.9")
+    assert "this run has text by name" in run(capsys, calibrate, "transport", shared[0])
 
 
 @pytest.mark.slow

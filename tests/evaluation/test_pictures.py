@@ -51,3 +51,18 @@ def test_plots_are_written(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="no loss"):
         pictures.loss_curve(tmp_path / "metrics.jsonl", tmp_path / "no.png")
+
+
+def test_titles_stand_below_their_images(tmp_path):
+    """Light letters on the grey between the cells, more of them for a longer title, and each below its own image."""
+    x = np.zeros((3, 4, 4, 3))
+    pictures.grid(x, tmp_path / "bare.png", low=0, high=1, columns=3)
+    pictures.grid(x, tmp_path / "titled.png", low=0, high=1, columns=3, titles=["", "a red circle " * 9, "a"])
+    bare, titled = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("bare", "titled"))
+    assert titled.shape[0] > bare.shape[0]
+    white = (titled.min(-1) > 200).sum(0)
+    width = titled.shape[1] // 3
+    assert white[:width].sum() == 0
+    assert white[width : 2 * width].sum() > 5 * white[2 * width :].sum() > 0
+    with pytest.raises(ValueError, match="3 images, but 1 titles"):
+        pictures.grid(x, tmp_path / "bad.png", low=0, high=1, titles=["a"])

@@ -68,6 +68,11 @@ DIT = spec("dit", image_shape=(8, 8, 1), patch=2, width=8, depth=1, heads=1)
             "does not take samples of shape",
         ),
         ({"optimizer": {"generator": spec("adamw", rate=1e-3)}}, "config.optimizer has no 'network'"),
+        (
+            {"path": spec("interpolant"), "objective": spec("interpolation")},
+            "path 'interpolant' leads from the field x0 of the data, and data 'toy2d' has none",
+        ),
+        ({"path": spec("interpolant")}, "objective 'flow_matching' needs a path from noise"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(sections, message):
@@ -93,3 +98,29 @@ def test_objectives_paths_and_couplings_come_from_the_config(sections):
     assert per_example.shape == (8,)
     asked = sections.get("objective", spec("flow_matching"))["options"].get("prediction", "velocity")
     assert task.recipe.prediction == asked
+
+
+def test_flows_between_two_laws_start_where_the_data_says(tmp_path):
+    """A new network moves nothing: samples are the field x0, which is never normalised, in the scale of the data."""
+    config = load_config("moons:smoke")
+    source = data.laws(size=60)
+    task = made(config, source)
+    network = task.networks()["network"].build(nnx.Rngs(0))
+    recipe = task.recipe
+    samples = recipe.generate(
+        recipe.field(recipe.flow(network)), 70, key=jax.random.key(0), start=source, batch=8, mesh=make_mesh()
+    )
+    expected = np.concatenate([source.fields["x0"], source.fields["x0"][:10]]) * source.scale
+    np.testing.assert_allclose(samples.x, expected, rtol=1e-5, atol=1e-6)
+    task.finish({"network": network}, tmp_path)
+    assert (tmp_path / "ways.png").exists()
+    with config.unlocked():
+        config.path = spec("linear")
+        config.objective = spec("flow_matching")
+    with pytest.raises(
+        ValueError, match=r"has the field x0, which path 'linear' from noise passes over.*coupling=stored"
+    ):
+        made(config, source)
+    with config.unlocked():
+        config.coupling = spec("stored")
+    made(config, source)
