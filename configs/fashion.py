@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> ConfigDict:
         network=spec("dit", image_shape=(28, 28, 1), patch=4, width=96, depth=4, heads=4, num_classes=10),
         objective=spec("flow_matching", prediction="velocity", times=spec("logit_normal"), label_dropout=0.1),
         optimizer=spec("adamw", rate=2e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=1500),
+        train=dict(sample_every=1000),
         sample=dict(steps=10, guidance=1.5),
     )
     if argument == "smoke":
