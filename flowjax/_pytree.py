@@ -28,6 +28,15 @@ def _is_plain_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, jax.Array) and jax.tree_util.all_leaves([value])
 
 
+# Words of other libraries for arguments.
+_FOREIGN = {
+    "solver_order": "order",
+    "algorithm_type": "form",
+    "prediction_type": "prediction",
+    "guidance_scale": "scale",
+}
+
+
 def _explain_arguments(cls: type, positional: tuple[str, ...], names: list[str]) -> None:
     """Makes the constructor say how it is called when it is called in another way."""
     construct = cls.__init__  # type: ignore[misc]
@@ -38,6 +47,7 @@ def _explain_arguments(cls: type, positional: tuple[str, ...], names: list[str])
         if unknown or len(args) > len(positional):
             call = f"{cls.__name__}({', '.join([*positional, *(f'{n}=...' for n in names if n not in positional)])})"
             close = difflib.get_close_matches(unknown[0], names, n=1) if unknown else []
+            close = [known for known in (_FOREIGN.get(n) for n in unknown[:1]) if known in names] or close
             hint = f"; did you mean {close[0]}=?" if close else ""
             what = f"has no argument {unknown[0]!r}{hint}" if unknown else "takes its arguments by name"
             raise TypeError(f"{cls.__name__} {what}: {call}")

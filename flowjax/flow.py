@@ -169,7 +169,7 @@ class Flow(Field):
             extra["end"] = network_times(extra["end"], x)
         value = self.network(x, network_times(t, x), cond, **extra)
         if to != "raw":
-            value = value if self.head is None else value[self.head]
+            value = check_answer(value if self.head is None else value[self.head], x)
             value = self.path.convert(value.astype(x.dtype), given=self.prediction, to=to, t=t, x=x)
         return value, memory.plus(x.shape[0])
 
@@ -178,6 +178,16 @@ class Flow(Field):
         if to != "raw" and len(times):  # inside (0, 1) a prediction determines all others
             for t in {min(times), max(times)}:
                 check_determined(self.path, self.prediction, to, float(t))
+
+
+def check_answer(value: Any, x: Array) -> Array:
+    """What a network answered, which must have the shape of the state: others would be stretched over it."""
+    if getattr(value, "shape", None) != x.shape:
+        what = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+        raise ValueError(
+            f"the network answers with {what} for a state of shape {x.shape}; it must return one like that"
+        )
+    return value
 
 
 def network_times(t: Any, x: Array) -> Array:

@@ -7,6 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 
+def check_key(key: Any) -> None:
+    """Raises ValueError unless `key` is one: jax.random.key(seed), or one of the older kind."""
+    if not hasattr(key, "dtype") or not (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape == (2,)):
+        raise ValueError(f"key must be a random key, jax.random.key(seed), got {key!r}")
+
+
 def noise(key: Key[Array, ""], shape: tuple[int, ...], index: Any = 0, dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """Standard normal noise keyed by the global sample index.
 
@@ -21,6 +27,10 @@ def noise(key: Key[Array, ""], shape: tuple[int, ...], index: Any = 0, dtype: An
 
     Returns:
         Noise of the given shape.
+
+    Raises:
+        ValueError: something else than a key.
     """
+    check_key(key)
     indices = jnp.asarray(index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape[1:], dtype))(indices)

@@ -119,6 +119,8 @@ def log_likelihood(
     check_choice("divergence", divergence, ("exact", "hutchinson"))
     check_choice("probe", probe, ("rademacher", "gaussian"))
     real("[0, inf)", rtol=rtol, atol=atol)
+    if solver is not None and not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(f"solver must be an adaptive one of diffrax, such as diffrax.Dopri8(), got {solver!r}")
     if not 0 <= start < end <= 1:
         raise ValueError(f"times need 0 <= start < end <= 1, got start={start}, end={end}")
     velocity = term(field).vector_field

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from flowjax._captured import marked, tracing, unmarked
 from flowjax._pytree import pytree
 from flowjax.flow import Field, check_field, check_state, count
+from flowjax.keys import check_key
 from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
 
@@ -126,6 +127,8 @@ def solve(
         noise = _given_noise(noise, solver, x.shape)
     elif solver.pattern.noises and key is None:
         raise ValueError("this solver is stochastic: pass key=jax.random.key(seed)")
+    if key is not None:
+        check_key(key)
     if monitor is not None and not field.convertible:
         raise ValueError(f"monitor= is shown the data prediction, which {type(field).__name__} does not determine")
     if _run._cache_size() >= PROGRAMS:  # type: ignore[attr-defined]

@@ -402,6 +402,14 @@ def test_an_adaptive_solver_refuses_what_belongs_to_a_grid():
 
 
 FLOW, GRID = fj.Flow(network, path=LINEAR), fj.times.uniform(3)
+SDE, SDE_GRID = fj.solvers.EulerMaruyama(), fj.times.uniform(3, 0.1, 0.9)
+
+
+def answering(answer):
+    """Samples a network whose answer is no field of the state; broadcasting would make samples of it."""
+    return solve(fj.Flow(lambda x, t, cond: answer(x), path=LINEAR), Heun(), states(), GRID)
+
+
 solve, log_likelihood, guide = map(inspect.unwrap, (fj.solve, fj.log_likelihood, fj.guide))  # as users have them
 
 
@@ -429,6 +437,22 @@ solve, log_likelihood, guide = map(inspect.unwrap, (fj.solve, fj.log_likelihood,
         (lambda: DPMSolver(2), r"by name: DPMSolver\(order=\.\.\."),
         (lambda: HeavyBall(DPMSolver()), r"by name: HeavyBall\(solver=\.\.\."),
         (lambda: DPMSolver(ordr=2), "no argument 'ordr'; did you mean order="),
+        (lambda: DPMSolver(solver_order=2), "no argument 'solver_order'; did you mean order="),
+        (lambda: DPMSolver(form="sde-dpmsolver++"), "elsewhere is 'data' here, with eta=1"),
+        (lambda: fj.solvers.UniPC(form="epsilon"), "'epsilon' elsewhere is 'noise' here"),
+        (lambda: fj.guidance.CFG(guidance_scale=2.0), "did you mean scale="),
+        (
+            lambda: answering(lambda x: x[:, :1]),
+            r"answers with an array of shape \(4, 1\) for a state of shape \(4, 3\)",
+        ),
+        (lambda: answering(lambda x: (x,)), "answers with a tuple for a state"),
+        (lambda: answering(lambda x: None), "answers with a NoneType for a state"),
+        (
+            lambda: solve(FLOW, SDE, states(), SDE_GRID, key=0),
+            r"key must be a random key, jax.random.key\(seed\), got 0",
+        ),
+        (lambda: inspect.unwrap(fj.noise)("a", (2, 3)), "key must be a random key"),
+        (lambda: log_likelihood(FLOW, states(), solver=Heun()), "solver must be an adaptive one of diffrax"),
     ],
 )
 def test_what_is_written_as_elsewhere_is_answered_with_the_remedy(call, message):

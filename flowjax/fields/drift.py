@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 
 from flowjax._pytree import part, pytree, static
 from flowjax.fields.wrapper import FieldWrapper
-from flowjax.flow import Counts, Field, check_determined, network_times, term
+from flowjax.flow import Counts, Field, check_answer, check_determined, network_times, term
 from flowjax.paths.base import check_time_and_state, expand
 from flowjax.paths.sde import as_diffusion
 
@@ -164,8 +164,8 @@ class InterpolantFlow(Field):
         self.check((), "score")
         times, t = network_times(t, x), jnp.asarray(check_time_and_state(t, x))
         c = self.path.coefficients(t)
-        first = self.network(x, times, cond, **extra).astype(x.dtype)
-        second = self.second(x, times, cond, **extra).astype(x.dtype)
+        first = check_answer(self.network(x, times, cond, **extra), x).astype(x.dtype)
+        second = check_answer(self.second(x, times, cond, **extra), x).astype(x.dtype)
         if self.second_prediction == "score":
             score, noise = second, -expand(c.g, x) * second
         else:
@@ -187,7 +187,8 @@ class InterpolantFlow(Field):
         t = check_time_and_state(t, x)
         self.check((), to)
         if to == "velocity" and self.prediction == "velocity":
-            return self.network(x, network_times(t, x), cond, **extra).astype(x.dtype), memory.plus(x.shape[0])
+            value = check_answer(self.network(x, network_times(t, x), cond, **extra), x)
+            return value.astype(x.dtype), memory.plus(x.shape[0])
         *values, memory = self.all(t, x, cond, memory, **extra)
         return values[PREDICTIONS.index(to)], memory
 

@@ -132,7 +132,8 @@ def pairs(times: Iterable[T]) -> Iterator[tuple[T, T]]:
 FOREIGN = {
     "solver_type": {"heun": "taylor", "dpmsolver": "midpoint"},
     "variant": {"vary_coeff": "vary"},
-    "form": {"dpmsolver++": "data", "dpmsolver": "noise", "data_prediction": "data", "noise_prediction": "noise"},
+    "form": {"dpmsolver++": "data", "dpmsolver": "noise", "data_prediction": "data", "noise_prediction": "noise"}
+    | {"epsilon": "noise", "eps": "noise", "sample": "data", "sde-dpmsolver++": "data", "sde-dpmsolver": "noise"},
 }
 
 
@@ -140,7 +141,8 @@ def check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError unless `value` is one of `allowed`."""
     if not any(type(value) is type(choice) and value == choice for choice in allowed):
         known = FOREIGN.get(name, {}).get(value) if isinstance(value, str) else None
-        hint = f" ({value!r} elsewhere is {known!r} here)" if known in allowed and known else ""
+        more = ", with eta=1" if str(value).startswith("sde-") else ""
+        hint = f" ({value!r} elsewhere is {known!r} here{more})" if known in allowed and known else ""
         raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, allowed))}{hint}")
 
 

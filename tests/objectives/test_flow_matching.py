@@ -50,6 +50,7 @@ def test_minimiser_is_the_conditional_mean(path, prediction):
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data"])
 def test_loss_of_the_oracle_is_the_smallest(prediction):
+    """By at least 3.9 % of what is left on five seeds; a change of 0.1 would be within three standard errors."""
     target = oracles.Mixture.default(Linear(), dim=2)
     objective = FlowMatching(path=Linear(), prediction=prediction)
     x1 = target.sample(jax.random.key(0), 4_000)
@@ -57,16 +58,16 @@ def test_loss_of_the_oracle_is_the_smallest(prediction):
     network = target.network(prediction)
     best = float(objective.loss(network, draws)[0].mean())
     for change in (
-        lambda y, x: 1.1 * y,
-        lambda y, x: 0.9 * y,
-        lambda y, x: y + 0.1,
-        lambda y, x: y + 0.1 * x,
+        lambda y, x: 1.3 * y,
+        lambda y, x: 0.7 * y,
+        lambda y, x: y + 0.3,
+        lambda y, x: y + 0.3 * x,
     ):
 
         def changed(x, t, cond, change=change):
             return change(network(x, t, cond), x)
 
-        assert float(objective.loss(changed, draws)[0].mean()) > best
+        assert float(objective.loss(changed, draws)[0].mean()) > 1.02 * best
 
 
 def test_replaced_draws_give_the_loss_computed_by_hand():
