@@ -440,7 +440,6 @@ solve, log_likelihood, guide = map(inspect.unwrap, (fj.solve, fj.log_likelihood,
         (lambda: DPMSolver(solver_order=2), "no argument 'solver_order'; did you mean order="),
         (lambda: DPMSolver(form="sde-dpmsolver++"), "elsewhere is 'data' here, with eta=1"),
         (lambda: fj.solvers.UniPC(form="epsilon"), "'epsilon' elsewhere is 'noise' here"),
-        (lambda: fj.guidance.CFG(guidance_scale=2.0), "did you mean scale="),
         (
             lambda: answering(lambda x: x[:, :1]),
             r"answers with an array of shape \(4, 1\) for a state of shape \(4, 3\)",

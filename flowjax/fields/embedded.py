@@ -25,7 +25,7 @@ class Embedded(FieldWrapper):
         guidance: the scale, a number or one per sample (B,); 1 is the conditional prediction.
 
     Raises:
-        ValueError: a scale that is negative or not finite.
+        ValueError: a scale that is negative or not finite, or a field inside that has one.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -44,6 +44,11 @@ class Embedded(FieldWrapper):
         super().__post_init__()
         if isinstance(self.guidance, int | float):
             real("[0, inf)", guidance=self.guidance)
+        inner: Any = self.field
+        while isinstance(inner, FieldWrapper):
+            if isinstance(inner, Embedded):
+                raise ValueError("an Embedded field has its scale already: give one, the network takes one")
+            inner = inner.field
 
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any

@@ -9,7 +9,16 @@ import pytest
 from jaxtyping import TypeCheckError
 
 import flowjax as fj
-from flowjax.fields import Converted, DriftPlusScore, FieldWrapper, Guided, InterpolantFlow, Thresholded, sde_terms
+from flowjax.fields import (
+    Converted,
+    DriftPlusScore,
+    Embedded,
+    FieldWrapper,
+    Guided,
+    InterpolantFlow,
+    Thresholded,
+    sde_terms,
+)
 from flowjax.flow import Counts, Field
 from flowjax.guidance import APG, CFG, RAAG
 from flowjax.oracles import TwoSidedMixture
@@ -43,11 +52,15 @@ WRAPPERS = {
     "converted": lambda field: Converted(field, path=LINEAR),
     "thresholded": lambda field: Thresholded(field, max=2.0),
     "drift": lambda field: DriftPlusScore(field, diffusion=0.3),
+    "embedded": lambda field: Embedded(field, guidance=2.0),
 }
+AROUND_DRIFTS = ("guided", "embedded")
 PAIRS = [  # the drift of an SDE is not converted any more
-    (outer, inner) for outer, inner in itertools.product(WRAPPERS, WRAPPERS) if inner != "drift" or outer == "guided"
+    (outer, inner)
+    for outer, inner in itertools.product(WRAPPERS, WRAPPERS)
+    if inner != "drift" or outer in AROUND_DRIFTS
 ]
-OUTSIDE = [(outer, "drift") for outer in WRAPPERS if outer != "guided"]
+OUTSIDE = [(outer, "drift") for outer in WRAPPERS if outer not in AROUND_DRIFTS]
 
 
 def wrapped(outer, inner, field=None):
