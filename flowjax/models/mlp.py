@@ -64,6 +64,7 @@ class MLP(nnx.Module):
         num_classes: int | None = None,
         cond_dim: int | None = None,
         *,
+        outputs: int | None = None,
         second_time: bool = False,
         guidance: bool = False,
         time_scale: float = 100.0,
@@ -81,6 +82,7 @@ class MLP(nnx.Module):
             num_classes: Number of classes; label `num_classes` means "no class".
             cond_dim: Size of a condition vector; with `num_classes` too, conditions are {"label": ...,
                 "vector": ...}.
+            outputs: Number of coordinates of the answer; `dim` unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
@@ -92,7 +94,7 @@ class MLP(nnx.Module):
         Raises:
             ValueError: A number is outside its range.
         """
-        whole(COUNT, dim=dim, width=width)
+        whole(COUNT, dim=dim, width=width, outputs=dim if outputs is None else outputs)
         whole(DEPTH, depth=depth)
         real("(0, inf)", time_scale=time_scale)
         self.dim, self.dtype, self.dropout = dim, dtype, check_dropout(dropout)
@@ -103,7 +105,7 @@ class MLP(nnx.Module):
         self.strength = TimeEmbedding(width, scale=time_scale, features=64, zero=True, **options) if guidance else None
         self.condition = Condition(width, num_classes, cond_dim, **options)
         self.layers = nnx.List([Layer(width, dropout, **options) for _ in range(depth)])
-        self.unembed = dense(width, dim, ("embed", None), init=nnx.initializers.zeros_init(), **options)
+        self.unembed = dense(width, outputs or dim, ("embed", None), init=nnx.initializers.zeros_init(), **options)
 
     def __call__(
         self,
@@ -113,7 +115,7 @@ class MLP(nnx.Module):
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
         guidance: Float[Array, " B"] | None = None,
-    ) -> Float[Array, "B dim"]:
+    ) -> Float[Array, "B outputs"]:
         """Evaluates the network.
 
         Args:

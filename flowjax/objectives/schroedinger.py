@@ -44,6 +44,9 @@ class SchroedingerBridge:
     diffusion: float
     times: TimeLaw = part("time_law", Uniform())
 
+    labels = ("velocity", "interpolant")  # of the networks; the first is what a flow is sampled by
+    prediction = "forward_drift"
+
     def __post_init__(self) -> None:
         """Checks eps."""
         if isinstance(self.diffusion, int | float) and not self.diffusion > 0:

@@ -143,6 +143,10 @@ class Base(abc.ABC):
         """What makes the networks whose weights the workdir holds, by label."""
         return {self.label: self.build_network}
 
+    def alone(self) -> "Base":
+        """The recipe of the same networks as `assemble` returns them, stored as they are."""
+        return self
+
     def assemble(self, networks: Mapping[str, Any]) -> dict[str, Any]:
         """The networks to use, from those of the workdir and of the other runs."""
         return dict(networks)

@@ -24,6 +24,7 @@ from flowjax.keys import noise
 from flowjax.models import lora
 from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.recipe.base import Base, Request, Samples, compare, from_values, shapes_of, traced
+from flowjax.solvers.euler_maruyama import SDESolver
 from flowjax.solving import solve
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
 
@@ -34,7 +35,8 @@ class Recipe(Base):
 
     Attributes:
         path: {"name": a one-sided path of the catalogue, "options": its arguments}.
-        prediction: What the network predicts ("velocity", "noise", "data", "score", "v").
+        prediction: What the network predicts ("velocity", "noise", "data", "score", "v"; between two laws "velocity" or
+            "forward_drift").
         solver: {"name": an entry of `catalogue.solvers`, "options": its arguments}.
         steps: Default number of solver steps, at least 1.
         guidance: Default guidance: a scale of classifier-free guidance, of which 1 asks the conditional network alone,
@@ -47,6 +49,8 @@ class Recipe(Base):
         head: Which output of a network of several is the prediction; None for a network of one.
         embedded: Smallest and largest scale of guidance that the network has learned to answer with in one call; None
             for networks that are guided by a pair.
+        diffusion: Of the SDE whose drift a network with prediction="forward_drift" is, positive.
+        stored_as: Label of the network among those that were trained together.
         adapters: {"name": adapters of the catalogue, "options": ...}: the workdir holds adapters on the network of the
             run "base"; None where it holds the network.
 
@@ -66,6 +70,8 @@ class Recipe(Base):
     start: Mapping[str, Any] | None = None
     head: str | int | None = None
     embedded: tuple[float, float] | None = None
+    diffusion: float | None = None
+    stored_as: str = "network"
     adapters: Mapping[str, Any] | None = None
     kind: str = "flow"
 
@@ -75,8 +81,11 @@ class Recipe(Base):
         """Checks names and numbers."""
         super().__post_init__()
         _checks.whole(_checks.STEPS, steps=self.steps)
-        _checks.choose("prediction", self.prediction, PREDICTIONS)
         two_sided = not isinstance(self.build_path(), GaussianPath)
+        _checks.choose("prediction", self.prediction, ("velocity", "forward_drift") if two_sided else PREDICTIONS)
+        if (self.prediction == "forward_drift") != (self.diffusion is not None):
+            raise ValueError("a forward drift has its diffusion, and only a forward drift")
+        _checks.real("(0, inf)", diffusion=1.0 if self.diffusion is None else self.diffusion)
         if two_sided and self.start is None:
             raise ValueError("a path between two laws needs start, the field of the data where sampling starts")
         if self.embedded is not None:
@@ -108,22 +117,31 @@ class Recipe(Base):
     def stored(self) -> dict[str, Any]:
         """The network, or the adapters on the one of the run "base"."""
         if self.adapters is None:
-            return super().stored()
+            return {self.stored_as: self.build_network}
         shapes = shapes_of(self.build_network)
         return {"network": lambda rngs: specs.build("adapters", self.adapters, network=shapes, rngs=rngs)}
 
+    def alone(self) -> "Recipe":
+        """Without adapters, other labels and the run "base"."""
+        runs = {label: run for label, run in self.runs.items() if label != "base"}
+        return dataclasses.replace(self, adapters=None, stored_as="network", runs=runs)
+
     def assemble(self, networks: Mapping[str, Any]) -> dict[str, Any]:
-        """With adapters, the base that they are added to."""
+        """The network by its label here; with adapters, the base that they are added to."""
         if self.adapters is None:
-            return dict(networks)
+            return {"network" if label == self.stored_as else label: found for label, found in networks.items()}
         merged = lora.merge(networks["base"], networks["network"])
         return {label: network for label, network in networks.items() if label != "base"} | {"network": merged}
 
-    def check_networks(self, shapes: Mapping[str, Any]) -> None:
-        """A call with samples and conditions must answer with samples."""
+    def call(self) -> tuple[Any, Any, Any]:
+        """Shapes of (x, t, cond) for one sample."""
         x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.shape), (1,)))
         structs = {name: condition.struct for name, condition in self.inputs.items()}
-        cond = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), self._shaped(structs))
+        return x, t, jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), self._shaped(structs))
+
+    def check_networks(self, shapes: Mapping[str, Any]) -> None:
+        """A call with samples and conditions must answer with samples."""
+        x, t, cond = self.call()
         more = {} if self.embedded is None else {"guidance": t}
         try:
             answer = traced(shapes["network"], x, t, cond, **more)
@@ -177,7 +195,15 @@ class Recipe(Base):
         """
         if spec is None or (isinstance(spec, str) and specs.plain(spec) == specs.plain(self.solver["name"])):
             spec = self.solver
-        return specs.build("solver", spec, flows=self._shapes_of_flows if flows is None else flows)
+        solver = specs.build("solver", spec, flows=self._shapes_of_flows if flows is None else flows)
+        if self.diffusion is not None:
+            own = isinstance(solver, SDESolver) and solver.drift == "field" and not solver.backward
+            if not own or any(solver.eps(self.build_path(), t) != self.diffusion for t in (0.25, 0.75)):
+                raise ValueError(
+                    "this network is the drift of an SDE: it is sampled by euler_maruyama(drift=field, "
+                    f"diffusion={self.diffusion}), not by {specs.text(spec)}"
+                )
+        return solver
 
     @functools.cached_property
     def _shapes_of_flows(self) -> dict[str, Field]:
@@ -204,7 +230,7 @@ class Recipe(Base):
         path = self.build_path()
         if isinstance(path, GaussianPath):
             return Flow(network=network, path=path, prediction=self.prediction, null=self.null, head=self.head)
-        return InterpolantFlow(network, path=path, prediction=self.prediction)
+        return InterpolantFlow(network, path=path)  # a forward drift stands in the place of the velocity
 
     def plain_scale(self, guidance: Any = None) -> float:
         """The scale of plain guidance that a calibration belongs to: the one given, or the recipe's.

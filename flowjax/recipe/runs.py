@@ -86,7 +86,7 @@ def _shapes_of_all(recipe: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
         stored = {label: build(nnx.Rngs(0)) for label, build in recipe.stored().items()}
         return recipe.assemble(stored | others)
 
-    return jax.eval_shape(build) if recipe.runs else dict(shapes)
+    return jax.eval_shape(build) if recipe.runs else recipe.assemble(shapes)
 
 
 def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> Any:
@@ -223,11 +223,11 @@ def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dty
     folder = Path(folder)
     if (folder / "recipe.json").exists():
         raise FileExistsError(f"{folder} holds a recipe.json; export to another folder")
-    runs = {label: run for label, run in recipe.runs.items() if label != "base"}
-    if missing := [label for label in (*recipe.stored(), *runs) if label not in networks]:
+    recipe = recipe.alone()
+    if missing := [label for label in (*recipe.stored(), *recipe.runs) if label not in networks]:
         raise ValueError(f"the network {missing[0]!r} is missing: pass the networks from load_run")
     entries = {}
-    for label, run in runs.items():
+    for label, run in recipe.runs.items():
         other, network = from_values(run["recipe"]), networks[label]
         export_run({other.label: network}, other, folder / "runs" / label, dtype)
         there = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), cast(network, dtype), network)
@@ -235,5 +235,4 @@ def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dty
         entries[label] = copied.entry(folder)
     if own := {label: networks[label] for label in recipe.stored()}:
         write(folder / WEIGHTS, bare(own, own), dtype)
-    plain = {"adapters": None} if hasattr(recipe, "adapters") else {}
-    dataclasses.replace(recipe, runs=entries, **plain).save(folder)
+    dataclasses.replace(recipe, runs=entries).save(folder)

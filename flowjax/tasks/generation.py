@@ -16,6 +16,7 @@ from flowjax.evaluation import Extractor
 from flowjax.objectives import Coupled
 from flowjax.paths import GaussianPath
 from flowjax.recipe import Recipe
+from flowjax.recipe.base import shapes_of, traced
 from flowjax.tasks.base import Part, Task
 from flowjax.training.report import METRICS, make_judge, measure, picture, picture_ways
 
@@ -28,9 +29,12 @@ class Generation(Task):
         conditions: What the flow is conditioned on: specs of conditions by name, {"text": "text(length=24)"}, with
             options of the `learn` of their classes in `flowjax.conditions`. None is a bare label, where there are
             classes.
+        partner: The network that an objective of two trains beside the flow's, from the catalogue: the interpolant of
+            `SchroedingerBridge`, on pairs that are concatenated along the last axis.
     """
 
     conditions: Mapping[str, Any] | None = None
+    partner: Mapping[str, Any] | str | None = None
 
     sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "sample")
     metrics: ClassVar[Mapping[str, int]] = METRICS
@@ -60,6 +64,8 @@ class Generation(Task):
             fields=sample["fields"],
             conditions=self._asked and {name: specs.spec_of("condition", c) for name, c in self._asked.items()},
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
+            diffusion=self._objective.diffusion if self._objective.prediction == "forward_drift" else None,
+            stored_as=self._labels[0],
         )
 
     def __post_init__(self) -> None:
@@ -72,7 +78,16 @@ class Generation(Task):
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
         self.recipe.check_sizes(self.config.sample.num, self.config.sample.batch)
-        self.recipe.check_networks(jax.eval_shape(lambda: {"network": self.recipe.build_network(nnx.Rngs(0))}))
+        self.recipe.check_networks({"network": shapes_of(self.recipe.build_network)})
+        if (self.partner is None) != (len(self._labels) == 1):
+            needed = "needs a partner of its network" if self.partner is None else "has no partner of its network"
+            raise ValueError(f"objective {self.config.objective.name!r} {needed}: config.task.options.partner")
+        if self.partner is not None:
+            x, t, cond = self.recipe.call()
+            pair = jax.ShapeDtypeStruct((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
+            answer = traced(shapes_of(self._build_partner), pair, t, cond)
+            if answer.shape != x.shape:
+                raise ValueError(f"the partner answers pairs of shape {pair.shape} with {answer.shape}, not {x.shape}")
 
     def _built(self) -> dict[str, Any]:
         """The part of the recipe that says what the flow is."""
@@ -119,8 +134,11 @@ class Generation(Task):
     @functools.cached_property
     def _objective(self) -> Any:
         name, coupling = self.config.objective.name, specs.plain(self.config.coupling.name)
-        if not self._from_noise and "interpolant" not in specs.options_of(specs.find("objective", name)):
-            raise ValueError(f"objective {name!r} needs a path from noise; between two laws it is interpolation")
+        if not self._from_noise and "path" in specs.options_of(specs.find("objective", name)):
+            raise ValueError(
+                f"objective {name!r} needs a path from noise; between two laws they are interpolation and "
+                "schroedinger_bridge"
+            )
         if not self._from_noise and "x0" not in self.source.fields:
             raise ValueError(
                 f"path {self.config.path.name!r} leads from the field x0 of the data, and data "
@@ -149,9 +167,25 @@ class Generation(Task):
     def _sampling(self) -> Mapping[str, Any]:
         return dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh)
 
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """Of the trained networks: the flow's, and its partner's in training if there is one."""
+        return getattr(self._objective, "labels", ("network",))
+
     def networks(self) -> dict[str, Part]:
+        """The flow's network, and its partner in training."""
+        builds = dict(zip(self._labels, (self.recipe.build_network, self._build_partner)))
+        return {
+            label: Part(build=build, optimizer=self.optimizer(label), averaged=label == self._labels[0])
+            for label, build in builds.items()
+        }
+
+    def _build_partner(self, rngs: nnx.Rngs) -> nnx.Module:
+        return specs.build("network", self.partner, rngs=rngs)
+
+    def weights(self, state: Any, raw: bool = False) -> dict[str, Any]:
         """The flow's network."""
-        return {"network": Part(build=self.recipe.build_network, optimizer=self.optimizer())}
+        return {"network": state.weights(raw)[self._labels[0]]}
 
     def check(self, workdir: Path) -> None:
         """Compares the conditions with those that the run began with: the tokens of its texts must not move.

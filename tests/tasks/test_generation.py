@@ -8,8 +8,10 @@ from flax import nnx
 
 from flowjax import data
 from flowjax._cli import load_config
+from flowjax.recipe import Request, export_run, load_run
 from flowjax.tasks import generation, make_task
-from flowjax.training import make_mesh
+from flowjax.training import Checkpoints, create_state, make_mesh, make_step
+from flowjax.training.ema import Constant
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -124,3 +126,74 @@ def test_flows_between_two_laws_start_where_the_data_says(tmp_path):
     with config.unlocked():
         config.coupling = spec("stored")
     made(config, source)
+
+
+BRIDGE = spec("euler_maruyama", drift="field", diffusion=0.25)
+
+
+def between(objective, solver=BRIDGE, **options):
+    """A flow from one law to another, by an objective."""
+    config = load_config("moons:smoke")
+    with config.unlocked():
+        config.objective, config.sample.solver, config.coupling.name = objective, solver, ""
+        config.path = spec("interpolant", form="linear", gamma="brownian", scale=0.5)
+        config.data.options.size = 60
+        config.task.options = options
+    return make_task(config, data.laws(size=60), make_mesh(), jax.random.key(3))
+
+
+PARTNER = spec("mlp", dim=4, outputs=2, width=8, depth=1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "labels"),
+    [
+        (spec("interpolation", prediction="forward_drift", diffusion=0.25), {}, ["network"]),
+        (spec("schroedinger_bridge", diffusion=0.25), {"partner": PARTNER}, ["velocity", "interpolant"]),
+    ],
+)
+def test_bridges_are_trained_and_sampled_as_sdes(tmp_path, objective, options, labels):
+    """Two steps, saved as a run: what is sampled is the average of the drift, whatever else was trained."""
+    task = between(objective, **options)
+    parts = task.networks()
+    assert list(parts) == labels
+    builds = {label: lambda part=part: part.build(nnx.Rngs(0)) for label, part in parts.items()}
+    optimizers = {label: part.optimizer for label, part in parts.items()}
+    averages = {"average": (Constant(decay=0.9), (labels[0],))}
+    state = create_state(builds, optimizers, make_mesh(), averages=averages)
+    step = jax.jit(make_step(optimizers, averages))
+    x = jax.random.normal(jax.random.key(0), (8, 2))
+    for _ in range(2):
+        state, metrics = step(state, task.objective, {"x1": x, "x0": x + 1}, jax.random.key(1))
+    assert np.isfinite(metrics["loss"])
+    task.save(tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state)
+    networks, recipe = load_run(tmp_path)
+    kept = task.weights(state)["network"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(networks["network"]), jax.device_get(kept))
+    samples = recipe.sample(networks, Request(num=8, batch=8, steps=3), task.source)
+    again = recipe.sample(networks, Request(num=8, batch=8, steps=3, seed=1), task.source)
+    assert np.isfinite(samples.x).all()
+    assert np.abs(samples.x - again.x).max() > 0.1  # the noise of the SDE, not of the start
+    for wrong in ("heun", "euler_maruyama(drift=field, diffusion=0.5)", "euler_maruyama(diffusion=0.25)"):
+        with pytest.raises(ValueError, match=r"sampled by euler_maruyama\(drift=field, diffusion=0.25\), not by"):
+            recipe.check(Request(solver=wrong))
+    export_run(networks, recipe, tmp_path / "alone")
+    assert load_run(tmp_path / "alone")[1].stored_as == "network"
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        (spec("schroedinger_bridge", diffusion=0.25), {}, "needs a partner of its network"),
+        (spec("interpolation", prediction="forward_drift", diffusion=0.25), {"partner": PARTNER}, "has no partner"),
+        (spec("schroedinger_bridge", diffusion=0.25), {"partner": spec("mlp", dim=4)}, "the partner answers pairs"),
+        (spec("schroedinger_bridge", diffusion=0.25), {"partner": spec("mlp", dim=2)}, "does not take inputs"),
+        (spec("interpolation", prediction="score"), {}, "unknown prediction 'score'"),
+        (spec("interpolation", prediction="forward_drift"), {}, "diffusion must be above 0"),
+    ],
+)
+def test_bridges_that_cannot_be_trained(objective, options, message):
+    with pytest.raises(ValueError, match=message):
+        between(objective, **options)
