@@ -55,10 +55,10 @@ WRAPPERS = {
     "embedded": lambda field: Embedded(field, guidance=2.0),
 }
 AROUND_DRIFTS = ("guided", "embedded")
-PAIRS = [  # the drift of an SDE is not converted any more
+PAIRS = [  # the drift of an SDE is not converted any more, and a network takes one scale
     (outer, inner)
     for outer, inner in itertools.product(WRAPPERS, WRAPPERS)
-    if inner != "drift" or outer in AROUND_DRIFTS
+    if (inner != "drift" or outer in AROUND_DRIFTS) and (outer, inner) != ("embedded", "embedded")
 ]
 OUTSIDE = [(outer, "drift") for outer in WRAPPERS if outer not in AROUND_DRIFTS]
 
@@ -99,6 +99,12 @@ def test_solvers_hear_of_it(outer, inner):
         fj.solve(field, fj.solvers.Heun(), X, fj.times.uniform(2, 0.1, 0.4), cond=COND)
     with pytest.raises(ValueError, match="the probe refuses"):
         fj.solve(field, fj.solvers.Euler(), X, fj.times.uniform(4), cond=COND)
+
+
+def test_a_network_takes_one_scale():
+    for inner in (Embedded(Probe()), Thresholded(Embedded(Probe()))):
+        with pytest.raises(ValueError, match="has its scale already"):
+            Embedded(inner, guidance=2.0)
 
 
 @pytest.mark.parametrize(("outer", "inner"), OUTSIDE)
