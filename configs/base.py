@@ -10,9 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 SECTIONS = {
-    "generation": ("network", "path", "objective", "coupling", "sample"),
+    "generation": ("network", "path", "objective", "coupling", "codec", "sample"),
     "autoencoding": ("network", "discriminator", "objective"),
-    "distillation": ("network", "path", "objective", "coupling", "sample", "teacher"),
+    "distillation": ("network", "path", "objective", "coupling", "codec", "sample", "teacher"),
     "adapters": ("base", "adapters", "objective", "coupling", "sample"),
     "classification": ("network", "objective"),
     "regression": ("network", "objective"),
@@ -49,6 +49,7 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
         "path": spec("linear"),
         "objective": spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.0),
         "coupling": spec(),
+        "codec": spec(),
         "teacher": spec("run", workdir=""),
         "base": spec("run", workdir=""),
         "adapters": spec("lora", rank=4),

@@ -100,6 +100,8 @@ def main(values: flags.FlagValues) -> None:
         fields = None if values.fields is None else _cli.named_specs(values.fields, "field")
         asked = _cli.number_or_spec("guidance", values.guidance)
         recipe = Recipe.load(values.workdir)
+        if recipe.codec is not None:
+            raise ValueError(f"{values.workdir} is a flow on latents; calibrations are for flows on the data itself")
         recipe.check(Request(num=num, batch=num, times=values.times, steps=values.steps, fields=fields))
         scale = recipe.plain_scale(asked)
         if recipe.start is not None:

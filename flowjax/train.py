@@ -93,7 +93,19 @@ SAMPLING: dict[str, tuple[Callable[..., None], str] | None] = {
 }
 TEST: dict[str, tuple[Callable[..., None], str] | None] = {"test.size": _COUNT, "test.levels": None}
 # Sections that are specs, beside the optimizer, which may be one for each network.
-SPECS = ("task", "data", "network", "discriminator", "path", "objective", "coupling", "teacher", "base", "adapters")
+SPECS = (
+    "task",
+    "data",
+    "network",
+    "discriminator",
+    "path",
+    "objective",
+    "coupling",
+    "codec",
+    "teacher",
+    "base",
+    "adapters",
+)
 
 
 def check(config: ConfigDict) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +314,7 @@ def cache_latents(
     *,
     block: int = 64,
     name: str = "latents",
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Encodes every example once and writes the latents like `store`, normalised by their mean and deviation.
 
@@ -323,6 +324,7 @@ def cache_latents(
         folder: New folder, read back with `load("tfds", folder=...)`.
         block: Examples encoded at once, at least 1.
         name: Name of the data set: letters, digits and _.
+        record: What else `metadata.json` says, JSON values.
 
     Raises:
         ValueError: Another name, the folder exists, the source has fields, `block` is below 1, or latents that are not
@@ -331,7 +333,7 @@ def cache_latents(
     """
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    metadata: dict[str, float] = {}
+    metadata: dict[str, Any] = dict(record or {})
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         count, total, squares = 0, 0.0, 0.0

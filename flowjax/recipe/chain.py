@@ -47,6 +47,8 @@ class Chain(Base):
         for label, recipe, place in zip(self.stages, self.recipes, ("", *self.into), strict=True):
             if not isinstance(recipe, Recipe):
                 raise ValueError(f"the stage {label} is of the kind {recipe.kind}; a chain is made of flows")
+            if recipe.codec is not None:
+                raise ValueError(f"the stage {label} is a flow on latents; a chain is made of flows on the data itself")
             if before is None and recipe.start is not None:
                 raise ValueError(f"the first stage {label} starts from data, and nothing comes before it")
             if before is not None and place == "start" and recipe.start is None:

@@ -23,6 +23,7 @@ from flowjax.guidance import CFG, Rule
 from flowjax.keys import noise
 from flowjax.models import lora
 from flowjax.paths import PREDICTIONS, GaussianPath
+from flowjax.recipe.autoencoder import Autoencoder, decode
 from flowjax.recipe.base import Base, Request, Samples, compare, from_values, shapes_of, traced
 from flowjax.solvers.euler_maruyama import SDESolver
 from flowjax.solving import solve
@@ -51,6 +52,8 @@ class Recipe(Base):
             for networks that are guided by a pair.
         diffusion: Of the SDE whose drift a network with prediction="forward_drift" is, positive.
         stored_as: Label of the network among those that were trained together.
+        codec: Of a flow on latents {"shape": theirs, "shift": ..., "scale": ...}, where normalised latents are
+            (z - shift) / scale and the run "codec" is the autoencoder; None for a flow on the data itself.
         adapters: {"name": adapters of the catalogue, "options": ...}: the workdir holds adapters on the network of the
             run "base"; None where it holds the network.
 
@@ -72,6 +75,7 @@ class Recipe(Base):
     embedded: tuple[float, float] | None = None
     diffusion: float | None = None
     stored_as: str = "network"
+    codec: Mapping[str, Any] | None = None
     adapters: Mapping[str, Any] | None = None
     kind: str = "flow"
 
@@ -99,6 +103,7 @@ class Recipe(Base):
             specs.find("adapters", self.adapters["name"])
             if "base" not in self.runs:
                 raise ValueError("adapters need the run 'base', whose network they are for")
+        self._check_codec()
         known = self.network["options"].get("num_classes")
         if self.num_classes is not None and self.conditions is None and (known is None or known < self.num_classes):
             raise ValueError(
@@ -106,6 +111,27 @@ class Recipe(Base):
                 f"set num_classes={self.num_classes} in its options, or read the data without labels"
             )
         self.balanced(1)  # builds the conditions
+
+    def _check_codec(self) -> None:
+        if self.codec is None:
+            return
+        if set(self.codec) != {"shape", "shift", "scale"}:
+            raise ValueError(f"codec must have shape, shift and scale, got {self.codec!r}")
+        _checks.sizes(**{"codec.shape": self.codec["shape"]})
+        _checks.real("(-inf, inf)", **{"codec.shift": self.codec["shift"]})
+        _checks.real("(0, inf)", **{"codec.scale": self.codec["scale"]})
+        if "codec" not in self.runs or self.start is not None:
+            raise ValueError("a flow on latents needs the run 'codec', and starts from noise")
+        other = from_values(self.runs["codec"]["recipe"])
+        if not isinstance(other, Autoencoder):
+            raise ValueError(f"the run 'codec' is of the kind {other.kind}, and an autoencoder is needed")
+        if (tuple(other.shape), other.shift, other.scale) != (tuple(self.shape), self.shift, self.scale):
+            raise ValueError("the run 'codec' is an autoencoder of examples of another shape or scale")
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of what the flow moves: latents, or examples."""
+        return self.shape if self.codec is None else tuple(self.codec["shape"])
 
     @property
     def starts_from_data(self) -> bool:
@@ -135,7 +161,7 @@ class Recipe(Base):
 
     def call(self) -> tuple[Any, Any, Any]:
         """Shapes of (x, t, cond) for one sample."""
-        x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.shape), (1,)))
+        x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.state_shape), (1,)))
         structs = {name: condition.struct for name, condition in self.inputs.items()}
         return x, t, jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), self._shaped(structs))
 
@@ -146,7 +172,9 @@ class Recipe(Base):
         try:
             answer = traced(shapes["network"], x, t, cond, **more)
         except ValueError as error:
-            raise ValueError(f"the network does not take samples of shape {self.shape}: {error.__cause__}") from error
+            raise ValueError(
+                f"the network does not take samples of shape {self.state_shape}: {error.__cause__}"
+            ) from error
         if self.head is not None:
             try:
                 answer = answer[self.head]
@@ -155,7 +183,11 @@ class Recipe(Base):
         if not hasattr(answer, "shape"):
             raise ValueError("the network has several outputs; head= says which one is the prediction")
         if answer.shape != x.shape:
-            raise ValueError(f"the network answers {answer.shape[1:]} where samples have the shape {self.shape}")
+            raise ValueError(f"the network answers {answer.shape[1:]} where samples have the shape {self.state_shape}")
+        if self.codec is not None:
+            other: Any = from_values(self.runs["codec"]["recipe"])
+            if (found := other.latent_shape(shapes["codec"])) != self.state_shape:
+                raise ValueError(f"the codec makes latents of the shape {found}, the flow moves {self.state_shape}")
 
     def flows(self, networks: Mapping[str, Any]) -> dict[str, Field]:
         """The flows of the other runs, which solvers and rules may name."""
@@ -384,6 +416,7 @@ class Recipe(Base):
             start=start,
             batch=request.batch,
             mesh=mesh,
+            codec=networks.get("codec"),
         )
 
     def sweep(self, request: Request, **lists: Sequence[Any]) -> list[tuple[dict[str, Any], Request]]:
@@ -440,6 +473,7 @@ class Recipe(Base):
         start: Any = None,
         batch: int = 200,
         mesh: Mesh | None = None,
+        codec: Any = None,
     ) -> Samples:
         """Generates samples 0..num-1 in blocks; sample i depends on (key, i, its label) only.
 
@@ -456,7 +490,13 @@ class Recipe(Base):
                 (`data.of_run`); other recipes pass over a source.
             batch: Samples per block, rounded up to a multiple of the devices.
             mesh: Splits each block over its devices; all devices by default.
+            codec: The network of the run "codec", which a flow on latents needs.
+
+        Raises:
+            ValueError: There is none.
         """
+        if self.codec is not None and codec is None:
+            raise ValueError("this flow makes latents: pass codec=, the network 'codec' of flowjax.recipe.load_run")
         mesh = make_mesh() if mesh is None else mesh
         if not isinstance(grid, np.ndarray):
             grid = self.build_times(grid, steps)
@@ -471,7 +511,7 @@ class Recipe(Base):
         def begin(key, index, start, cond):
             if isinstance(start, jax.Array):
                 return start
-            x0 = noise(key, (batch, *self.shape), index)
+            x0 = noise(key, (batch, *self.state_shape), index)
             return field.path.start(x0, grid[0]) if start is None else start.start(x0, grid[0], cond)
 
         begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
@@ -483,7 +523,10 @@ class Recipe(Base):
             rows = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
             x0 = begin(jax.random.clone(noise_key), jnp.asarray(first), rows, asked)
             result = solve(field, solver, x0, grid, cond=asked, key=solver_key, index=first)
-            blocks.append(multihost_utils.process_allgather(result.x, tiled=True))
+            made = result.x
+            if self.codec is not None:
+                made = decode(codec, made * self.codec["scale"] + self.codec["shift"])
+            blocks.append(multihost_utils.process_allgather(made, tiled=True))
         x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
         return Samples(
             x=x, cond=self._shown(cond), evaluations=int(result.evaluations), network_calls=int(result.network_calls)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowjax import specs
+from flowjax.data import Source
 from flowjax.models import lora
 from flowjax.objectives import Assembled
 from flowjax.recipe import Loaded, Recipe
+from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
 from flowjax.tasks.distillation import check_flow, named_conditions
 from flowjax.tasks.generation import Generation
@@ -46,6 +48,16 @@ class Adaptation(Generation):
         return specs.build("run", self.config.base.to_dict()).load(self.mesh)
 
     @functools.cached_property
+    def codec(self) -> Loaded | None:
+        """The base's."""
+        return codec_of(self.base)
+
+    @functools.cached_property
+    def training(self) -> Source:
+        """The data or their latents, in the base's scale."""
+        return rescaled(super().training, self.base.recipe)
+
+    @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:
         return named_conditions(self.base.recipe)
 
@@ -68,11 +80,15 @@ class Adaptation(Generation):
         """What the base is, with adapters on it."""
         recipe = self.base.recipe
         own = {name: getattr(recipe, name) for name in ("network", "path", "embedded", "head")}
-        return own | {"adapters": self.config.adapters.to_dict(), "runs": {"base": self.base.entry(".")}}
+        return own | {"adapters": self.config.adapters.to_dict()}
+
+    def runs(self, workdir: str | Path) -> dict[str, Any]:
+        """The base, and its codec."""
+        return super().runs(workdir) | {"base": self.base.entry(workdir)}
 
     def networks(self) -> dict[str, Part]:
         """The adapters."""
-        return {"network": Part(build=self.recipe.stored()["network"], optimizer=self.optimizer())}
+        return {"network": Part(build=self._draft.stored()["network"], optimizer=self.optimizer())}
 
     def weights(self, state: TrainState, raw: bool = False) -> dict[str, Any]:
         """The base with the adapters added."""
@@ -93,7 +109,3 @@ class Adaptation(Generation):
                 f"{workdir} began with a base whose weights have the hash {began}; {self.base.workdir} has "
                 f"{self.base.model} now: bring those weights back, or use another --workdir or --allow_config_change"
             )
-
-    def save(self, workdir: Path) -> None:
-        """Writes `recipe.json`."""
-        dataclasses.replace(self.recipe, runs={"base": self.base.entry(workdir)}).save(workdir)

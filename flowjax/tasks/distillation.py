@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowjax import specs
+from flowjax.data import Source
 from flowjax.paths import GaussianPath
 from flowjax.recipe import Loaded, Recipe
 from flowjax.recipe.base import shapes_of
+from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
 from flowjax.tasks.generation import Generation
 from flowjax.training.trees import flatten
@@ -102,6 +104,18 @@ class Distillation(Generation):
         """The teacher's run."""
         return specs.build("run", self.config.teacher.to_dict()).load(self.mesh)
 
+    @functools.cached_property
+    def codec(self) -> Loaded | None:
+        """The teacher's."""
+        if self.config.codec.name:
+            raise ValueError("the codec is the teacher's: leave config.codec out")
+        return codec_of(self.teacher)
+
+    @functools.cached_property
+    def training(self) -> Source:
+        """The data or their latents, in the teacher's scale."""
+        return rescaled(super().training, self.teacher.recipe)
+
     @property
     def _scales(self) -> tuple[float, float] | None:
         """The range of scales that the student learns."""
@@ -138,7 +152,7 @@ class Distillation(Generation):
         part = super().networks()["network"]
         if not self.start:
             return {"network": part}
-        wanted, found = flatten(shapes_of(self.recipe.build_network)), flatten(self.teacher.networks["network"])
+        wanted, found = flatten(shapes_of(self._draft.build_network)), flatten(self.teacher.networks["network"])
         shared = {name for name in wanted if name in found and found[name].shape == wanted[name].shape}
         if not shared:
             raise ValueError(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-from flax import nnx
 
 from flowjax import specs
 from flowjax.conditions import of_data, with_conditions
@@ -15,8 +14,9 @@ from flowjax.data import Source
 from flowjax.evaluation import Extractor
 from flowjax.objectives import Coupled
 from flowjax.paths import GaussianPath
-from flowjax.recipe import Recipe
+from flowjax.recipe import Loaded, Recipe
 from flowjax.recipe.base import shapes_of, traced
+from flowjax.recipe.codec import check_codec, latents
 from flowjax.tasks.base import Part, Task
 from flowjax.training.report import METRICS, make_judge, measure, picture, picture_ways
 
@@ -36,12 +36,20 @@ class Generation(Task):
     conditions: Mapping[str, Any] | None = None
     partner: Mapping[str, Any] | str | None = None
 
-    sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "sample")
+    sections: ClassVar[tuple[str, ...]] = ("network", "path", "objective", "coupling", "codec", "sample")
     metrics: ClassVar[Mapping[str, int]] = METRICS
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """How the flow is built and sampled."""
+        """How the flow is built and sampled; asks for the latents where there is a codec."""
+        if self._draft.codec is None:
+            return self._draft
+        codec = {**self._draft.codec, "shift": self.training.shift, "scale": self.training.scale}
+        return dataclasses.replace(self._draft, codec=codec)
+
+    @functools.cached_property
+    def _draft(self) -> Recipe:
+        """The recipe, but for the scale of latents."""
         return Recipe(**self.described())
 
     def described(self) -> dict[str, Any]:
@@ -66,24 +74,52 @@ class Generation(Task):
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
             diffusion=self._objective.diffusion if self._objective.prediction == "forward_drift" else None,
             stored_as=self._labels[0],
+            runs=self.runs("."),
+            codec=None if self.codec is None else {"shape": self._latent_shape, "shift": 0.0, "scale": 1.0},
         )
+
+    def runs(self, workdir: str | Path) -> dict[str, Any]:
+        """What the recipe in `workdir` says of other runs."""
+        return {} if self.codec is None else {"codec": self.codec.entry(workdir)}
+
+    @functools.cached_property
+    def codec(self) -> Loaded | None:
+        """The autoencoder on whose latents the flow lives; None for a flow on the data itself."""
+        spec = self.config.codec.to_dict()
+        if not spec["name"]:
+            return None
+        run = specs.build("run", spec)
+        if (run.which, run.average) != ("latest", None):
+            raise ValueError("a codec is the newest checkpoint with the default average: leave which and average out")
+        return run.load(self.mesh)
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        assert self.codec is not None
+        return self.codec.recipe.latent_shape(self.codec.networks["autoencoder"])
 
     def __post_init__(self) -> None:
         """Checks what the constructors of its parts cannot see.
 
         Raises:
-            ValueError: The best checkpoint by accuracy, of data without classes.
+            ValueError: The best checkpoint by accuracy, of data without classes; a codec that does not fit the data.
         """
         super().__post_init__()
+        if self.codec is not None:
+            check_codec(self.codec, self.source)
+            own = self.codec.recipe
+            object.__setattr__(self, "source", dataclasses.replace(self.source, shift=own.shift, scale=own.scale))
+            if any(self.config.data.get("augment", {}).values()):
+                raise ValueError("config.data.augment changes images, and batches are latents here: leave it out")
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
-        self.recipe.check_sizes(self.config.sample.num, self.config.sample.batch)
-        self.recipe.check_networks({"network": shapes_of(self.recipe.build_network)})
+        self._draft.check_sizes(self.config.sample.num, self.config.sample.batch)
+        self._draft.check_networks({"network": shapes_of(self._draft.build_network), "codec": self._decoder})
         if (self.partner is None) != (len(self._labels) == 1):
             needed = "needs a partner of its network" if self.partner is None else "has no partner of its network"
             raise ValueError(f"objective {self.config.objective.name!r} {needed}: config.task.options.partner")
         if self.partner is not None:
-            x, t, cond = self.recipe.call()
+            x, t, cond = self._draft.call()
             pair = jax.ShapeDtypeStruct((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
             answer = traced(shapes_of(self._build_partner), pair, t, cond)
             if answer.shape != x.shape:
@@ -120,8 +156,9 @@ class Generation(Task):
 
     @functools.cached_property
     def training(self) -> Source:
-        """The data, with the conditions as the network takes them."""
-        return with_conditions(self.source, self._asked or {})
+        """The data or their latents, with the conditions as the network takes them."""
+        source = with_conditions(self.source, self._asked or {})
+        return source if self.codec is None else latents(self.codec, source, self.mesh)
 
     @functools.cached_property
     def _path(self) -> Any:
@@ -164,8 +201,12 @@ class Generation(Task):
         return make_judge(self.source)
 
     @property
+    def _decoder(self) -> Any:
+        return None if self.codec is None else self.codec.networks["autoencoder"]
+
+    @property
     def _sampling(self) -> Mapping[str, Any]:
-        return dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh)
+        return dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh, codec=self._decoder)
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -174,7 +215,7 @@ class Generation(Task):
 
     def networks(self) -> dict[str, Part]:
         """The flow's network, and its partner in training."""
-        builds = dict(zip(self._labels, (self.recipe.build_network, self._build_partner)))
+        builds = dict(zip(self._labels, (self._draft.build_network, self._build_partner)))
         return {
             label: Part(build=build, optimizer=self.optimizer(label), averaged=label == self._labels[0])
             for label, build in builds.items()
@@ -188,22 +229,31 @@ class Generation(Task):
         return {"network": state.weights(raw)[self._labels[0]]}
 
     def check(self, workdir: Path) -> None:
-        """Compares the conditions with those that the run began with: the tokens of its texts must not move.
+        """Compares conditions and codec with those that the run began with: tokens of texts and latents must not move.
 
         Raises:
-            ValueError: The data has other texts or labels now.
+            ValueError: The data has other texts, labels or latents now, or the codec other weights.
         """
         try:
-            began = Recipe.load(workdir).conditions
+            recipe = Recipe.load(workdir)
         except (FileNotFoundError, ValueError):  # `save` writes it anew
             return
-        for name, condition in (began or {}).items():
+        if self.codec is not None and "codec" in recipe.runs:
+            if (model := recipe.runs["codec"]["model"]) != self.codec.model:
+                raise ValueError(
+                    f"{workdir} began with a codec whose weights have the hash {model}; {self.codec.workdir} has "
+                    f"{self.codec.model} now: bring those weights back, or use another --workdir"
+                )
+            if recipe.codec != self.recipe.codec:
+                then, now = recipe.codec, self.recipe.codec
+                raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
+        for name, condition in (recipe.conditions or {}).items():
             if (self.recipe.conditions or {}).get(name) != condition:
                 raise ValueError(f"the data changed since {workdir} began: the condition {name} is another one")
 
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json`."""
-        self.recipe.save(workdir)
+        dataclasses.replace(self.recipe, runs=self.runs(workdir)).save(workdir)
 
     def show(self, networks: Mapping[str, Any], path: Path) -> None:
         """Ten samples per class, a hundred without classes, or up to 10,000 points."""
@@ -222,6 +272,6 @@ class Generation(Task):
 
     def finish(self, networks: Mapping[str, Any], workdir: Path) -> None:
         """Pictures the ways of points in the plane."""
-        if jax.process_index() == 0 and self.recipe.shape == (2,):
+        if jax.process_index() == 0 and self.recipe.shape == (2,) and self.codec is None:
             flow = self.recipe.flow(networks["network"])
             picture_ways(self.recipe, flow, workdir / "ways.png", jax.random.clone(self.key), self.source)

@@ -120,6 +120,7 @@ def measure(
     key: Key[Array, ""],
     batch: int,
     mesh: Mesh,
+    codec: Any = None,
 ) -> dict[str, Any]:
     """Compares `num` new samples with the first 10,000 real ones at most, by default solver, steps and guidance.
 
@@ -136,7 +137,9 @@ def measure(
     """
     cond = recipe.matching(source, num)
     clock = time.perf_counter()
-    samples = recipe.generate(recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh)
+    samples = recipe.generate(
+        recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh, codec=codec
+    )
     seconds = time.perf_counter() - clock
     if samples.bad:
         return {"bad_samples": samples.bad, f"FD[{judge.digest}]": math.nan, "accuracy": math.nan}
