@@ -2,8 +2,7 @@
 
 Expected on 2 CPU cores: PENDING; seconds PENDING.
 
-A flow on its latents: `python -m flowjax.train --config=... --config.codec="run(workdir=runs/autoencoder)"`, see
-docs/autoencoders.md.
+docs/autoencoders.md has a flow on its latents.
 """
 
 from flowjax.configs.base import base, smoke, spec
