@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+from flax import nnx
 
 from flowjax import specs
 from flowjax.conditions import of_data, with_conditions
