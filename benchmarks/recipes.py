@@ -21,8 +21,8 @@ import flowjax as fj
 from flowjax import data
 from flowjax.data import captions
 from flowjax.recipe import Recipe
+from flowjax.recipe.report import make_judge, measure
 from flowjax.training import make_mesh
-from flowjax.training.report import make_judge, measure
 
 SAMPLES = 1000
 

@@ -31,8 +31,8 @@ from absl import flags
 from flowjax import _checks, _cli, data
 from flowjax._files import replacing
 from flowjax.recipe import Base, Request, load_run
+from flowjax.recipe.report import has_picture, picture
 from flowjax.training import make_mesh
-from flowjax.training.report import has_picture, picture
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> None:

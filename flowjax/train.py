@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 
 from flowjax import _checks, _cli, data
 from flowjax.evaluation import table
+from flowjax.recipe.report import score
 from flowjax.tasks import Task, make_task
 from flowjax.training import (
     Checkpoints,
@@ -51,7 +52,6 @@ from flowjax.training import (
     make_step,
     put_batch,
 )
-from flowjax.training.report import score
 from flowjax.training.show import show
 from flowjax.training.workdir import Lock, check_ours, read_report
 from flowjax.training.writers import Writer, write_json

@@ -16,8 +16,8 @@ from flowjax.data import Source
 from flowjax.evaluation import Extractor, pictures
 from flowjax.recipe import Autoencoder, Request
 from flowjax.recipe.base import shapes_of, traced
+from flowjax.recipe.report import has_picture, make_judge
 from flowjax.tasks.base import Part, Task
-from flowjax.training.report import has_picture, make_judge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowjax import specs
+from flowjax._trees import flatten
 from flowjax.data import Source
 from flowjax.paths import GaussianPath
 from flowjax.recipe import Loaded, Recipe
@@ -14,7 +15,6 @@ from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
 from flowjax.tasks.generation import Generation
-from flowjax.training.trees import flatten
 from flowjax.training.writers import write_json
 
 RECORD = "teacher.json"

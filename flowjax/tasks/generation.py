@@ -15,11 +15,11 @@ from flowjax.data import Source
 from flowjax.evaluation import Extractor
 from flowjax.objectives import Coupled
 from flowjax.paths import GaussianPath
-from flowjax.recipe import Loaded, Recipe
+from flowjax.recipe import Loaded, Recipe, Request
 from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.codec import check_codec, latents
+from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture_ways
 from flowjax.tasks.base import Part, Task
-from flowjax.training.report import METRICS, make_judge, measure, picture, picture_ways
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Generation(Task):
                 raise ValueError("config.data.augment changes images, and batches are latents here: leave it out")
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
-        self._draft.check_sizes(self.config.sample.num, self.config.sample.batch)
+        self._draft.check(Request(num=self.config.sample.num, batch=self.config.sample.batch))
         self._draft.check_networks({"network": shapes_of(self._draft.build_network), "codec": self._decoder})
         if (self.partner is None) != (len(self._labels) == 1):
             needed = "needs a partner of its network" if self.partner is None else "has no partner of its network"

@@ -26,9 +26,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from flowjax._trees import flatten, unflatten
 from flowjax.training.ema import combination
 from flowjax.training.state import TrainState
-from flowjax.training.trees import flatten, unflatten
 from flowjax.training.writers import write_json
 
 Like = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]

@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from flowjax._pytree import pytree
+from flowjax._trees import flatten, unflatten
 from flowjax.data.records import check_memory
 from flowjax.objectives import base
 from flowjax.training.ema import MAIN, Average, labelled
 from flowjax.training.mesh import RULES, shardings
-from flowjax.training.trees import bare, by_label, flatten, set_mode, trainable, unflatten
+from flowjax.training.trees import bare, by_label, set_mode, trainable
 
 Optimizers: TypeAlias = optax.GradientTransformation | Mapping[str, optax.GradientTransformation]
 

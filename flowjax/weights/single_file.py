@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from flowjax._files import replacing
-from flowjax.training.checkpoint import flatten, unflatten
+from flowjax._trees import flatten, unflatten
 
 CHECKSUM = "flowjax.sha256"
 """Name of the checksum in the metadata."""

@@ -12,10 +12,10 @@ from runs import task_of
 
 from flowjax import _cli
 from flowjax import train as train_main
+from flowjax._trees import flatten
 from flowjax.models import lora
 from flowjax.recipe import Recipe, export_run, load, load_run
 from flowjax.training import create_state, make_mesh, make_step
-from flowjax.training.trees import flatten
 
 pytestmark = pytest.mark.standard_promotion
 

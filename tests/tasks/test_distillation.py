@@ -14,9 +14,9 @@ from runs import task_of
 import flowjax as fj
 from flowjax import _cli
 from flowjax import train as train_main
+from flowjax._trees import flatten
 from flowjax.recipe import load, load_run
 from flowjax.training import create_state, make_mesh, make_step
-from flowjax.training.trees import flatten
 
 pytestmark = pytest.mark.standard_promotion
 

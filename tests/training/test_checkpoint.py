@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
+from flowjax._trees import flatten, unflatten
 from flowjax.training import checkpoint
-from flowjax.training.checkpoint import Checkpoints, Store, flatten, reconstruct, restore_average, unflatten
+from flowjax.training.checkpoint import Checkpoints, Store, reconstruct, restore_average
 from flowjax.training.ema import Constant, Power, snapshot_items
 
 pytestmark = pytest.mark.standard_promotion

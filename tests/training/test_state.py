@@ -9,12 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
+from flowjax._trees import flatten
 from flowjax.models import MLP
 from flowjax.objectives import Assembled, FlowMatching, Interpolation, Regression, with_keys
 from flowjax.paths import Interpolant, Linear
 from flowjax.training import Checkpoints, compile_step, create_state, make_mesh, make_step, put_batch
 from flowjax.training.ema import Constant
-from flowjax.training.trees import flatten, merge, trainable
+from flowjax.training.trees import merge, trainable
 
 pytestmark = pytest.mark.standard_promotion
 

@@ -7,8 +7,8 @@ from safetensors.flax import save_file
 
 import flowjax as fj
 from flowjax import recipe as recipes
+from flowjax._trees import flatten
 from flowjax.models import MLP
-from flowjax.training.checkpoint import flatten
 from flowjax.weights import read, write
 
 pytestmark = pytest.mark.standard_promotion

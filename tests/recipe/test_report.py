@@ -6,7 +6,7 @@ import pytest
 from flowjax import data, train
 from flowjax._cli import run
 from flowjax.evaluation import Classifier
-from flowjax.training import report
+from flowjax.recipe import report
 
 pytestmark = pytest.mark.standard_promotion  # optax
 
