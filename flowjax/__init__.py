@@ -7,7 +7,7 @@ from flowjax import _interrupt  # isort: skip - first: what is imported below ta
 from flowjax import _guard  # isort: skip - then: refuses to run beside the other distribution of this name
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowjax import fields, flow, guidance, paths, solvers, times
 from flowjax.fields import guide
@@ -15,8 +15,36 @@ from flowjax.flow import Field, Flow, term
 from flowjax.keys import noise
 from flowjax.solving import Solution, solve
 
+if TYPE_CHECKING:  # what is imported when it is first used
+    from flowjax import (
+        calibration,
+        catalogue,
+        conditions,
+        couplings,
+        data,
+        evaluation,
+        geometry,
+        likelihood,
+        models,
+        objectives,
+        oracles,
+        recipe,
+        science,
+        specs,
+        tasks,
+        training,
+        video,
+        weights,
+    )
+    from flowjax.catalogue import cite
+    from flowjax.likelihood import log_likelihood
+    from flowjax.recipe import Recipe, export, load
+    from flowjax.specs import build
+
 _LAZY_MODULES = (
+    "calibration",
     "catalogue",
+    "conditions",
     "couplings",
     "data",
     "evaluation",
@@ -50,3 +78,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY_NAMES:
         return getattr(importlib.import_module(f"flowjax.{_LAZY_NAMES[name]}"), name)
     raise AttributeError(f"module 'flowjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All names, those that are imported later among them."""
+    return sorted({*globals(), *_LAZY_MODULES, *_LAZY_NAMES})

@@ -96,3 +96,16 @@ def test_wheel_holds_code_and_recipes(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {source.relative_to(tree).as_posix() for source in (tree / "flowjax").rglob("*.py")} <= names
     assert {f"flowjax/configs/{source.name}" for source in (tree / "configs").glob("*.py")} <= names
+
+
+def test_names_that_are_imported_later_are_seen():
+    """By `dir` and by type checkers, who read the package's own annotations."""
+    import flowjax as fj
+
+    seen = set(dir(fj))
+    for name in (*fj._LAZY_MODULES, *fj._LAZY_NAMES, "solve", "Flow"):
+        assert name in seen
+        assert getattr(fj, name) is not None
+    typed = (ROOT / "flowjax" / "__init__.py").read_text().split("if TYPE_CHECKING:")[1].split("_LAZY_MODULES")[0]
+    assert all(re.search(rf"\b{name}\b", typed) for name in (*fj._LAZY_MODULES, *fj._LAZY_NAMES))
+    assert (ROOT / "flowjax" / "py.typed").exists()
