@@ -136,6 +136,18 @@ def test_what_the_data_has_not_is_one_line(asked, message):
         of_data(source(), asked)
 
 
+def test_an_npz_file_brings_texts_and_labels(tmp_path):
+    """Two labels and a text, from the file to the dict that a network gets."""
+    rng = np.random.default_rng(0)
+    arrays = {"images": rng.random((4, 2)), "labels": np.array([0, 1, 1, 0]), "colour": np.array([2, 0, 1, 2])}
+    np.savez(tmp_path / "data.npz", **arrays, text=TEXTS)
+    found = data.load("npz", path=str(tmp_path / "data.npz"), fields=("text", "colour"))
+    asked = {"label": "label", "colour": "label", "text": "text"}
+    made = with_conditions(found, of_data(found, asked))
+    cond = data.Batches(made, 4, 0).batch(0)["cond"]
+    assert {name: rows.shape for name, rows in cond.items()} == {"label": (4,), "colour": (4,), "text": (4, 4)}
+
+
 def test_labels_by_name_may_be_augmented_and_texts_may_not():
     pictures = data.Source(x=np.zeros((4, 4, 4, 1), np.float32), cond=np.arange(4) % 2, num_classes=2)
     flip = data.Augment(flip=True)
@@ -193,6 +205,19 @@ def test_guidance_extrapolates_from_the_null_of_every_condition():
 
 
 # ------------------------------------------------------------------------------------------------------------ the task
+
+
+@pytest.mark.standard_promotion
+def test_samples_are_compared_under_the_conditions_of_the_data(task):
+    """Spread over all examples, of which those of a class may lie together."""
+    texts = [f"a {colour} circle" for colour in captions.COLOURS for _ in range(25)]
+    made = dataclasses.replace(task.source, x=np.zeros((100, 16, 16, 3), np.uint8), fields={"text": np.array(texts)})
+    for num, among in ((8, 100), (300, 100), (4, 50)):
+        cond = task.recipe.matching(made, num, among)
+        seen = task.recipe.inputs["text"].decode(cond["text"]).tolist()
+        assert [seen.count(text) for text in dict.fromkeys(texts)] == [num // (among // 25)] * (among // 25) + [0] * (
+            4 - among // 25
+        )
 
 
 def config(**changes):

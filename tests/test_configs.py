@@ -3,7 +3,9 @@ import inspect
 
 import pytest
 import small
+from PIL import Image
 from runs import task_of
+from sklearn.datasets import load_sample_images
 
 from flowjax import _cli, data
 from flowjax import train as train_main
@@ -41,3 +43,26 @@ def test_first_lines_state_the_expected_result(name):
     docstring = ast.get_docstring(ast.parse((_cli.config_folder() / f"{name}.py").read_text()))
     assert "Expected on" in docstring
     assert "seconds" in docstring
+
+
+@pytest.mark.parametrize("argument", ["", ":classes"])
+def test_images_takes_a_folder_of_photographs(tmp_path, argument):
+    """Pieces of the two that come with scikit-learn, beside each other or in a folder each."""
+    folders = ("china", "flower") if argument else (".", ".")
+    for folder, photograph in zip(folders, load_sample_images().images):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for i in range(4):
+            piece = Image.fromarray(photograph[40 * i : 40 * i + 40, 60 * i : 60 * i + 60])
+            piece.save(tmp_path / folder / f"{photograph[0, 0, 0]}-{i}.png")
+    config = _cli.load_config(f"images{argument}")
+    with config.unlocked():
+        config.data.options.folder = str(tmp_path)
+    task = task_of(config)
+    batch = data.Batches(task.training, 4, 0).batch(0)
+    assert batch["x1"].shape == (4, 32, 32, 3)
+    if argument:
+        assert batch["cond"]["label"].shape == (4,)
+        assert task.recipe.read_conditions({"label": "flower"}, 1)["label"].tolist() == [1]
+        assert task.recipe.network["options"]["encoders"]["label"]["options"]["num_classes"] == 2
+    else:
+        assert batch["cond"] is None

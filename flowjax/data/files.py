@@ -298,14 +298,15 @@ def npz(
     channels_first: bool | None = None,
     max_bytes: int | None = None,
 ) -> Source:
-    """Arrays in one npz file, kept in memory. Only numbers are read, never pickled objects.
+    """Arrays in one npz file, kept in memory. Only numbers and texts are read, never pickled objects.
 
     Args:
         path: The file.
         images: Key of the examples (N, ...). uint8 pictures (N, H, W) get a channel axis. uint8 is normalised
             from 0..255 to [-1, 1], floating point by mean and standard deviation.
         labels: Key of the integer labels (N,), or None.
-        fields: Keys of what else belongs to each example, (N, ...): "target" of a regression, "x0" of a coupling, ...
+        fields: Keys of what else belongs to each example, (N, ...): "target" of a regression, "x0" of a coupling,
+            texts (N,), ...
         num_classes: Number of classes; by default one more than the largest label.
         channels_first: Arrays are (N, C, H, W) or (N, C, T, H, W), and their channels are moved behind. By default
             arrays that look so are refused; False takes them as they are.
@@ -319,9 +320,10 @@ def npz(
     """
     if not Path(path).is_file():
         raise ValueError(f"file {path} does not exist")
-    keys = [images, *([] if labels is None else [labels]), *fields]
+    keys = [images, *([] if labels is None else [labels])]
     try:
         arrays = read_arrays(Path(path), keys, max_bytes)
+        more = read_arrays(Path(path), fields, max_bytes, texts=True)
         x, rest = arrays[images], [] if labels is None else [arrays[labels]]
     except BROKEN as error:
         raise ValueError(f"cannot read {path}: {error}") from error
@@ -334,7 +336,7 @@ def npz(
         found = labels_of(rest[0], len(x), num_classes) if rest else {}
         for note in found.get("notes", ()):
             warnings.warn(f"{path}: {note}", stacklevel=2)
-        return Source(x=x, **found, **scale_of(x), fields={name: arrays[name] for name in fields})
+        return Source(x=x, **found, **scale_of(x), fields=more)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -315,21 +315,23 @@ class Recipe(Base):
         """
         return source if self.conditions is None else with_conditions(source, self.inputs)
 
-    def matching(self, source: Source, num: int) -> Any:
+    def matching(self, source: Source, num: int, among: int | None = None) -> Any:
         """Conditions to compare `num` samples with data under.
 
-        By name they are those of the data, in their order, again if needed; else the classes in turn.
+        By name they are those of the data, spread evenly over the first `among` examples (all by default); a bare
+        label takes the classes in turn.
 
         Raises:
             ValueError: Data without these conditions.
         """
         if self.conditions is None:
             return self.balanced(num)
-        rows = np.arange(min(num, len(source.x)))
+        rows = np.arange(num) * (len(source.x) if among is None else among) // num
         held = {name: field[rows] for name, field in source.fields.items() if name in self.inputs}
         cond = None if source.cond is None else source.cond[rows]
-        some = self.with_conditions(dataclasses.replace(source, x=source.x[rows], cond=cond, fields=held))
-        return {name: np.resize(some.fields[name], (num, *some.fields[name].shape[1:])) for name in some.conditions}
+        blank = np.zeros(num, np.float32)  # the examples themselves may lie on disk
+        some = self.with_conditions(dataclasses.replace(source, x=blank, cond=cond, fields=held, conditions=()))
+        return {name: some.fields[name] for name in some.conditions}
 
     def read_conditions(self, asked: Mapping[str, str], num: int) -> Any:
         """Conditions of `num` samples from texts of a command line, by name; those not asked for are the default.

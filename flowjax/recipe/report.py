@@ -135,7 +135,8 @@ def measure(
         were made with the same `batch` before). Where samples have NaN or infinite values: their number "bad_samples",
         and NaN for distance and accuracy.
     """
-    cond = recipe.matching(source, num)
+    rows = np.arange(min(len(source.x), 10_000))
+    cond = recipe.matching(source, num, len(rows))
     clock = time.perf_counter()
     samples = recipe.generate(
         recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh, codec=codec
@@ -143,7 +144,6 @@ def measure(
     seconds = time.perf_counter() - clock
     if samples.bad:
         return {"bad_samples": samples.bad, f"FD[{judge.digest}]": math.nan, "accuracy": math.nan}
-    rows = np.arange(min(len(source.x), 10_000))
     real = source.x[rows]
     labels = cond.get("label") if isinstance(cond, dict) else cond
     if isinstance(judge, Classifier | ImageClassifier) and labels is not None and source.cond is not None:
