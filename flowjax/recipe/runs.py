@@ -126,6 +126,18 @@ class Loaded:
         where = Path(os.path.relpath(self.workdir.resolve(), Path(workdir).resolve())).as_posix()
         return {"workdir": where, "model": self.model, "recipe": dataclasses.asdict(self.recipe)}
 
+    def check_same(self, what: str, workdir: str | Path, began: str) -> None:
+        """Refuses to go on in a workdir that began with other weights, of the hash `began`.
+
+        Raises:
+            ValueError: They are others.
+        """
+        if began != self.model:
+            raise ValueError(
+                f"{workdir} began with a {what} whose weights have the hash {began}; {self.workdir} has {self.model} "
+                "now: bring those weights back, or use another --workdir or --allow_config_change"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:

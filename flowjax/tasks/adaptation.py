@@ -104,8 +104,4 @@ class Adaptation(Generation):
             began = Recipe.load(workdir).runs["base"]["model"]
         except (FileNotFoundError, ValueError, KeyError):
             return  # a new run
-        if began != self.base.model:
-            raise ValueError(
-                f"{workdir} began with a base whose weights have the hash {began}; {self.base.workdir} has "
-                f"{self.base.model} now: bring those weights back, or use another --workdir or --allow_config_change"
-            )
+        self.base.check_same("base", workdir, began)

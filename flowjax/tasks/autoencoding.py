@@ -66,17 +66,7 @@ class Autoencoding(Task):
     @functools.cached_property
     def recipe(self) -> Autoencoder:
         """How the autoencoder is built and used."""
-        config, source = self.config, self.source
-        return Autoencoder(
-            network=config.network.to_dict(),
-            data={"name": config.data.name, "options": config.data.options.to_dict()},
-            shape=source.x.shape[1:],
-            shift=source.shift,
-            scale=source.scale,
-            low=source.low,
-            high=source.high,
-            num_classes=source.num_classes,
-        )
+        return Autoencoder(network=self.config.network.to_dict(), **self.of_data())
 
     @property
     def training(self) -> Source:

@@ -112,6 +112,15 @@ class Task(abc.ABC):
     def finish(self, networks: Mapping[str, Any], workdir: Path) -> None:  # noqa: B027 - nothing is a fine default
         """Writes further pictures at the end of a run."""
 
+    def of_data(self) -> dict[str, Any]:
+        """What recipes say of the data."""
+        data, source = self.config.data, self.source
+        return {
+            "data": {"name": data.name, "options": data.options.to_dict()},
+            "shape": source.x.shape[1:],
+            **{name: getattr(source, name) for name in ("shift", "scale", "low", "high", "num_classes")},
+        }
+
     def optimizer(self, label: str = "network") -> optax.GradientTransformation:
         """The transformation of `config.optimizer`: one for all, or one per label."""
         spec = self.config.optimizer.to_dict()

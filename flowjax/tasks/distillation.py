@@ -171,11 +171,7 @@ class Distillation(Generation):
             began = json.loads((workdir / RECORD).read_text())["model"]
         except (OSError, ValueError, KeyError, TypeError):
             return  # a new run
-        if began != self.teacher.model:
-            raise ValueError(
-                f"{workdir} began with a teacher whose weights have the hash {began}; {self.teacher.workdir} has "
-                f"{self.teacher.model} now: bring those weights back, or use another --workdir or --allow_config_change"
-            )
+        self.teacher.check_same("teacher", workdir, began)
 
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json` and `teacher.json`."""

@@ -55,17 +55,10 @@ class Generation(Task):
 
     def described(self) -> dict[str, Any]:
         """What the recipe says, by the names of its attributes."""
-        config, source = self.config, self.source
-        sample = config.sample.to_dict()
+        sample = self.config.sample.to_dict()
         return self._built() | dict(
             prediction=self._objective.prediction,
-            data={"name": config.data.name, "options": config.data.options.to_dict()},
-            shape=source.x.shape[1:],
-            shift=source.shift,
-            scale=source.scale,
-            low=source.low,
-            high=source.high,
-            num_classes=source.num_classes,
+            **self.of_data(),
             solver=sample["solver"],
             steps=sample["steps"],
             guidance=sample["guidance"],
@@ -240,11 +233,7 @@ class Generation(Task):
         except (FileNotFoundError, ValueError):  # `save` writes it anew
             return
         if self.codec is not None and "codec" in recipe.runs:
-            if (model := recipe.runs["codec"]["model"]) != self.codec.model:
-                raise ValueError(
-                    f"{workdir} began with a codec whose weights have the hash {model}; {self.codec.workdir} has "
-                    f"{self.codec.model} now: bring those weights back, or use another --workdir"
-                )
+            self.codec.check_same("codec", workdir, recipe.runs["codec"]["model"])
             if recipe.codec != self.recipe.codec:
                 then, now = recipe.codec, self.recipe.codec
                 raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")

@@ -47,20 +47,13 @@ class Supervised(Task):
     @functools.cached_property
     def recipe(self) -> RegressionRecipe:
         """How the network is built and measured."""
-        config, source = self.config, self.source
         return RegressionRecipe(
-            network=config.network.to_dict(),
-            data={"name": config.data.name, "options": config.data.options.to_dict()},
-            shape=source.x.shape[1:],
-            shift=source.shift,
-            scale=source.scale,
-            low=source.low,
-            high=source.high,
-            num_classes=source.num_classes,
+            network=self.config.network.to_dict(),
+            **self.of_data(),
             answers=self.answers,
             answer=self.answer,
             held_out=self.held_out,
-            seed=config.seed,
+            seed=self.config.seed,
         )
 
     @functools.cached_property
