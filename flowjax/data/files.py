@@ -120,7 +120,8 @@ def _class_names(
     if empty := [below[name] for name in names if name not in found]:
         reason = "it is the same folder as another" if empty[0].name in again else "it is a broken link"
         if empty[0].exists() and empty[0].name not in again:
-            reason = "it has " + some("file(s)", sorted(path.name for path in empty[0].iterdir()))
+            names = sorted(path.name for path in empty[0].iterdir())
+            reason = f"it has {some('file(s)', names)}" if names else "it is empty"
         raise ValueError(
             f"class folder {empty[0]} has no picture that can be read ({reason}), "
             "and without it the labels behind it would move; remove it, convert its pictures, or name the folders that "
@@ -239,11 +240,9 @@ def read_arrays(
     """
     with open(path, "rb") as opened:
         if opened.read(6) == b"\x93NUMPY":
-            raise ValueError("it is one .npy array; put it into an npz: numpy.savez(path, images=..., labels=...)")
+            raise ValueError("it is one .npy array; put it into an npz: numpy.savez(path, name=array)")
         if not zipfile.is_zipfile(opened):
-            raise ValueError(
-                "it is not an npz file or not a whole one; numpy.savez(path, images=..., labels=...) writes one"
-            )
+            raise ValueError("it is not an npz file or not a whole one")
         with zipfile.ZipFile(opened) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             shown = ", ".join(list(members)[:10]) + (", ..." if len(members) > 10 else "")
