@@ -124,6 +124,7 @@ def measure(
 ) -> dict[str, Any]:
     """Compares `num` new samples with the first 10,000 real ones at most, by default solver, steps and guidance.
 
+    A flow on latents needs `codec`, see `Recipe.generate`; samples and data are compared in the data's own scale.
     Conditions by name are those of the real ones, labels without a name are all asked for equally often.
 
     With a classifier: accuracy of the samples, their spread, the Frechet distance in its features and the search for
