@@ -273,7 +273,7 @@ class FieldTerm(diffrax.AbstractTerm):
     """All of a field as a diffrax term, for bound solvers (made by `bound.term(field)`)."""
 
     field: Any
-    refiner: Any = None
+    second: Any = None
     key: Any = None
     index: Any = 0
 
@@ -282,12 +282,12 @@ class FieldTerm(diffrax.AbstractTerm):
         if not isinstance(args, Ask):
             return self.field.velocity(t, y, args)
         if args.kind == "init":
-            fields = (self.field, self.refiner)
+            fields = (self.field, self.second)
             return tuple(None if f is None else f.init(y, args.payload) for f in fields)
         if args.kind == "noise":
             return self.key, self.index
         number, cond, memory, extra = args.payload
-        field = self.refiner if number else self.field
+        field = self.second if number else self.field
         value, own = field.evaluate(t, y, cond, memory[number], to=args.to, **extra)
         return value, (memory[0], own) if number else (own, memory[1])
 

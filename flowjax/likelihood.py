@@ -28,7 +28,7 @@ from flowjax.flow import Field, check_field, check_state, term
 from flowjax.keys import noise
 from flowjax.models.attention import require_jvp
 from flowjax.paths.base import GaussianPath, at_least_single
-from flowjax.solvers.rows import check_choice
+from flowjax.solvers.options import check_choice
 
 
 @pytree

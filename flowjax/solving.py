@@ -16,8 +16,15 @@ from flowjax._captured import marked, tracing, unmarked
 from flowjax._pytree import pytree
 from flowjax.flow import Field, check_field, check_state, count
 from flowjax.keys import check_key
+from flowjax.solvers import executor
 from flowjax.solvers.adaptive import OwnSteps
-from flowjax.solvers.rows import FIELD, FREE, Bound, Solver
+from flowjax.solvers.bound import Bound
+from flowjax.solvers.rows import FIELD, FREE
+from flowjax.solvers.solver import Solver
+from flowjax.solvers.adaptive import OwnSteps
+from flowjax.solvers.bound import Bound
+from flowjax.solvers.rows import FIELD, FREE
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -30,7 +37,7 @@ class Solution:
         network_calls: network rows per sample (a guided pair is two).
         trajectory: the states at all n + 1 times, (n + 1, B, ...), or None.
         report: what the field reports of each evaluation, stacked over evaluations, or None.
-        refiner_evaluations: evaluations of the solver's own second field (a refiner, a guidance), if it has one.
+        second_evaluations: evaluations of the solver's own second field (a refiner, a guidance), if it has one.
         stopped: whether `monitor` ended the run before its last evaluation, or None without one.
     """
 
@@ -39,8 +46,13 @@ class Solution:
     network_calls: Int[Array, ""]
     trajectory: Float[Array, "times batch ..."] | None = None
     report: Any = None
-    refiner_evaluations: Any = None
+    second_evaluations: Any = None
     stopped: Any = None
+
+    @property
+    def refiner_evaluations(self) -> Any:
+        """`second_evaluations` under its name of version 0.2."""
+        return self.second_evaluations
 
 
 # Compiled programs kept by `solve`; with one more, all are dropped, so that ever new shapes do not fill the memory.
@@ -158,7 +170,7 @@ def _given_noise(noise: Any, bound: Bound, shape: tuple[int, ...]) -> Array:
 def _bind(solver: Solver, path: Any, times: Any, registers: int | None, invert: bool) -> Bound:
     """`solver.bind`, remembered by content: of the solver, the path and the times."""
     grid = solver.grid(times, invert=invert)
-    if solver.refiner is None and (content := _content((solver, path))):  # networks are not kept alive
+    if solver.second is None and (content := _content((solver, path))):  # networks are not kept alive
         known = _remembered_arrays if any(isinstance(part, bytes) for part in content) else _remembered
         with contextlib.suppress(_NotKept):
             return known(_Asked(solver, path, (content, tuple(grid.tolist()), registers, invert)))
@@ -230,8 +242,8 @@ def _run(
     after_step, monitor = (unmarked(marked(unmarked(function))) for function in (after_step, monitor))
     pattern = bound.pattern
     bound = jax.tree.map(jnp.asarray, bound)
-    registers = bound.begin(x)
-    fields = (field, bound.refiner)
+    registers = bound.allocate(x)
+    fields = (field, bound.second, None)
     memories = tuple(f if f is None else f.init(registers[0], bound.grid) for f in fields)
     step_of = jnp.asarray([0, *itertools.accumulate(map(int, pattern.completes))])
 
@@ -245,25 +257,24 @@ def _run(
 
     def run(kind: int, carry: Any, row: Any) -> Any:
         (registers, memories, stopped), (stage, line) = carry, row
-        if kind == FREE:
-            registers = bound.after(line, registers, jnp.zeros_like(registers[0]))
-            return corrected(stage, registers), memories, stopped
         # Parameters that do not change over the loop would be gathered from their shards once, ahead of it, and stay in
         # memory whole; tied to the state by a barrier they are gathered where they are used.
         own, registers = jax.lax.optimization_barrier((fields[kind], registers))
         seen: list[Any] = []
 
-        def ask(t: Any, at: Array, extra: dict[str, Any]) -> Any:
+        def ask(t: Any, at: Array, memories: Any, extra: dict[str, Any]) -> Any:
             value, memory = own.evaluate(t, at, cond, memories[kind], to=pattern.to, **extra)
             if monitor is not None and kind == FIELD:
                 seen.append(monitor(t, at, field.path.convert(value, given=pattern.to, to="data", t=t, x=at)))
-            return value, memory
+            return value, (*memories[:kind], memory, *memories[kind + 1 :])
 
-        noise = bound.draw(stage, registers[0], key, index) if given is None else tuple(given[stage])
-        registers, memory = bound.run(kind, ask, line, registers, noise)
+        def draw() -> tuple[Array, ...]:
+            return bound.draw(stage, registers[0], key, index) if given is None else tuple(given[stage])
+
+        registers, memories = executor.run(pattern, kind, line, registers, memories, ask, draw)
         if seen and seen[0] is not None:
             stopped = stopped | seen[0]
-        return corrected(stage, registers), (*memories[:kind], memory, *memories[kind + 1 :]), stopped
+        return corrected(stage, registers), memories, stopped
 
     def unless_stopped(kind: int, carry: Any, row: Any) -> Any:
         if monitor is None:
@@ -272,17 +283,13 @@ def _run(
 
     def scan(kinds: tuple[int, ...], carry: Any, first: int) -> Any:
         """Runs stages of one kind, or of several that take turns."""
-        used = sorted(set(kinds))
+        stages = slice(first, first + len(kinds))
 
         def body(carry: Any, row: Any) -> Any:
-            number, *row = row
-            branches = [functools.partial(unless_stopped, kind) for kind in used]
-            carry = branches[0](carry, row) if len(used) == 1 else jax.lax.switch(number, branches, carry, row)
+            carry = executor.by_kind(pattern, stages, row[0], unless_stopped, carry, row)
             return carry, (carry[0][0] if trajectory else None, field.report(carry[1][0]))
 
-        stages = slice(first, first + len(kinds))
-        numbers = jnp.asarray([used.index(kind) for kind in kinds])
-        rows = (numbers, jnp.arange(stages.start, stages.stop), bound.line(stages))
+        rows = (jnp.arange(stages.start, stages.stop), bound.line(stages))
         return jax.lax.scan(jax.checkpoint(body) if checkpoint else body, carry, rows)
 
     groups = [tuple(group) for _, group in itertools.groupby(pattern.kinds)]
@@ -310,6 +317,6 @@ def _run(
         network_calls=network_calls,
         trajectory=jnp.concatenate(states) if trajectory else None,
         report=jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports),
-        refiner_evaluations=None if bound.refiner is None else count(memories[1])[0],
+        second_evaluations=None if bound.second is None else count(memories[1])[0],
         stopped=stopped,
     )

@@ -9,7 +9,8 @@ import numpy as np
 from problem import PATHS, Problem
 
 from flowjax.solvers import run_on_arrays
-from flowjax.solvers.rows import Evaluate, Solver, Step
+from flowjax.solvers.requests import Evaluate, Step
+from flowjax.solvers.solver import Solver
 
 
 def from_exact_history(problem: Problem, solver: Solver, grid: np.ndarray, known: int) -> np.ndarray:

@@ -12,7 +12,10 @@ import numpy as np
 from flowjax import paths, times
 from flowjax.oracles import Mixture, TwoSidedMixture
 from flowjax.solvers import StepTo
-from flowjax.solvers.rows import REFINER, Bound, Evaluate, Solver, run_on_arrays
+from flowjax.solvers.bound import Bound
+from flowjax.solvers.requests import Evaluate
+from flowjax.solvers.rows import SECOND
+from flowjax.solvers.solver import Solver, run_on_arrays
 
 PATHS = {
     "linear": paths.Linear(),
@@ -100,14 +103,14 @@ def foreign_loop(
         drawn = noise(row, registers[0])
         t, at = bound.point(row, registers, drawn)
         stage = bound.pattern.stages[row]
-        refines = bound.pattern.kinds[stage] == REFINER
+        refines = bound.pattern.kinds[stage] == SECOND
         request = Evaluate(
             t=t,
             x=at,
             to=bound.pattern.to,
             end=None if bound.ends is None else bound.ends[stage],
             velocity=bound.velocity(row, registers) if refines else None,
-            refiner=refines,
+            second=refines,
         )
         registers = bound.advance(row, registers, network(request), drawn)
     return registers[0]

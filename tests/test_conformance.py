@@ -14,7 +14,8 @@ import flowjax as fj
 from flowjax._pytree import pytree
 from flowjax.catalogue import solvers
 from flowjax.paths import PREDICTIONS
-from flowjax.solvers.rows import Evaluate, run_on_arrays
+from flowjax.solvers.requests import Evaluate
+from flowjax.solvers.solver import run_on_arrays
 
 N = 4
 GRID = 0.05 + 0.9 * fj.times.uniform(N) ** 1.2
@@ -126,8 +127,8 @@ def test_compiled_equals_eager(name, path):
         t = jnp.full(8, request.t, jnp.float32)
         return (
             net(request.x, t, cond)
-            if not request.refiner
-            else bound.refiner.network(request.x, t, cond, request.velocity)
+            if not request.second
+            else bound.second.network(request.x, t, cond, request.velocity)
         )
 
     def noise(row, x):

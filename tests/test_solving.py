@@ -322,8 +322,8 @@ def test_bindings_are_remembered_by_plain_numbers_only():
     factor = jnp.float32(0.5)
 
     def slow_euler(path, times, x):
-        for s, t in fj.solvers.rows.pairs(times):
-            x = yield fj.solvers.rows.step(x + factor * (t - s) * (yield fj.solvers.rows.evaluate(s, x)))
+        for s, t in fj.solvers.requests.pairs(times):
+            x = yield fj.solvers.requests.step(x + factor * (t - s) * (yield fj.solvers.requests.evaluate(s, x)))
 
     method = fj.solvers.Formula(function=slow_euler)
     inside = jax.jit(lambda x: fj.solve(flow, method, x, grid).x)(states())

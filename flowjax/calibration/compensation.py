@@ -5,6 +5,7 @@ minimises the mean squared distance of x_{i+1} to a fine solution with the same 
 costs one evaluation; the derivative in one number is taken forward, so no activations are stored.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from flowjax.calibration import store
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 from flowjax.solvers.dc_solver import DCSolver
-from flowjax.solvers.rows import Direction, Evaluate, Keep, Step
+from flowjax.solvers.requests import Evaluate, Request, interpret, own_answer
 from flowjax.times import check_times
 
 
@@ -81,22 +82,18 @@ def search(
     ) -> tuple[Array, Array]:
         """x_{number + 1} and the output at its predicted point, with the earlier outputs replayed."""
         used = DCSolver(**{**vars(solver), "ratios": [*ratios[:number].tolist(), ratio, *[1.0] * (steps - number - 1)]})
-        generator, answer, step, calls = used.updates(field.path, times.tolist(), x), None, -1, 0
-        new = values[-1]
-        while True:
-            request = generator.send(answer)
-            if isinstance(request, Evaluate):
-                if calls < len(values):
-                    answer = values[calls]
-                else:
-                    answer = new = field.evaluate(request.t, request.x, cond, field.init(x, times), to=request.to)[0]
-                calls += 1
-            elif isinstance(request, Step):
-                answer, step = request.x, step + 1
-                if step == number:
-                    return answer, new
-            elif isinstance(request, Keep | Direction):
-                answer = request.value
+        known, new = iter(values), values[-1]
+
+        def answer(request: Request) -> Any:
+            nonlocal new
+            if not isinstance(request, Evaluate):
+                return own_answer(request)
+            if (value := next(known, None)) is None:
+                value = new = field.evaluate(request.t, request.x, cond, field.init(x, times), to=request.to)[0]
+            return value
+
+        solutions = interpret(used.updates(field.path, times.tolist(), x), answer)
+        return next(itertools.islice(solutions, number, None)), new
 
     def ratio_of(u: Array) -> Array:
         return 1 + 0.5 * jnp.tanh(u) if bound else u

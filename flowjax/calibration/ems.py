@@ -28,7 +28,7 @@ from flowjax.calibration import store
 from flowjax.flow import Field
 from flowjax.keys import noise
 from flowjax.paths.base import expand, precision
-from flowjax.solvers.rows import check_choice
+from flowjax.solvers.options import check_choice
 from flowjax.solvers.statistics import Statistics
 
 Batch = Callable[[int], tuple[Array, Any]]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from flowjax import _checks
 from flowjax.flow import Field
 from flowjax.solvers.dpm_solver import DPMSolver
-from flowjax.solvers.rows import Solver
+from flowjax.solvers.solver import Solver
 from flowjax.solving import solve
 from flowjax.times import check_times
 

@@ -25,7 +25,7 @@ from flowjax import _checks
 from flowjax._files import replacing
 from flowjax.flow import Field
 from flowjax.paths.base import precision
-from flowjax.solvers.rows import check_choice
+from flowjax.solvers.options import check_choice
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve

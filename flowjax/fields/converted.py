@@ -90,5 +90,4 @@ class Converted(FieldWrapper):
         if to == "raw":
             return value, memory
         data, noise = (own.convert(value, given="v", to=kind, t=u, x=at) for kind in ("data", "noise"))
-        alpha, sigma = expand(self.path.alpha(t), x), expand(self.path.sigma(t), x)
-        return self.path.convert(alpha * noise - sigma * data, given="v", to=to, t=t, x=x), memory
+        return self.path.convert(self.path.target("v", t, noise, data), given="v", to=to, t=t, x=x), memory

@@ -5,8 +5,8 @@ A path is x_t = alpha(t) x1 + sigma(t) x0 with noise x0 ~ N(0, I) and data x1. A
     velocity   v = E[alpha' x1 + sigma' x0 | x_t]      noise   e = E[x0 | x_t]       data   m = E[x1 | x_t]
     score      s = -e / sigma                          "v"     alpha e - sigma m (of older diffusion models)
 
-and `convert` maps each to each other one. "v" is the v-prediction of Salimans and Ho (2202.00512); it is not the
-velocity.
+and each is a combination of x and any other one, with the `weights` that `convert` uses. "v" is the v-prediction of
+Salimans and Ho (2202.00512); it is not the velocity.
 """
 
 import abc
@@ -177,15 +177,62 @@ class GaussianPath(abc.ABC):
             return divide(-x0, expand(self.sigma(t), x0))
         return expand(self.alpha(t), x0) * x0 - expand(self.sigma(t), x1) * x1
 
-    def convert(self, value: Array, *, given: str, to: str, t: Time, x: Array) -> Array:
-        """One prediction from another at (t, x).
+    def weights(self, given: str, to: str, t: Time) -> tuple[Time, Time]:
+        """(a, b) with which the prediction `to` is a x + b times the prediction `given`.
 
         With (m, e) the data and the noise prediction, x = alpha m + sigma e, v = alpha' m + sigma' e, s = -e / sigma.
         At the ends (alpha = 0 or sigma = 0) the limit is taken where it exists. Where the given prediction says nothing
         about the other member of the pair (noise at alpha = 0, data at sigma = 0) that member is zero.
 
         Args:
-            value: the given prediction, (B, ...).
+            given: "velocity", "noise", "data", "score" or "v".
+            to: likewise.
+            t: scalar or (B,).
+
+        Returns:
+            Both weights, each of the shape of t.
+
+        Raises:
+            ValueError: for an unknown kind.
+        """
+        check_prediction("given", given)
+        check_prediction("to", to)
+        alpha, sigma, dalpha, dsigma = self.alpha(t), self.sigma(t), self.dalpha(t), self.dsigma(t)
+        zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
+        if given == to:
+            return zero, one
+        if (given, to) == ("velocity", "score"):  # sigma' may be infinite at sigma = 0, and then sigma sigma' is not
+            denominator = alpha * self.sigma_dsigma(t) - sigma**2 * dalpha
+            return divide(dalpha, denominator), divide(-alpha, denominator)
+        if (given, to) == ("score", "velocity"):
+            growth = divide(dalpha, alpha)
+            return growth, growth * sigma**2 - self.sigma_dsigma(t)
+        if given == "velocity":
+            determinant = self.determinant(t)
+            data, noise = (dsigma / determinant, -sigma / determinant), (-dalpha / determinant, alpha / determinant)
+        elif given == "noise":
+            data, noise = (divide(one, alpha), divide(-sigma, alpha)), (zero, one)
+        elif given == "data":
+            data, noise = (zero, one), (divide(one, sigma), divide(-alpha, sigma))
+        elif given == "score":
+            data, noise = (divide(one, alpha), divide(sigma**2, alpha)), (zero, -sigma)
+        else:
+            square = alpha**2 + sigma**2
+            data, noise = (alpha / square, -sigma / square), (sigma / square, alpha / square)
+        if to == "data":
+            return data
+        if to == "noise":
+            return noise
+        if to == "score":
+            return divide(-noise[0], sigma), divide(-noise[1], sigma)
+        c, d = (dalpha, dsigma) if to == "velocity" else (-sigma, alpha)
+        return c * data[0] + d * noise[0], c * data[1] + d * noise[1]
+
+    def convert(self, value: Array, *, given: str, to: str, t: Time, x: Array) -> Array:
+        """One prediction from another at (t, x), by `weights`.
+
+        Args:
+            value: the given prediction, (B, ...); like x also a symbol of a solver's formula.
             given: its kind: "velocity", "noise", "data", "score" or "v".
             to: the kind asked for.
             t: scalar or (B,).
@@ -197,37 +244,9 @@ class GaussianPath(abc.ABC):
         Raises:
             ValueError: for an unknown kind, or when t and x are swapped.
         """
-        check_prediction("given", given)
-        check_prediction("to", to)
         t = check_time_and_state(t, x)
+        check_prediction("given", given)
         if given == to:
             return value
-        alpha, sigma = expand(self.alpha(t), x), expand(self.sigma(t), x)
-        dalpha, dsigma = expand(self.dalpha(t), x), expand(self.dsigma(t), x)
-        if given == "velocity":
-            determinant = expand(self.determinant(t), x)  # divides coefficients, not states
-            data = (dsigma / determinant) * x - (sigma / determinant) * value
-            noise = (alpha / determinant) * value - (dalpha / determinant) * x
-        elif given == "noise":
-            data, noise = divide(x - sigma * value, alpha), value
-        elif given == "data":
-            data, noise = value, divide(x - alpha * value, sigma)
-        elif given == "score":
-            data, noise = divide(x + sigma**2 * value, alpha), -sigma * value
-        else:
-            square = alpha**2 + sigma**2
-            data, noise = (alpha * x - sigma * value) / square, (sigma * x + alpha * value) / square
-        if to == "data":
-            return data
-        if to == "noise":
-            return noise
-        if to == "v":
-            return alpha * noise - sigma * data
-        product = expand(self.sigma_dsigma(t), x)
-        if to == "velocity":
-            return dalpha * data + (-product * value if given == "score" else dsigma * noise)
-        score = divide(-noise, sigma)
-        if given == "velocity":  # the limit sigma = 0: v = (alpha'/alpha) x - sigma sigma' s
-            end = divide(value - divide(dalpha, alpha) * x, -product)
-            score = namespace(x).where(sigma == 0, end, score)
-        return score
+        a, b = (expand(weight, x) for weight in self.weights(given, to, t))
+        return a * x + b * value

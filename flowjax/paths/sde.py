@@ -6,8 +6,7 @@ For every eps(t) >= 0 the SDE dx = (v + eps s) dt + sqrt(2 eps) dW has the margi
     constant n     sbdm n lamv     sigma n sigma     linear n (1 - t)     decreasing (n cos(pi t) + 1)^2 / 4
     increasing_decreasing n sin^2(pi t)
 
-"sbdm" is the SDE of score-based diffusion. On a Gaussian path the score is linear in (x, v): with
-D = alpha sigma' - sigma alpha', e = (alpha v - alpha' x) / D and s = -e / sigma.
+"sbdm" is the SDE of score-based diffusion. On a Gaussian path the score is a combination of x and v (`path.weights`).
 """
 
 import math
@@ -101,13 +100,6 @@ def as_diffusion(choice: Any) -> Diffusion | Chosen:
     if callable(choice):
         return Chosen(function=choice)
     raise ValueError(f"diffusion must be one of {', '.join(FORMS)}, a number or a function of t, got {choice!r}")
-
-
-def score_weights(path: GaussianPath, t: float, over_sigma: float) -> tuple[float, float]:
-    """(a, b) with eps s = a v + b x at the concrete time t, where `over_sigma` = eps / sigma."""
-    alpha, dalpha = float(path.alpha(t)), float(path.dalpha(t))
-    determinant = alpha * float(path.dsigma(t)) - float(path.sigma(t)) * dalpha
-    return -over_sigma * alpha / determinant, over_sigma * dalpha / determinant
 
 
 def _ratio(eps: Any, sigma: Any) -> Any:

@@ -3,6 +3,7 @@
 from flowjax.paths.sde import Diffusion
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.adaptive import Adaptive
+from flowjax.solvers.bound import Bound, StepTo
 from flowjax.solvers.dc_solver import DCSolver
 from flowjax.solvers.ddim import DDIM
 from flowjax.solvers.deis import DEIS
@@ -20,8 +21,8 @@ from flowjax.solvers.heun import Heun
 from flowjax.solvers.midpoint import Midpoint
 from flowjax.solvers.nesterov import Nesterov
 from flowjax.solvers.rk4 import RK4
-from flowjax.solvers.rows import Bound, Formula, Solver, StepTo, run_on_arrays
 from flowjax.solvers.sa_solver import SASolver
+from flowjax.solvers.solver import Formula, Solver, run_on_arrays
 from flowjax.solvers.splitting import Splitting
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.stochastic_heun import StochasticHeun

@@ -19,8 +19,11 @@ import numpy as np
 from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
+from flowjax.solvers.ends import check_positive_alpha
+from flowjax.solvers.options import check_choice
 from flowjax.solvers.quadrature import lagrange_integrals
-from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, pairs, step
+from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -89,13 +92,6 @@ def coordinates(
         lambda t: float(path.sigma(t) / path.alpha(t)),
         lambda u: float(path.time(-np.log(u))),
     )
-
-
-def check_positive_alpha(path: GaussianPath, times: list[float], what: str) -> None:
-    """Raises ValueError, naming the end to move, if alpha is zero on the grid."""
-    for end, t in (("start", times[0]), ("end", times[-1])):
-        if path.alpha(t) == 0:
-            raise ValueError(f"{what} needs alpha > 0, but alpha({t:g}) = 0: move the {end} of the times")
 
 
 def adams_weights(nodes: list[float], end: float) -> list[float]:

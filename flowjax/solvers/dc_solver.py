@@ -18,7 +18,7 @@ import numpy as np
 from flowjax import _checks
 from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Request, Updates, keep
+from flowjax.solvers.requests import Request, Updates, keep
 from flowjax.solvers.unipc import UniPC
 
 

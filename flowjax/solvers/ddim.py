@@ -15,7 +15,9 @@ from typing import Any
 from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_noise_left, direction, evaluate, noise, pairs, step
+from flowjax.solvers.ends import check_noise_left
+from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree

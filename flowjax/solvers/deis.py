@@ -18,19 +18,11 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.adams_bashforth import check_positive_alpha
+from flowjax.solvers.ends import check_positive_alpha
+from flowjax.solvers.options import LOWER_ORDER_FINAL, check_choice, lowers_final_order
 from flowjax.solvers.quadrature import lagrange_integrals
-from flowjax.solvers.rows import (
-    LOWER_ORDER_FINAL,
-    Solver,
-    Updates,
-    check_choice,
-    direction,
-    evaluate,
-    lowers_final_order,
-    pairs,
-    step,
-)
+from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -98,8 +90,7 @@ class DEIS(Solver):
             return lagrange_integrals([math.log(k) for k in levels], math.log(levels[0]), math.log(end), np.exp)
 
         def slope(u: np.ndarray) -> np.ndarray:  # dk/dt
-            alpha = path.alpha(u)
-            return (path.dsigma(u) * alpha - path.sigma(u) * path.dalpha(u)) / alpha**2
+            return path.determinant(u) / path.alpha(u) ** 2
 
         weights = np.asarray(lagrange_integrals(times, times[0], t, slope))
         return (

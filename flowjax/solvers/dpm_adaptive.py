@@ -21,8 +21,8 @@ from flowjax._pytree import pytree, static
 from flowjax.flow import Field, count
 from flowjax.paths.base import at_least_single, precision
 from flowjax.solvers.adaptive import OwnSteps
-from flowjax.solvers.dpm_solver import check_finite_lam
-from flowjax.solvers.rows import check_choice
+from flowjax.solvers.ends import check_finite_lam
+from flowjax.solvers.options import check_choice
 from flowjax.times import check_times
 
 

@@ -22,7 +22,9 @@ from typing import Any
 
 from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import LOWER_ORDER_FINAL, Solver, Updates, check_choice, evaluate, keep, pairs, step
+from flowjax.solvers.options import LOWER_ORDER_FINAL, check_choice
+from flowjax.solvers.requests import Updates, evaluate, keep, pairs, step
+from flowjax.solvers.solver import Solver
 from flowjax.solvers.statistics import Statistics
 
 
@@ -72,8 +74,7 @@ class DPMSolverV3(Solver):
         curves = self.statistics.refined(lam)
 
         def output(number: int, e: Any, x: Any) -> Any:
-            t = times[number]
-            return (float(path.sigma(t)) * e - curves.at(lam[number])[0] * x) / float(path.alpha(t))
+            return curves.output(path, times[number], lam[number], e, x)
 
         history = [
             (lam[0], (yield keep(output(0, (yield evaluate(times[0], x, to="noise")), x))))

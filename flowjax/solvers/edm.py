@@ -17,7 +17,9 @@ import numpy as np
 from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_noise_left, direction, evaluate, noise, pairs, step
+from flowjax.solvers.ends import check_noise_left
+from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -61,7 +63,7 @@ class EDMHeun(Solver):
                 continue
             if alpha_t == 0:
                 m = yield evaluate(s, x, to="data")
-                x = yield step(float(path.sigma(t) / path.sigma(s)) * (x - alpha_s * m))
+                x = yield step(float(path.sigma(t)) * path.convert(m, given="data", to="noise", t=s, x=x))
                 continue
             k, end = float(path.sigma(s)) / alpha_s, float(path.sigma(t)) / alpha_t
             y = x / alpha_s

@@ -22,7 +22,10 @@ import numpy as np
 
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_choice, check_noise_left, evaluate, noise, pairs, step
+from flowjax.solvers.ends import check_noise_left
+from flowjax.solvers.options import check_choice
+from flowjax.solvers.requests import Updates, evaluate, noise, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 def default_scale(k: Any) -> Any:
@@ -74,7 +77,7 @@ class ERSDE(Solver):
                 x = yield step(x + fresh * (yield noise()) if fresh else x)
                 continue
             if alpha_t == 0:  # the end of an inversion, DDIM
-                x = yield step(float(path.sigma(t)) / sigma_s * (x - alpha_s * m))
+                x = yield step(float(path.sigma(t)) * path.convert(m, given="data", to="noise", t=s, x=x))
                 continue
             k, end = sigma_s / alpha_s, float(path.sigma(t)) / alpha_t
             if k == end:

@@ -5,8 +5,8 @@ dx = (v - eps s) dt + sqrt(2 eps) dW. With h = t - s and F the drift at s:
 
     x' = x + h F(s, x) + sqrt(2 eps(s) h) z              x' = x - h F(t, x) + sqrt(2 eps(t) h) z   (backwards)
 
-The score comes from the same evaluation as the velocity: it is linear in (x, v), so it costs two coefficients. Weak and
-strong order 1, one evaluation per step. The last step may do without noise ("mean": x + h F; "euler": x + h v;
+The score comes from the same evaluation as the velocity: eps s = -(eps/sigma) e, and e is a combination of x and v.
+Weak and strong order 1, one evaluation per step. The last step may do without noise ("mean": x + h F; "euler": x + h v;
 "tweedie": alpha_t m + sigma_t e, at t = 1 the data prediction m). References: 2303.08797, algorithm 4; SiT, 2401.08740.
 """
 
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import part, pytree, static
-from flowjax.paths.sde import as_diffusion, score_weights
-from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, noise, pairs, step
+from flowjax.paths.sde import as_diffusion
+from flowjax.solvers.options import check_choice
+from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 class SDESolver(Solver):
@@ -75,8 +77,8 @@ class SDESolver(Solver):
         ratio = float(as_diffusion(self.diffusion).over_sigma(path, t))
         if not np.isfinite(ratio):
             raise ValueError(f"the score is infinite at t = {t:g}, where sigma = 0: move the end of the times below it")
-        a, b = score_weights(path, t, -ratio if self.backward else ratio)
-        return (1 + a) * v + b * x
+        e = path.convert(v, given="velocity", to="noise", t=t, x=x)
+        return v + (ratio if self.backward else -ratio) * e
 
     def finish(self, path: Any, s: float, t: float, x: Any, v: Any) -> Any:
         """The state after a last step without noise, from the field's value v at (s, x)."""
@@ -84,9 +86,7 @@ class SDESolver(Solver):
             return x + (t - s) * self.slope(path, s, x, v)
         if self._last == "euler":
             return x + (t - s) * v
-        determinant = float(path.alpha(s) * path.dsigma(s) - path.sigma(s) * path.dalpha(s))
-        m = (float(path.dsigma(s)) * x - float(path.sigma(s)) * v) / determinant
-        e = (float(path.alpha(s)) * v - float(path.dalpha(s)) * x) / determinant
+        m, e = (path.convert(v, given="velocity", to=to, t=s, x=x) for to in ("data", "noise"))
         return float(path.alpha(t)) * m + float(path.sigma(t)) * e
 
 

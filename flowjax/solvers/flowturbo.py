@@ -18,7 +18,9 @@ from typing import Any
 from flowjax._pytree import part, pytree, static
 from flowjax.flow import check_field
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, check_choice, direction, evaluate, keep, pairs, step
+from flowjax.solvers.options import check_choice
+from flowjax.solvers.requests import Updates, direction, evaluate, keep, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -52,6 +54,8 @@ class FlowTurbo(Solver):
         if self.kinds.startswith("R"):
             raise ValueError(f"blocks={self.blocks!r} begins with a refiner step, which has no velocity to refine")
 
+    second = property(lambda self: self.refiner)
+
     @property
     def kinds(self) -> str:
         """One letter per step.
@@ -75,9 +79,9 @@ class FlowTurbo(Solver):
         for kind, (s, t) in zip(kinds, pairs(times), strict=True):
             h = t - s
             if kind == "R":
-                d = yield keep(cache + (yield evaluate(s, x, velocity=cache, refiner=True)))
+                d = yield keep(cache + (yield evaluate(s, x, velocity=cache, second=True)))
                 second = d if self.second_input == "d" else cache
-                e = d + (yield evaluate(t, x + h * d, velocity=second, refiner=True))
+                e = d + (yield evaluate(t, x + h * d, velocity=second, second=True))
             else:
                 d = cache if kind == "P" and cache is not None else (yield evaluate(s, x))
                 e = yield evaluate(t, x + h * d)

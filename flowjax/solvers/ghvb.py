@@ -17,17 +17,9 @@ from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import EQUAL_STEPS, adams_weights, coordinates
-from flowjax.solvers.rows import (
-    Solver,
-    Updates,
-    check_choice,
-    check_newest_weight,
-    direction,
-    evaluate,
-    keep,
-    pairs,
-    step,
-)
+from flowjax.solvers.options import check_choice, check_newest_weight
+from flowjax.solvers.requests import Updates, direction, evaluate, keep, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree

@@ -12,18 +12,9 @@ from typing import Any
 from flowjax._pytree import part, pytree, static
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import DPMSolver
-from flowjax.solvers.rows import (
-    Direction,
-    Evaluate,
-    Solver,
-    Step,
-    Updates,
-    check_choice,
-    check_newest_weight,
-    direction,
-    keep,
-    pairs,
-)
+from flowjax.solvers.options import check_choice, check_newest_weight
+from flowjax.solvers.requests import Direction, Evaluate, Request, Step, Updates, direction, keep, pairs, rewritten
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -55,40 +46,35 @@ class HeavyBall(Solver):
         if self.solver.no_direction:
             raise ValueError(f"{type(self).__name__} cannot act on {self._name}: {self.solver.no_direction}")
 
-    @property
-    def refiner(self) -> Any:
-        """The wrapped method's second field."""
-        return self.solver.refiner
-
+    second = property(lambda self: self.solver.second)
     stochastic = property(lambda self: self.solver.stochastic)
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The wrapped method's requests with every direction averaged."""
-        inner = self.solver.updates(path, times, x)
-        momentum, answer, number = None, None, 0
+        momentum, number = None, 0
         averaged = 0  # directions that are not the first momentum itself
-        while True:
-            try:
-                request = inner.send(answer)
-            except StopIteration:
-                return
+        moves = sum(s != t for s, t in pairs(times))
+
+        def rewrite(request: Request) -> Updates:
+            nonlocal momentum, number, averaged
             if isinstance(request, Direction) and times[number] != times[number + 1]:  # a repeated time moves nothing
                 new = request.value
                 averaged += momentum is not None
                 momentum = yield keep(new if momentum is None else (1 - self.beta) * momentum + self.beta * new)
-                answer = yield direction(self.used(momentum, new))  # to a momentum on this one
-            else:
-                moves = sum(s != t for s, t in pairs(times))
-                if isinstance(request, Step) and number == len(times) - 2 and not averaged and moves > 1:
-                    raise ValueError(
-                        f"{type(self).__name__} changes nothing in these {moves} steps of {self._name}, of which fewer "
-                        "than two have a direction (steps of a lower order at the ends have none): take more steps, or "
-                        "that solver alone"
-                    )
-                answer = yield request
-                number += isinstance(request, Step)
-                if isinstance(request, Evaluate) and momentum is None and self.init == "first_output":
-                    momentum = answer
+                return (yield direction(self.used(momentum, new)))  # to a momentum on this one
+            if isinstance(request, Step) and number == len(times) - 2 and not averaged and moves > 1:
+                raise ValueError(
+                    f"{type(self).__name__} changes nothing in these {moves} steps of {self._name}, of which fewer "
+                    "than two have a direction (steps of a lower order at the ends have none): take more steps, or "
+                    "that solver alone"
+                )
+            answer = yield request
+            number += isinstance(request, Step)
+            if isinstance(request, Evaluate) and momentum is None and self.init == "first_output":
+                momentum = answer
+            return answer
+
+        return rewritten(self.solver.updates(path, times, x), rewrite)
 
     @property
     def _name(self) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from flowjax._pytree import pytree
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.rows import Solver, Updates, direction, evaluate, pairs, step
+from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree

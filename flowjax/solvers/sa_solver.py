@@ -19,9 +19,11 @@ import numpy as np
 from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.dpm_solver import data_weight
+from flowjax.solvers.ends import check_noise_left
+from flowjax.solvers.phi import data_weight
 from flowjax.solvers.quadrature import lagrange_integrals
-from flowjax.solvers.rows import Solver, Updates, check_noise_left, evaluate, noise, pairs, step
+from flowjax.solvers.requests import Updates, evaluate, noise, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree

@@ -20,7 +20,8 @@ from flowjax.flow import check_field
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.ghvb import GHVB
-from flowjax.solvers.rows import Evaluate, Request, Solver, Step, Updates, pairs, step
+from flowjax.solvers.requests import Evaluate, Request, Step, Updates, pairs, step
+from flowjax.solvers.solver import Solver
 
 
 @pytree
@@ -54,11 +55,7 @@ class Splitting(Solver):
             if not isinstance(getattr(self, name), Solver):
                 raise ValueError(f"{name} must be a fixed-grid solver of flowjax, got {getattr(self, name)!r}")
 
-    @property
-    def refiner(self) -> Any:
-        """The second field."""
-        return self.guidance
-
+    second = property(lambda self: self.guidance)
     no_direction = "it has two methods, put momentum on its solver= or guidance_solver="
     stochastic = property(lambda self: self.solver.stochastic or self.guidance_solver.stochastic)
 
@@ -71,17 +68,17 @@ class Splitting(Solver):
         own: Any = None
         for number, (s, t) in enumerate(pairs(times)):
             guiding = guiding if number else self.guidance_solver.updates(path, times, x)
-            x, form = yield from _one_step(guiding, s, x if number else None, refiner=True)
+            x, form = yield from _one_step(guiding, s, x if number else None, second=True)
             if form not in ("velocity", "noise"):
                 raise ValueError(f"guidance_solver must ask for the velocity or the noise, this one asks for {form!r}")
             if form == "noise":
                 x = float(path.alpha(s) / path.alpha(t)) * x
             own = own if number else self.solver.updates(path, times, x)
-            x, _ = yield from _one_step(own, s, x if number else None, refiner=False)
+            x, _ = yield from _one_step(own, s, x if number else None, second=False)
             x = yield step(x)
 
 
-def _one_step(requests: Any, s: float, answer: Any, *, refiner: bool) -> Generator[Request, Any, tuple[Any, str]]:
+def _one_step(requests: Any, s: float, answer: Any, *, second: bool) -> Generator[Request, Any, tuple[Any, str]]:
     """Answers a method's last step and runs the one from s: the solution, and the prediction asked for."""
     form = ""
     while True:
@@ -89,10 +86,10 @@ def _one_step(requests: Any, s: float, answer: Any, *, refiner: bool) -> Generat
         if not form and (isinstance(request, Step) or (isinstance(request, Evaluate) and request.t != s)):
             raise ValueError(
                 "splitting moves x between the steps of a method, which must then evaluate there first; "
-                f"{'guidance_solver' if refiner else 'solver'} does not at t = {s:g}: take AdamsBashforth, GHVB, ..."
+                f"{'guidance_solver' if second else 'solver'} does not at t = {s:g}: take AdamsBashforth, GHVB, ..."
             )
         if isinstance(request, Step):
             return request.x, form
         if isinstance(request, Evaluate):
-            request, form = dataclasses.replace(request, refiner=refiner), request.to
+            request, form = dataclasses.replace(request, second=second), request.to
         answer = yield request

@@ -84,10 +84,10 @@ class Curves:
     def __init__(self, lam: np.ndarray, l: np.ndarray, s: np.ndarray, b: np.ndarray):  # noqa: E741 - the paper's letter
         self.lam, self.l, self.s, self.b = lam, l, s, b
 
-    def at(self, lam: float) -> tuple[Any, Any, Any]:
-        """(l, s, b) at a node."""
-        i = int(np.searchsorted(self.lam, lam))
-        return self.l[i], self.s[i], self.b[i]
+    def output(self, path: GaussianPath, t: float, lam: float, e: Any, x: Any) -> Any:
+        """What is expanded, f = (sigma e - l x)/alpha, at a node, the lam of t."""
+        weight = self.l[int(np.searchsorted(self.lam, lam))]
+        return (float(path.sigma(t)) * e - weight * x) / float(path.alpha(t))
 
     def advance(
         self,

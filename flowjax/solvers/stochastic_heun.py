@@ -18,7 +18,8 @@ import numpy as np
 
 from flowjax._pytree import part, pytree, static
 from flowjax.solvers.euler_maruyama import SDESolver
-from flowjax.solvers.rows import Updates, check_choice, direction, evaluate, noise, pairs, step
+from flowjax.solvers.options import check_choice
+from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
 
 
 @pytree

@@ -23,19 +23,11 @@ import numpy as np
 from flowjax import _checks
 from flowjax._pytree import pytree, static
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.dpm_solver import check_ends, data_weight
-from flowjax.solvers.phi import phi
-from flowjax.solvers.rows import (
-    LOWER_ORDER_FINAL,
-    Request,
-    Solver,
-    Updates,
-    check_choice,
-    direction,
-    evaluate,
-    pairs,
-    step,
-)
+from flowjax.solvers.ends import check_ends
+from flowjax.solvers.options import LOWER_ORDER_FINAL, check_choice
+from flowjax.solvers.phi import exponential_step, phi
+from flowjax.solvers.requests import Request, Updates, direction, evaluate, pairs, step
+from flowjax.solvers.solver import Solver
 
 ORDERS = "[1, 8]"  # beyond it the weights alternate in sign and grow faster than they gain
 
@@ -137,18 +129,14 @@ class UniPC(Solver):
         announce: bool,
     ) -> Generator[Request, Any, Any]:
         """The update with these D_i; its direction, in units of x over the linear part, is announced if asked for."""
-        if self.form == "noise":
-            a_s, a_t, z = path.alpha(s), path.alpha(t), h
-            b = -float(path.sigma(t)) * math.expm1(z)
-        else:
-            a_s, a_t, z = path.sigma(s), path.sigma(t), -h
-            b = data_weight(path, s, t, z)
+        a, b, z = exponential_step(path, self.form, s, t, h)
+        unit = float(path.alpha(t) if self.form == "noise" else path.sigma(t))
         mean = f
         for weight, term in zip(self._weights(z, ratios), terms, strict=True):
             mean = mean + weight / math.expm1(z) * term
-        if announce and a_t:
-            mean = float(a_t) * (yield direction(mean / float(a_t)))
-        return float(a_t / a_s) * x + b * mean
+        if announce and unit:
+            mean = unit * (yield direction(mean / unit))
+        return a * x + b * mean
 
     def _weights(self, z: float, ratios: list[float]) -> list[float]:
         """The a_i of the differences at these r_i."""

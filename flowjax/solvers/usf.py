@@ -22,10 +22,12 @@ import numpy as np
 from flowjax import _checks
 from flowjax._pytree import part, pytree
 from flowjax.paths.base import GaussianPath
-from flowjax.solvers.dpm_solver import data_weight
-from flowjax.solvers.phi import phi
+from flowjax.solvers.ends import check_noise_left
+from flowjax.solvers.options import check_choice
+from flowjax.solvers.phi import exponential_step, phi
 from flowjax.solvers.quadrature import derivative_weights
-from flowjax.solvers.rows import Solver, Updates, check_choice, check_noise_left, evaluate, keep, pairs, step
+from flowjax.solvers.requests import Updates, evaluate, keep, pairs, step
+from flowjax.solvers.solver import Solver
 from flowjax.solvers.statistics import Statistics
 from flowjax.times import check_times
 
@@ -188,14 +190,13 @@ class USF(Solver):
 
         def record(number: int, m: Any, x: Any) -> Updates:
             """Stores the outputs of all kinds that some step uses, at (times[number], x)."""
-            alpha, sigma = float(path.alpha(times[number])), float(path.sigma(times[number]))
-            found = {"data": m}
-            if kinds - {"data"} and sigma > 0 and alpha > 0:
-                e = (x - alpha * m) / sigma
+            t, found = times[number], {"data": m}
+            if kinds - {"data"} and path.sigma(t) > 0 and path.alpha(t) > 0:
+                e = path.convert(m, given="data", to="noise", t=t, x=x)
                 if "noise" in kinds:
                     found["noise"] = yield keep(e)
                 if curves is not None:
-                    found["v3"] = yield keep((sigma * e - curves.at(lam[number])[0] * x) / alpha)
+                    found["v3"] = yield keep(curves.output(path, t, lam[number], e, x))
             outputs.append(found)
 
         def advance(
@@ -215,17 +216,13 @@ class USF(Solver):
                     lam_t, [(lam[i], outputs[i]["v3"]) for i in used], list(estimates), scales, x, factor
                 )
             f = outputs[start][kind]
-            if kind == "noise":
-                a, c, z = path.alpha(t) / path.alpha(s), -float(path.sigma(t)), h
-                total = c * math.expm1(z) * f
-            else:
-                a, c, z = path.sigma(t) / path.sigma(s), float(path.alpha(t)), -h
-                total = data_weight(path, s, t, z) * f
+            a, b, z = exponential_step(path, kind, s, t, h)
+            c, total = float(path.alpha(t) if kind == "data" else -path.sigma(t)), b * f
             for k, q in enumerate(estimates, start=1):
                 weight = h ** (k + 1) * phi(k + 1, z) * (factor if k == 1 else 1.0)
                 for w, i in zip(derivative_weights([lam[i] - lam_s for i in others[:q]], k), others[:q], strict=True):
                     total = total + c * weight * w * (outputs[i][kind] - f)
-            return float(a) * x + total
+            return a * x + total
 
         if schedule.first == "network":
             yield from record(0, (yield evaluate(times[0], x, to="data")), x)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowjax.oracles import Gaussian
-from flowjax.paths import PREDICTIONS, VE, VP, Cosine, Linear, Trig
+from flowjax.paths import EDM, PREDICTIONS, SBDM, VE, VP, Cosine, Linear, SubVP, Tabulated, Trig
 
 PATHS = [Linear(), Trig(), VP(), Cosine(), VE(sigma_min=0.02, sigma_max=5.0)]
 by_path = pytest.mark.parametrize("path", PATHS, ids=lambda p: type(p).__name__)
@@ -46,6 +46,34 @@ def test_every_pair_at_the_ends(path):
             if path.determines(given, to, t):
                 value = path.convert(exact[given], given=given, to=to, t=t, x=X)
                 np.testing.assert_allclose(value, exact[to], rtol=1e-9, atol=1e-9, err_msg=f"{given} to {to} at {t}")
+
+
+MORE = [SubVP(), SBDM(), EDM(sigma_min=0.02, sigma_max=5.0), Tabulated(alphas_cumprod=np.linspace(0.99, 0.01, 20))]
+
+
+@pytest.mark.parametrize("path", [*PATHS, *MORE], ids=lambda p: type(p).__name__)
+def test_weights_of_every_pair(path):
+    """The value asked for is a x + b value, inside and in the limits at the ends; for (B,) times one pair for each."""
+    times = np.array([0.0, *TIMES[1:-1], 1.0])
+    inside, ends = truth(path, times), [truth(path, t) for t in (0.0, 1.0)]
+    for given, to in PAIRS:
+        a, b = path.weights(given, to, times)
+        assert (a.shape, b.shape, a.dtype, b.dtype) == ((5,), (5,), np.float64, np.float64)
+        value = a[:, None] * X + b[:, None] * inside[given]
+        np.testing.assert_array_equal(value, path.convert(inside[given], given=given, to=to, t=times, x=X))
+        known = [i for i, t in enumerate(times) if path.determines(given, to, float(t))]
+        assert set(known) >= {1, 2, 3}
+        np.testing.assert_allclose(value[known], inside[to][known], rtol=1e-9, atol=1e-9, err_msg=f"{given} to {to}")
+        for i, t in enumerate(times.tolist()):
+            single = path.weights(given, to, t)
+            assert [np.shape(weight) for weight in single] == [(), ()]
+            np.testing.assert_allclose(single, (a[i], b[i]), rtol=1e-13)
+        for t, exact in zip((0.0, 1.0), ends, strict=True):
+            a, b = path.weights(given, to, t)
+            value = a * X + b * exact[given]
+            np.testing.assert_array_equal(value, path.convert(exact[given], given=given, to=to, t=t, x=X))
+    with pytest.raises(ValueError, match="'epsilon' elsewhere is 'noise' here"):
+        path.weights("epsilon", "data", 0.5)
 
 
 @by_path

@@ -24,7 +24,7 @@ def test_is_eulers_method_in_the_noise_level():
     x = problem.state(grid[0])
     expected = run_on_arrays(DDIM(), path, grid, x, problem)[-1]
     for s, t in itertools.pairwise(grid):
-        e = problem(fj.solvers.rows.Evaluate(t=float(s), x=x, to="noise"))
+        e = problem(fj.solvers.requests.Evaluate(t=float(s), x=x, to="noise"))
         k_s, k_t = (path.sigma(u) / path.alpha(u) for u in (s, t))
         x = path.alpha(t) * (x / path.alpha(s) + (k_t - k_s) * e)
     assert relative(expected, x) < 1e-12

@@ -19,7 +19,7 @@ def refining(problem):
 
     def network(request):
         value = problem(request)
-        return value - request.velocity if request.refiner else value
+        return value - request.velocity if request.second else value
 
     return network
 
@@ -64,7 +64,7 @@ def test_heun_blocks_are_heun(name):
 def test_constant_velocities_are_exact(blocks):
     v = np.array([[0.3], [-1.0]])
     solver = FlowTurbo(blocks=blocks, refiner=NO_REFINER)
-    network = lambda r: 0 * v if r.refiner else v  # noqa: E731
+    network = lambda r: 0 * v if r.second else v  # noqa: E731
     assert run_on_arrays(solver, LINEAR, uniform(3), 0 * v, network)[-1] == pytest.approx(v)
 
 
@@ -73,7 +73,7 @@ def test_a_refiner_that_does_nothing_is_euler_with_the_cached_velocity():
     x, seen = problem.state(0.0), []
 
     def network(request):
-        seen.append(np.zeros_like(request.x) if request.refiner else problem(request))
+        seen.append(np.zeros_like(request.x) if request.second else problem(request))
         return seen[-1]
 
     solutions = run_on_arrays(FlowTurbo(blocks="H1P1R2", refiner=NO_REFINER), LINEAR, uniform(4), x, network)
@@ -111,7 +111,7 @@ def test_counts(blocks, evaluations, refiner):
     solver = FlowTurbo(blocks=blocks, refiner=NO_REFINER)
     asked = []
     n = len(solver.kinds)
-    run_on_arrays(solver, LINEAR, uniform(n), START, lambda r: asked.append(r.refiner) or r.x)
+    run_on_arrays(solver, LINEAR, uniform(n), START, lambda r: asked.append(r.second) or r.x)
     assert (len(asked) - sum(asked), sum(asked)) == (evaluations, refiner)
 
 
@@ -123,9 +123,9 @@ def test_compiled_with_a_refiner_network(blocks, evaluations, refiner):
     flow = fj.Flow(lambda x, t, cond=None: jnp.sin(x) + t[:, None], path=LINEAR)
     solver = FlowTurbo(blocks=blocks, refiner=refiner)
     result = fj.solve(flow, solver, jnp.asarray(START, jnp.float32), uniform(n), trajectory=True)
-    network = lambda r: 0.1 * r.velocity - 0.2 * r.x if r.refiner else np.sin(r.x) + r.t  # noqa: E731
+    network = lambda r: 0.1 * r.velocity - 0.2 * r.x if r.second else np.sin(r.x) + r.t  # noqa: E731
     assert relative(result.trajectory, np.stack(run_on_arrays(solver, LINEAR, uniform(n), START, network))) < 1e-5
-    assert (int(result.evaluations), int(result.refiner_evaluations)) == counts
+    assert (int(result.evaluations), int(result.second_evaluations)) == counts
 
 
 def test_guided_refiner_of_scale_one_is_the_conditional_one():

@@ -74,7 +74,7 @@ def test_momentum_may_start_with_the_first_output():
     x = problem.state(grid[0])
     solver = HeavyBall(solver=DPMSolver(lower_order_final=False), beta=0.5, init="first_output")
     solutions = run_on_arrays(solver, path, grid, x, problem)
-    m = [problem(fj.solvers.rows.Evaluate(t=float(t), x=y, to="data")) for t, y in zip(grid, solutions)]
+    m = [problem(fj.solvers.requests.Evaluate(t=float(t), x=y, to="data")) for t, y in zip(grid, solutions)]
     v = 0.5 * m[0] + 0.5 * (m[1] + (m[1] - m[0]) / 2)
     k = path.sigma(grid[2]) / path.sigma(grid[1])
     expected = k * solutions[1] + (path.alpha(grid[2]) - k * path.alpha(grid[1])) * v
@@ -114,7 +114,7 @@ def test_first_and_lowered_steps_of_dpm_solver_stay_as_they_are():
     assert np.array_equal(base[1], heavy[1])
     assert relative(heavy[2], base[2]) < 1e-13  # the first direction starts the momentum
     assert relative(heavy[3], base[3]) > 1e-4
-    last = problem(fj.solvers.rows.Evaluate(t=float(grid[-2]), x=heavy[-2], to="data"))
+    last = problem(fj.solvers.requests.Evaluate(t=float(grid[-2]), x=heavy[-2], to="data"))
     k = [path.sigma(t) / path.sigma(grid[-2]) for t in grid[-2:]]
     expected = k[1] * heavy[-2] + (path.alpha(grid[-1]) - k[1] * path.alpha(grid[-2])) * last  # DDIM
     assert relative(heavy[-1], expected) < 1e-12
@@ -201,8 +201,8 @@ def test_ghvb_of_beta_one_is_adams_bashforth_to_momentum_too(beta):
 
 
 def silent(path, times, x):
-    for s, t in fj.solvers.rows.pairs(times):
-        x = yield fj.solvers.rows.step(x + (t - s) * (yield fj.solvers.rows.evaluate(s, x)))
+    for s, t in fj.solvers.requests.pairs(times):
+        x = yield fj.solvers.requests.step(x + (t - s) * (yield fj.solvers.requests.evaluate(s, x)))
 
 
 @pytest.mark.parametrize(

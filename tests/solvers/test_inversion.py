@@ -199,8 +199,8 @@ def test_options_that_draw_noise_refuse(solver):
 
 def noisy(times, x):
     for t in times[1:]:
-        yield fj.solvers.rows.evaluate(t, x)
-        x = yield fj.solvers.rows.step(x + (yield fj.solvers.rows.noise()))
+        yield fj.solvers.requests.evaluate(t, x)
+        x = yield fj.solvers.requests.step(x + (yield fj.solvers.requests.noise()))
 
 
 def test_directions_are_asked_for():

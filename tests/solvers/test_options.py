@@ -12,7 +12,7 @@ from problem import PATHS, Problem
 import flowjax as fj
 from flowjax import solvers as s
 from flowjax.catalogue import solvers
-from flowjax.solvers.rows import lowers_final_order
+from flowjax.solvers.options import lowers_final_order
 from flowjax.solvers.usf import baselines
 from flowjax.times import quadratic, uniform
 

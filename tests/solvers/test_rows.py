@@ -28,7 +28,9 @@ from flowjax.solvers import (
     UniPC,
     run_on_arrays,
 )
-from flowjax.solvers.rows import FIELD, FREE, Combine, Solver, direction, evaluate, keep, noise, pairs, step
+from flowjax.solvers.requests import direction, evaluate, keep, noise, pairs, step
+from flowjax.solvers.rows import FIELD, FREE, Combine
+from flowjax.solvers.solver import Solver
 
 LINEAR = PATHS["linear"]
 UNEVEN = np.array([0.08, 0.1, 0.17, 0.2, 0.31, 0.42, 0.44, 0.6, 0.71, 0.93])
@@ -76,14 +78,14 @@ class Turbo(Solver):
     """Heun blocks H, pseudo-corrector blocks P, refiner blocks R, in this order of letters."""
 
     blocks: str = static()
-    refiner: Any = None
+    second: Any = None
 
     def updates(self, path, times, x):
         cache = None
         for block, (s, t) in zip(self.blocks, pairs(times), strict=True):
             if block == "R":
-                d = cache + (yield evaluate(s, x, velocity=cache, refiner=True))
-                e = d + (yield evaluate(t, x + (t - s) * d, velocity=d, refiner=True))
+                d = cache + (yield evaluate(s, x, velocity=cache, second=True))
+                e = d + (yield evaluate(t, x + (t - s) * d, velocity=d, second=True))
                 cache = d
             else:
                 d = cache if block == "P" and cache is not None else (yield evaluate(s, x))
@@ -133,7 +135,7 @@ SOLVERS = {
     "ddim": DDIM(),
     "corrected": Formula(function=corrected),
     "momentum": Formula(function=momentum),
-    "turbo": Turbo(blocks="HHPPRRHPR", refiner=None),
+    "turbo": Turbo(blocks="HHPPRRHPR", second=None),
     "hb_heun": HeavyBall(solver=Heun(), beta=0.7),
     "hb_2m": HeavyBall(solver=DPMSolver(lower_order_final=False), beta=0.8),
     "hb_corrected": HeavyBall(solver=UniPC(order=2), beta=0.8),
@@ -234,7 +236,7 @@ def test_solve_equals_generator_on_arrays(name):
         bound = solver.bind(PATHS[path], UNEVEN)
         flow = fj.Flow(network, path=PATHS[path], prediction=bound.pattern.to)
         if name == "turbo":
-            bound = dataclasses.replace(bound, refiner=flow)
+            bound = dataclasses.replace(bound, second=flow)
         result = fj.solve(flow, bound, jnp.asarray(states(np.float32)), trajectory=True)
         assert result.x.dtype == jnp.float32
         assert relative(result.trajectory, np.stack(expected)) < 1e-5
@@ -538,12 +540,12 @@ def test_refiner_blocks_with_an_oracle_refiner_are_heun_blocks():
     flow, x, grid = fj.Flow(network, path=LINEAR), jnp.asarray(states(np.float32)), fj.times.uniform(8)
     refiner = fj.Flow(refine, path=LINEAR)
     heun = fj.solve(flow, Heun(), x, grid)
-    result = fj.solve(flow, Turbo(blocks="HHHHHRRR", refiner=refiner), x, grid, trajectory=True)
+    result = fj.solve(flow, Turbo(blocks="HHHHHRRR", second=refiner), x, grid, trajectory=True)
     assert relative(result.x, heun.x) < 1e-6
     assert result.trajectory.shape == (9, 5, 3)
-    assert (result.evaluations, result.network_calls, result.refiner_evaluations) == (10, 10, 6)
-    mixed = fj.solve(flow, Turbo(blocks="HHPPPPRR", refiner=refiner), x, grid)
-    assert (mixed.evaluations, mixed.refiner_evaluations) == (2 * 2 + 4, 2 * 2)
+    assert (result.evaluations, result.network_calls, result.second_evaluations) == (10, 10, 6)
+    mixed = fj.solve(flow, Turbo(blocks="HHPPPPRR", second=refiner), x, grid)
+    assert (mixed.evaluations, mixed.second_evaluations) == (2 * 2 + 4, 2 * 2)
     assert relative(mixed.x, heun.x) > 1e-5
 
 
@@ -554,7 +556,7 @@ def test_refiner_that_returns_zero_repeats_the_cached_velocity():
     first = smooth(x, 0.0)
     cached = smooth(x + 0.25 * first, 0.25)
     expected = x + 0.125 * (first + cached) + 0.75 * cached
-    result = fj.solve(flow, Turbo(blocks="HRRR", refiner=refiner), jnp.asarray(x, jnp.float32), grid)
+    result = fj.solve(flow, Turbo(blocks="HRRR", second=refiner), jnp.asarray(x, jnp.float32), grid)
     assert relative(result.x, expected) < 1e-6
     assert result.evaluations == 2
 

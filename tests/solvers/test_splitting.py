@@ -45,7 +45,7 @@ class Guided(Problem):
         self.scale = scale
 
     def __call__(self, request):
-        if not request.refiner:
+        if not request.second:
             return super().__call__(request)
         with jax.enable_x64(True):
             predict = functools.partial(_predict, self.target, request.to, request.t, request.x)
@@ -90,9 +90,9 @@ def test_limits(form):
 
     plain, guiding = FORMS[form]
     assert np.array_equal(run(splitting(form, guidance=None)), run(plain))
-    nothing = lambda r: np.zeros_like(r.x) if r.refiner else problem(r)  # noqa: E731
+    nothing = lambda r: np.zeros_like(r.x) if r.second else problem(r)  # noqa: E731
     assert relative(run(splitting(form), nothing), run(plain)) < 1e-14
-    constant = lambda r: np.full_like(r.x, 0.7 if r.refiner else -0.2)  # noqa: E731 - both parts exact: their sum
+    constant = lambda r: np.full_like(r.x, 0.7 if r.second else -0.2)  # noqa: E731 - both parts exact: their sum
     both = lambda r: np.full_like(r.x, 0.5)  # noqa: E731
     assert relative(run(splitting(form), constant), run(plain, both)) < 1e-13
     assert relative(run(splitting(form), constant), run(guiding, both)) < 1e-13
@@ -101,7 +101,7 @@ def test_limits(form):
 def test_momentum_damps_a_stiff_guidance():
     """c = -15 x on steps of 0.1: |q| = 1.5 is more than the bound 1 of order 2, and less than 1.6, that of beta 0.4."""
     grid, x = np.arange(0.0, 0.95, 0.1), np.ones((1, 1))
-    network = lambda r: -15.0 * r.x if r.refiner else np.zeros_like(r.x)  # noqa: E731
+    network = lambda r: -15.0 * r.x if r.second else np.zeros_like(r.x)  # noqa: E731
 
     def largest(guidance_solver):
         solver = splitting("velocity", guidance_solver=guidance_solver)
@@ -117,10 +117,10 @@ def test_same_numbers_from_solve_diffrax_and_a_foreign_loop():
     flow, x = fj.Flow(target.network("velocity"), path=path), fj.noise(jax.random.key(0), (8, 1))
     bound = splitting("velocity").bind(path, grid)
     result = fj.solve(flow, bound, x, trajectory=True)
-    assert (result.evaluations, result.refiner_evaluations, len(result.trajectory)) == (6, 6, 7)
+    assert (result.evaluations, result.second_evaluations, len(result.trajectory)) == (6, 6, 7)
 
     def network(request):
-        return (PULL if request.refiner else flow).velocity(request.t, request.x)
+        return (PULL if request.second else flow).velocity(request.t, request.x)
 
     assert relative(foreign_loop(bound, x, network), result.x) < 1e-5
     through_diffrax = diffrax.diffeqsolve(

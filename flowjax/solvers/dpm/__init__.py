@@ -1,0 +1,1 @@
+"""The schemes of DPM-Solver: `multistep` and `singlestep`."""
