@@ -72,7 +72,7 @@ class AdamsBashforth(Solver):
                 total = (f + 2 * b + 2 * c + d) / 6
             else:
                 weights = adams_weights(nodes, u + h) if self.weights == "variable" else EQUAL_STEPS[len(nodes)]
-                total = sum((w * v for w, v in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0])
+                total = sum(w * v for w, v in zip(weights, values, strict=True))
             x = yield step(scale(t) / scale(s) * x + scale(t) * h * (yield direction(total)))
 
 

@@ -58,14 +58,12 @@ class Bound(diffrax.AbstractSolver):
         """The registers after a row, given the network's value there; register 0 is the solution."""
         stage = self._stage(row)
         registers = executor.advance(self.pattern, self.line(stage), registers, value, noise)
+        if not isinstance(stage, jax.Array):
+            return self._free(stage, registers)
         for before in self.pattern.stages:
-            if not self.pattern.free(before):
-                continue
-            if isinstance(here := stage == before, bool):  # a last step without an evaluation of its own, as in UniPC
-                registers = self._free(before, registers) if here else registers
-            else:
+            if self.pattern.free(before):  # a last step without an evaluation of its own, as in UniPC
                 new = self._free(before, registers)
-                registers = tuple(jnp.where(here, n, r) for n, r in zip(new, registers, strict=True))
+                registers = tuple(jnp.where(stage == before, n, r) for n, r in zip(new, registers, strict=True))
         return registers
 
     def _stage(self, row: Any) -> Any:

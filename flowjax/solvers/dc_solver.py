@@ -9,6 +9,7 @@ L_j the Lagrange polynomials on the times of the outputs. rho_i = 1 changes noth
 model, grid and guidance (`flowjax.calibration.compensation`). Order and evaluations are UniPC's.
 """
 
+import math
 from collections.abc import Generator
 from typing import Any
 
@@ -74,12 +75,9 @@ class DCSolver(UniPC):
         if len(set(nodes)) < 3:
             return history
         target = ratio * nodes[0] + (1 - ratio) * nodes[1]
-        total = None
+        total: Any = 0.0
         for j, node in enumerate(nodes):
-            weight: Any = 1.0
-            for other in nodes[:j] + nodes[j + 1 :]:
-                weight = weight * (target - other) / (node - other)
-            term = weight * history[j][1]
-            total = term if total is None else total + term
+            weight = math.prod((target - other) / (node - other) for other in nodes[:j] + nodes[j + 1 :])
+            total = total + weight * history[j][1]
         kept = yield keep(total)
         return [(nodes[0], kept), *history[1:]]

@@ -74,9 +74,7 @@ class DEIS(Solver):
                 order = 1 if end == 0 else min(order, sum(level(u) > 0 for u, _ in history) or 1)
             past = [u for u, _ in history[:order]]
             integrals = self._integrals(path, past, t, [level(u) for u in past], end) if order > 1 else [end - k]
-            total = sum(
-                (c * e for c, (_, e) in zip(integrals[1:], history[1:order], strict=True)), integrals[0] * history[0][1]
-            )
+            total = sum(c * e for c, (_, e) in zip(integrals, history[:order], strict=True))
             total = yield direction(total / (end - k))
             x = yield step(float(path.alpha(t) / path.alpha(s)) * x + float(path.alpha(t)) * (end - k) * total)
 

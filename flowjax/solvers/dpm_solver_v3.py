@@ -73,12 +73,8 @@ class DPMSolverV3(Solver):
         lam = self.statistics.check_range(path, times)
         curves = self.statistics.refined(lam)
 
-        def output(number: int, e: Any, x: Any) -> Any:
-            return curves.output(path, times[number], lam[number], e, x)
-
-        history = [
-            (lam[0], (yield keep(output(0, (yield evaluate(times[0], x, to="noise")), x))))
-        ]  # (lam, f), newest first
+        f = curves.output(path, times[0], lam[0], (yield evaluate(times[0], x, to="noise")), x)
+        history = [(lam[0], (yield keep(f)))]  # (lam, f), newest first
         for number, (s, t) in enumerate(pairs(times)):
             order = min(self.order, len(history), steps - number if self.lower_order_final is not False else self.order)
             scales = float(path.alpha(s)), float(path.alpha(t))
@@ -92,10 +88,8 @@ class DPMSolverV3(Solver):
             if number == steps - 1:
                 x = yield step(predicted)
                 return
-            new = (
-                lam[number + 1],
-                (yield keep(output(number + 1, (yield evaluate(t, predicted, to="noise")), predicted))),
-            )
+            f = curves.output(path, t, lam[number + 1], (yield evaluate(t, predicted, to="noise")), predicted)
+            new = (lam[number + 1], (yield keep(f)))
             in_half = self.half is None or (t < 0.5) == (self.half == "noise")
             if self.corrector and points > 1 and in_half:
                 nodes = [history[0], new, *history[1:]][:points]

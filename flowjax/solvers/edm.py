@@ -57,13 +57,10 @@ class EDMHeun(Solver):
         steps = len(times) - 1
         for s, t in pairs(times):
             alpha_s, alpha_t = float(path.alpha(s)), float(path.alpha(t))
-            if alpha_s == 0:
+            if alpha_s == 0 or alpha_t == 0:
                 m = yield evaluate(s, x, to="data")
-                x = yield step(float(path.sigma(t) / path.sigma(s)) * x + alpha_t * m)
-                continue
-            if alpha_t == 0:
-                m = yield evaluate(s, x, to="data")
-                x = yield step(float(path.sigma(t)) * path.convert(m, given="data", to="noise", t=s, x=x))
+                e = path.convert(m, given="data", to="noise", t=s, x=x)
+                x = yield step(alpha_t * m + float(path.sigma(t)) * e)
                 continue
             k, end = float(path.sigma(s)) / alpha_s, float(path.sigma(t)) / alpha_t
             y = x / alpha_s

@@ -41,19 +41,9 @@ def run(
     ask: Callable[[Any, Any, Any, dict[str, Any]], tuple[Any, Any]],
     draw: Callable[[], tuple[Any, ...]],
 ) -> tuple[Registers, Any]:
-    """Runs a stage of this kind.
+    """Runs a stage of this kind: the next registers and memories of the fields.
 
-    Args:
-        pattern: of the bound solver.
-        kind: FIELD, SECOND or FREE.
-        line: the numbers of the stage.
-        registers: before it.
-        memories: of the fields, before it.
-        ask: called with (t, x, memories, extra); returns the value of a field and the next memories.
-        draw: returns the noises of the stage.
-
-    Returns:
-        The next registers and memories.
+    `ask(t, x, memories, extra)` returns a field's value and the next memories, `draw()` the noises of the stage.
     """
     if kind == FREE:
         return advance(pattern, line, registers), memories

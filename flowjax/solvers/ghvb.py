@@ -57,10 +57,7 @@ class GHVB(Solver):
         def mean(order: int, terms: list[Any], end: float) -> Any:
             """The polynomial through `order` terms, averaged over the step."""
             weights = adams_weights(nodes[:order], end) if self.weights == "variable" else EQUAL_STEPS[order]
-            total = weights[0] * terms[0]
-            for w, term in zip(weights[1:], terms[1:], strict=True):
-                total = total + w * term
-            return total
+            return sum(w * term for w, term in zip(weights, terms, strict=True))
 
         for s, t in pairs(times):
             u, end = coordinate(s), coordinate(t)

@@ -16,10 +16,20 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluate:
-    """Asks for the field's prediction `to` at (t, x)."""
+    """Asks for the field's value at (t, x): one network evaluation.
+
+    Args:
+        t: time in [0, 1].
+        x: the state, a linear combination of what the generator was given.
+        to: prediction asked for; the same in all requests of one method.
+        end: end of the span for networks that take `end=` (flow maps).
+        velocity: a combination passed to the network as `velocity=`.
+        second: ask the solver's own second field (`solver.second`: a refiner, a guidance) instead of the main one.
+    """
 
     t: float
     x: Any
+    _: dataclasses.KW_ONLY
     to: str = "velocity"
     end: float | None = None
     velocity: Any = None
@@ -28,14 +38,14 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """Declares the solution at the next time of the grid."""
+    """Declares x as the solution at the next time of the grid; answered with x."""
 
     x: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Keep:
-    """Asks for a value to be stored as it is now."""
+    """Stores a combination, so that later uses do not spell out its history; answered with it."""
 
     value: Any
 
@@ -47,55 +57,14 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Direction:
-    """Announces the increment's direction; answered with it, unless a wrapper changes it."""
+    """Announces the direction of the step; answered with it, unless a wrapper changes it."""
 
     value: Any
 
 
+evaluate, step, keep, noise, direction = Evaluate, Step, Keep, Noise, Direction  # as methods write them
 Request = Evaluate | Step | Keep | Noise | Direction
 Updates = Generator[Request, Any, Any]
-
-
-def evaluate(
-    t: float,
-    x: Any,
-    *,
-    to: str = "velocity",
-    end: float | None = None,
-    velocity: Any = None,
-    second: bool = False,
-) -> Evaluate:
-    """Requests the field's value at (t, x): one network evaluation.
-
-    Args:
-        t: time in [0, 1].
-        x: the state, a linear combination of what the generator was given.
-        to: prediction asked for; the same in all requests of one method.
-        end: end of the span for networks that take `end=` (flow maps).
-        velocity: a combination passed to the network as `velocity=`.
-        second: ask the solver's own second field (`solver.second`: a refiner, a guidance) instead of the main one.
-    """
-    return Evaluate(t=t, x=x, to=to, end=end, velocity=velocity, second=second)
-
-
-def step(x: Any) -> Step:
-    """Declares x as the solution at the next grid time; answered with x."""
-    return Step(x)
-
-
-def keep(value: Any) -> Keep:
-    """Stores a combination, so that later uses do not spell out its history; answered with it."""
-    return Keep(value)
-
-
-def noise() -> Noise:
-    """Requests fresh standard normal noise of the state's shape."""
-    return Noise()
-
-
-def direction(value: Any) -> Direction:
-    """Announces the direction of the step; answered with the direction to use."""
-    return Direction(value)
 
 
 def pairs(times: Iterable[T]) -> Iterator[tuple[T, T]]:

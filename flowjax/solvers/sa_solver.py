@@ -71,7 +71,7 @@ class SASolver(Solver):
                 x = yield step(x)
                 continue
             h, tau = lam_t - lam_s, self.tau if self.start <= s <= self.end else 0.0
-            sigma, alpha = float(path.sigma(t)), float(path.alpha(t))
+            sigma = float(path.sigma(t))
             damping = math.exp(-(tau**2) * h) if tau else 1.0  # h may be infinite
             base = sigma / float(path.sigma(s)) * damping * x
             deviation = sigma * math.sqrt(-math.expm1(-2 * tau**2 * h)) if tau else 0.0
@@ -79,36 +79,25 @@ class SASolver(Solver):
                 base = base + deviation * (yield noise())
             points = [(float(path.lam(u)), m) for u, m in history]
             finite = [(lam, m) for lam, m in points if math.isfinite(lam)] if math.isfinite(h) else []
-
-            def fitted(
-                points: list[tuple[float, Any]],
-                base=base,
-                s=s,
-                t=t,
-                h=h,
-                lam_s=lam_s,
-                lam_t=lam_t,
-                tau=tau,
-                alpha=alpha,
-            ) -> Any:
-                """The base plus the exponentially weighted polynomial through these points."""
-                if len(points) == 1:
-                    return base + data_weight(path, s, t, -(1 + tau**2) * h) * points[0][1]
-
-                def kernel(lam: np.ndarray) -> np.ndarray:
-                    return alpha * (1 + tau**2) * np.exp((1 + tau**2) * (lam - lam_t))
-
-                weights = lagrange_integrals([lam for lam, _ in points], lam_s, lam_t, kernel)
-                total = base
-                for weight, (_, m) in zip(weights, points, strict=True):
-                    total = total + weight * m
-                return total
-
-            predicted = fitted(finite[: self.predictor_order] or points[:1])
+            predicted = base + _drift(path, s, t, tau, finite[: self.predictor_order] or points[:1])
             if number == steps - 1:
                 x = yield step(predicted)
                 return
             new = yield evaluate(t, predicted, to="data")
-            correct = self.corrector_order > 0 and math.isfinite(h)
-            x = yield step(fitted([(lam_t, new), *finite[: self.corrector_order - 1]]) if correct else predicted)
+            if self.corrector_order > 0 and math.isfinite(h):
+                predicted = base + _drift(path, s, t, tau, [(lam_t, new), *finite[: self.corrector_order - 1]])
+            x = yield step(predicted)
             history = [(t, new), *history][:depth]
+
+
+def _drift(path: GaussianPath, s: float, t: float, tau: float, points: list[tuple[float, Any]]) -> Any:
+    """The exponentially weighted polynomial through points (lam, m) over the step."""
+    lam_s, lam_t, rate = float(path.lam(s)), float(path.lam(t)), 1 + tau**2
+    if len(points) == 1:
+        return data_weight(path, s, t, -rate * (lam_t - lam_s)) * points[0][1]
+
+    def kernel(lam: np.ndarray) -> np.ndarray:
+        return float(path.alpha(t)) * rate * np.exp(rate * (lam - lam_t))
+
+    weights = lagrange_integrals([lam for lam, _ in points], lam_s, lam_t, kernel)
+    return sum(weight * m for weight, (_, m) in zip(weights, points, strict=True))

@@ -98,42 +98,32 @@ class UniPC(Solver):
             lam_s, lam_t = float(path.lam(s)), float(path.lam(t))
             h = 0.0 if lam_s == lam_t else lam_t - lam_s
             order = min(self.order, steps - number) if self.lower_order_final is not False else self.order
-            before = [(float(path.lam(u)), value) for u, value in history[1:]]
-            before = [(lam, value) for lam, value in before if math.isfinite(lam) and lam != lam_s]
-            before = before[: order - 1] if h and math.isfinite(h) else []
-            ratios = [(lam - lam_s) / h for lam, _ in before]
-            terms = [(value - f) / r for r, (_, value) in zip(ratios, before, strict=True)]
+            points = [(float(path.lam(u)), value) for u, value in history[1:]]
+            points = [(lam, value) for lam, value in points if math.isfinite(lam) and lam != lam_s]
+            points = points[: order - 1] if h and math.isfinite(h) else []
             predicted = x
             if h:
-                predicted = yield from self._advance(path, s, t, h, x, f, ratios, terms, self.directions != "corrector")
+                predicted = yield from self._advance(path, s, t, x, f, points, self.directions != "corrector")
             if number == steps - 1:
                 x = yield step(predicted)
                 return
             new = yield evaluate(t, predicted, to=self.form)
             if h and math.isfinite(h) and self.corrector and number not in self.disable_corrector:
-                ratios, terms = [*ratios, 1.0], [*terms, new - f]
-                predicted = yield from self._advance(path, s, t, h, x, f, ratios, terms, self.directions != "predictor")
+                points.append((lam_t, new))
+                predicted = yield from self._advance(path, s, t, x, f, points, self.directions != "predictor")
             x = yield step(predicted)
             history = [(t, new), *(history if h else history[1:])][: self.depth]
 
     def _advance(
-        self,
-        path: GaussianPath,
-        s: float,
-        t: float,
-        h: float,
-        x: Any,
-        f: Any,
-        ratios: list[float],
-        terms: list[Any],
-        announce: bool,
+        self, path: GaussianPath, s: float, t: float, x: Any, f: Any, points: list[tuple[float, Any]], announce: bool
     ) -> Generator[Request, Any, Any]:
-        """The update with these D_i; its direction, in units of x over the linear part, is announced if asked for."""
+        """The update with these other points (lam, f), its direction announced in units of x over the linear part."""
+        lam_s, h = float(path.lam(s)), float(path.lam(t)) - float(path.lam(s))
         a, b, z = exponential_step(path, self.form, s, t, h)
         unit = float(path.alpha(t) if self.form == "noise" else path.sigma(t))
-        mean = f
-        for weight, term in zip(self._weights(z, ratios), terms, strict=True):
-            mean = mean + weight / math.expm1(z) * term
+        ratios, mean = [(lam - lam_s) / h for lam, _ in points], f
+        for weight, r, (_, value) in zip(self._weights(z, ratios), ratios, points, strict=True):
+            mean = mean + weight / math.expm1(z) * ((value - f) / r)
         if announce and unit:
             mean = unit * (yield direction(mean / unit))
         return a * x + b * mean
