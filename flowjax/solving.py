@@ -1,6 +1,5 @@
 """`solve`: runs a solver's rows over a field."""
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -17,10 +16,6 @@ from flowjax._pytree import pytree
 from flowjax.flow import Field, check_field, check_state, count
 from flowjax.keys import check_key
 from flowjax.solvers import executor
-from flowjax.solvers.adaptive import OwnSteps
-from flowjax.solvers.bound import Bound
-from flowjax.solvers.rows import FIELD, FREE
-from flowjax.solvers.solver import Solver
 from flowjax.solvers.adaptive import OwnSteps
 from flowjax.solvers.bound import Bound
 from flowjax.solvers.rows import FIELD, FREE
@@ -167,14 +162,23 @@ def _given_noise(noise: Any, bound: Bound, shape: tuple[int, ...]) -> Array:
     return jnp.asarray(noise).reshape(allowed[0])[of_stage]
 
 
+_bounds: dict[Any, Bound] = {}
+
+
 def _bind(solver: Solver, path: Any, times: Any, registers: int | None, invert: bool) -> Bound:
     """`solver.bind`, remembered by content: of the solver, the path and the times."""
     grid = solver.grid(times, invert=invert)
-    if solver.second is None and (content := _content((solver, path))):  # networks are not kept alive
-        known = _remembered_arrays if any(isinstance(part, bytes) for part in content) else _remembered
-        with contextlib.suppress(_NotKept):
-            return known(_Asked(solver, path, (content, tuple(grid.tolist()), registers, invert)))
-    return solver.bind(path, grid, registers=registers, invert=invert)
+    content = None if solver.second is not None else _content((solver, path))  # networks are not kept alive
+    key = (content, tuple(grid.tolist()), registers, invert)
+    bound = _bounds.get(key) if content else None
+    if bound is None:
+        bound = solver.bind(path, grid, registers=registers, invert=invert)
+        # JAX arrays may belong to a program being traced.
+        if content and not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(bound)):
+            if len(_bounds) >= (8 if any(isinstance(part, bytes) for part in content) else PROGRAMS):
+                _bounds.clear()  # statistics may be as large as samples
+            _bounds[key] = bound
+    return bound
 
 
 def _content(tree: Any) -> tuple[Any, ...] | None:
@@ -193,34 +197,6 @@ def _content(tree: Any) -> tuple[Any, ...] | None:
     except TypeError:  # something static without a hash
         return None
     return tuple(parts)
-
-
-class _Asked:
-    """A binding that is looked up by its key."""
-
-    def __init__(self, solver: Solver, path: Any, key: tuple[Any, ...]):
-        self.solver, self.path, self.key = solver, path, key
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Asked) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def bind(self) -> Bound:
-        _, grid, registers, invert = self.key
-        bound = self.solver.bind(self.path, np.asarray(grid), registers=registers, invert=invert)
-        if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(bound)):
-            raise _NotKept
-        return bound
-
-
-class _NotKept(Exception):
-    """Made of JAX arrays, which may belong to a program being traced."""
-
-
-_remembered = functools.lru_cache(maxsize=64)(_Asked.bind)
-_remembered_arrays = functools.lru_cache(maxsize=8)(_Asked.bind)  # statistics may be as large as samples
 
 
 @functools.partial(jax.jit, static_argnames=("after_step", "monitor", "trajectory", "checkpoint"))

@@ -91,6 +91,5 @@ class DEIS(Solver):
             return path.determinant(u) / path.alpha(u) ** 2
 
         weights = np.asarray(lagrange_integrals(times, times[0], t, slope))
-        return (
-            weights * (end - levels[0]) / weights.sum()
-        ).tolist()  # quadrature of an integrable singularity at sigma = 0
+        # Quadrature of an integrable singularity at sigma = 0.
+        return (weights * (end - levels[0]) / weights.sum()).tolist()

@@ -72,7 +72,6 @@ class DPMSolverV3(Solver):
         steps = len(times) - 1
         lam = self.statistics.check_range(path, times)
         curves = self.statistics.refined(lam)
-
         f = curves.output(path, times[0], lam[0], (yield evaluate(times[0], x, to="noise")), x)
         history = [(lam[0], (yield keep(f)))]  # (lam, f), newest first
         for number, (s, t) in enumerate(pairs(times)):

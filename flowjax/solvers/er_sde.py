@@ -68,9 +68,8 @@ class ERSDE(Solver):
         for s, t in pairs(times):
             m = yield evaluate(s, x, to="data")
             alpha_s, alpha_t, sigma_s = float(path.alpha(s)), float(path.alpha(t)), float(path.sigma(s))
-            if (
-                alpha_s == 0
-            ):  # all noise: phi(k_t)/phi(k_s) -> 0 at most like k_t/k_s, so x' = alpha_t m + sigma_t z or DDIM
+            # All noise: phi(k_t)/phi(k_s) -> 0 at most like k_t/k_s, so x' = alpha_t m + sigma_t z or DDIM.
+            if alpha_s == 0:
                 limit, sigma_t = self._limit(), float(path.sigma(t))
                 fresh = math.sqrt(1 - limit**2) * sigma_t
                 x = limit * sigma_t / sigma_s * x + alpha_t * m

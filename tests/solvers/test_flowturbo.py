@@ -125,7 +125,7 @@ def test_compiled_with_a_refiner_network(blocks, evaluations, refiner):
     result = fj.solve(flow, solver, jnp.asarray(START, jnp.float32), uniform(n), trajectory=True)
     network = lambda r: 0.1 * r.velocity - 0.2 * r.x if r.second else np.sin(r.x) + r.t  # noqa: E731
     assert relative(result.trajectory, np.stack(run_on_arrays(solver, LINEAR, uniform(n), START, network))) < 1e-5
-    assert (int(result.evaluations), int(result.second_evaluations)) == counts
+    assert (int(result.evaluations), int(result.refiner_evaluations)) == counts
 
 
 def test_guided_refiner_of_scale_one_is_the_conditional_one():
