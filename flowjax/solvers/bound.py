@@ -154,11 +154,13 @@ class Bound(diffrax.AbstractSolver):
         key, index = terms.vf(t0, y0, Ask("noise")) if self.pattern.noises else (None, 0)
 
         def branch(kind: int, stage: Any, carry: Any) -> Any:
+            registers, memories = carry
+
             def ask(t: Any, x: Any, memories: Any, extra: Any) -> Any:
                 return terms.vf(sign * t, x, Ask("evaluate", (kind, args, memories, extra), self.pattern.to))
 
-            draw = functools.partial(bound.draw, stage, carry[0][0], key, index)
-            return executor.run(self.pattern, kind, bound.line(stage), *carry, ask, draw)
+            draw = functools.partial(bound.draw, stage, registers[0], key, index)
+            return executor.run(self.pattern, kind, bound.line(stage), registers, memories, ask, draw)
 
         stages = self.pattern.step_stages()
         longest = max(stop - first for first, stop in stages)
