@@ -120,8 +120,8 @@ def _class_names(
     if empty := [below[name] for name in names if name not in found]:
         reason = "it is the same folder as another" if empty[0].name in again else "it is a broken link"
         if empty[0].exists() and empty[0].name not in again:
-            names = sorted(path.name for path in empty[0].iterdir())
-            reason = f"it has {some('file(s)', names)}" if names else "it is empty"
+            held = sorted(path.name for path in empty[0].iterdir())
+            reason = f"it has {some('file(s)', held)}" if held else "it is empty"
         raise ValueError(
             f"class folder {empty[0]} has no picture that can be read ({reason}), "
             "and without it the labels behind it would move; remove it, convert its pictures, or name the folders that "

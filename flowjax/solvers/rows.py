@@ -7,6 +7,7 @@ of any method; its compiled program depends on their pattern only, not on their 
 """
 
 import dataclasses
+import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -222,3 +223,12 @@ class _Table:
         if not self.columns:
             return np.zeros((self.stages, 0))
         return namespace(*self.columns).stack(self.columns, axis=1)
+
+
+def __getattr__(name: str) -> Any:
+    """The words for methods of one's own, where version 0.1 had them; until version 0.3 (2026-11)."""
+    for module in ("requests", "solver", "bound", "symbols"):
+        found = getattr(importlib.import_module(f"flowjax.solvers.{module}"), name, None)
+        if found is not None:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -718,3 +718,12 @@ def test_padded_steps_without_evaluations_become_part_of_others():
     assert [leaf.shape for leaf in jax.tree.leaves(padded)] == [leaf.shape for leaf in jax.tree.leaves(plain)]
     expected = foreign_loop(solver.bind(LINEAR, grid), states(), answer)
     assert relative(foreign_loop(padded, states(), answer), expected) < 1e-12
+
+
+def test_the_words_are_found_where_they_were():
+    from flowjax.solvers import requests, rows
+
+    assert rows.evaluate is requests.evaluate
+    assert rows.Solver is fj.solvers.Solver
+    with pytest.raises(AttributeError, match="no attribute 'evalute'"):
+        rows.evalute  # noqa: B018
