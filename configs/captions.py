@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = base(
         argument=argument,
         task=spec("generation", conditions={"text": spec("text", length=16)}),
-        data=spec("captions", size=16_384, resolution=16, seed=0),
+        data=spec("captions", size=16_384, resolution=16, seed=0, relations=("left of", "above")),
         network=spec(
             "conditioned",
             network=spec("dit", image_shape=(16, 16, 3), patch=4, width=96, depth=3, heads=4, cond_dim=96),

@@ -7,7 +7,7 @@ square". Sizes are named half of the time; what a text does not say is drawn at 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from flowjax._checks import SEED, whole
+from flowjax._checks import SEED, choose, whole
 from flowjax.data.records import check_memory, scale_of
 from flowjax.data.sources import Source
 
@@ -54,13 +54,14 @@ def _draw(scenes: dict[str, np.ndarray], resolution: int) -> UInt8[np.ndarray, "
     return np.round(picture).astype(np.uint8)
 
 
-def _scenes(u: Float[np.ndarray, "N 16"]) -> dict[str, np.ndarray]:
+def _scenes(u: Float[np.ndarray, "N 16"], relations: tuple) -> dict[str, np.ndarray]:
     """What stands where, from uniform numbers."""
+    known = np.array([list(RELATIONS).index(name) for name in relations])
 
     def pick(columns: slice, count: int) -> np.ndarray:
         return np.minimum((u[:, columns] * count).astype(int), count - 1)
 
-    two, relation = u[:, 0] < 0.75, pick(slice(1, 2), 4)[:, 0]
+    two, relation = u[:, 0] < 0.75, known[pick(slice(1, 2), len(known))[:, 0]]
     shift = np.array(list(RELATIONS.values()))[relation]
     # Two bodies keep to their halves, whatever their sizes; one stands anywhere.
     along, across = 0.25 + 0.06 * (u[:, 2:6] - 0.5), 0.3 + 0.4 * u[:, 2:6]
@@ -97,7 +98,7 @@ def _texts(scenes: dict[str, np.ndarray]) -> np.ndarray:
     return np.array(texts)
 
 
-def source(*, size: int = 8192, resolution: int = 16, seed: int = 0) -> Source:
+def source(*, size: int = 8192, resolution: int = 16, seed: int = 0, relations: tuple = tuple(RELATIONS)) -> Source:
     """Pictures of small coloured bodies (size, resolution, resolution, 3), with texts that say what stands where.
 
     The texts are the field "text", (size,). There are four colours, four bodies, two sizes and four relations.
@@ -106,9 +107,11 @@ def source(*, size: int = 8192, resolution: int = 16, seed: int = 0) -> Source:
         size: Number of pictures, at least 1.
         resolution: Height and width in pixels, 8 to 256.
         seed: Equal seeds give equal pictures, different seeds independent ones; the first ones do not depend on `size`.
+        relations: Those that texts of two bodies have. Of a relation and its opposite small models learn neither: which
+            body stands where then depends on two things of which each alone says nothing.
 
     Raises:
-        ValueError: A number outside its range, or more pictures than half of this machine's memory holds.
+        ValueError: A number outside its range, an unknown relation or none, or more pictures than half of this machine's memory holds.
 
     Example:
         >>> data = source(size=10)
@@ -118,8 +121,12 @@ def source(*, size: int = 8192, resolution: int = 16, seed: int = 0) -> Source:
     whole("[1, 1e12]", size=size)
     whole("[8, 256]", resolution=resolution)
     whole(SEED, seed=seed)
+    if not relations:
+        raise ValueError(f"relations must be some of {', '.join(RELATIONS)}, got none")
+    for name in relations:
+        choose("relation", name, RELATIONS)
     check_memory(f"size={size}", size * (resolution**2 * 3 + 16 * 8 + 1000))
-    scenes = _scenes(np.random.default_rng(seed).random((size, 16)))
+    scenes = _scenes(np.random.default_rng(seed).random((size, 16)), relations)
     x = np.empty((size, resolution, resolution, 3), np.uint8)
     rows = max(1, _BLOCK * 16**2 // resolution**2)
     for start in range(0, size, rows):
