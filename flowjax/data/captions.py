@@ -111,7 +111,8 @@ def source(*, size: int = 8192, resolution: int = 16, seed: int = 0, relations: 
             body stands where then depends on two things of which each alone says nothing.
 
     Raises:
-        ValueError: A number outside its range, an unknown relation or none, or more pictures than half of this machine's memory holds.
+        ValueError: A number outside its range, an unknown relation or none, or more pictures than half of this
+            machine's memory holds.
 
     Example:
         >>> data = source(size=10)

@@ -75,10 +75,10 @@ def test_refuses():
 
 
 def test_relations_may_be_chosen():
-    some = captions.source(size=200, relations=("above",))
-    assert {name for text in some.fields["text"] for name in captions.RELATIONS if f" {name} " in text} == {"above"}
-    every = captions.source(size=200, relations=tuple(captions.RELATIONS))
-    np.testing.assert_array_equal(every.x, captions.source(size=200).x)
+    some = data.load("captions", size=200, relations=("above",))
+    assert {name for text in some.fields["text"] for name in RELATIONS if f" {name} " in text} == {"above"}
+    every = data.load("captions", size=200, relations=tuple(RELATIONS))
+    np.testing.assert_array_equal(every.x, data.load("captions", size=200).x)
     for relations, message in (((), "got none"), (("over",), "unknown relation 'over'")):
         with pytest.raises(ValueError, match=message):
-            captions.source(size=2, relations=relations)
+            data.load("captions", size=2, relations=relations)
