@@ -6,7 +6,7 @@
 The second reads another folder with the four files, or an npz file with `images` (N, 28, 28) and `labels` (N,).
 
 Expected on 2 CPU cores: 76 % of 1,000 samples (10 Heun steps, 20 evaluations, guidance 1.5) recognised as the class
-asked for by a network that recognises 86 % of real images, spread 0.97 of the real one, Frechet distance 4.9, no copies;
+asked for by a network that recognises 86 % of real images, spread 0.97 of the real one, Frechet distance 4.9, no copy;
 loss 0.273 at the last step. The run took 1,104 seconds on cores shared with much other work, at 75 images per second;
 the numbers are in `benchmarks/results/fashion-cpu.json`.
 """
