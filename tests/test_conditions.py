@@ -251,7 +251,7 @@ def test_encoders_get_the_sizes_of_the_data(task):
         task_of(made)
     for name, message in (
         ("label", "the data has no condition 'label'; it has text"),
-        ("text", "does not take samples"),
+        ("text", "with the conditions text, as conditioned"),
     ):
         with made.unlocked():
             made.task.options = {"conditions": {name: {"name": name, "options": {}}}}

@@ -172,8 +172,13 @@ class Recipe(Base):
         try:
             answer = traced(shapes["network"], x, t, cond, **more)
         except ValueError as error:
+            named = (
+                f" with the conditions {', '.join(self.conditions)}, as conditioned(...) does"
+                if self.conditions
+                else ""
+            )
             raise ValueError(
-                f"the network does not take samples of shape {self.state_shape}: {error.__cause__}"
+                f"the network does not take samples of shape {self.state_shape}{named}: {error.__cause__}"
             ) from error
         if self.head is not None:
             try:
