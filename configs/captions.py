@@ -1,6 +1,9 @@
 """Pictures of small coloured bodies from a text, 16x16: a small DiT and a text encoder that is trained with it.
 
-Expected on 2 CPU cores: (measured soon), seconds.
+Expected on 2 CPU cores, with the config's guidance: 87 % of the samples show the colours that the text names (91 % of
+the data, by the same look at the pixels); which body stands where is not learned at this size (53 % are right).
+Frechet distance 22.7, loss 0.098 at the last step. The run took 1,848 seconds on cores shared with much other work, at
+170 images per second; the numbers are in `benchmarks/results/captions-cpu.json`.
 
     python -m flowjax.sample --workdir=runs/captions --cond.text="a red circle left of a blue square" --out=bodies.npz
     python -m flowjax.sample --workdir=runs/captions --cond.text=@texts.txt --guidance=3 --out=bodies.npz
@@ -19,7 +22,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = base(
         argument=argument,
         task=spec("generation", conditions={"text": spec("text", length=16)}),
-        data=spec("captions", size=16_384, resolution=16, seed=0, relations=("left of", "above")),
+        data=spec("captions", size=16_384, resolution=16, seed=0),
         network=spec(
             "conditioned",
             network=spec("dit", image_shape=(16, 16, 3), patch=4, width=96, depth=3, heads=4, cond_dim=96),
