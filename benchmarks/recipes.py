@@ -20,7 +20,7 @@ from measure import store
 import flowjax as fj
 from flowjax import data
 from flowjax.data import captions
-from flowjax.recipe import Recipe
+from flowjax.recipe import Base
 from flowjax.recipe.report import make_judge, measure
 from flowjax.training import make_mesh
 
@@ -84,7 +84,7 @@ def main():
     extra = {"loss": loss(args.run, args.workdir)} if args.run else {}
     if args.against:
         extra["energy distance"] = {run.name: swept(run) for run in (args.workdir, args.against)}
-    if Recipe.load(args.workdir).data["name"] == "captions":
+    if Base.load(args.workdir).data["name"] == "captions":
         extra |= captioned(args.workdir)
     report = args.workdir / "report.json"
     numbers = json.loads(report.read_text()) if report.exists() else measured(args.workdir)

@@ -1,6 +1,8 @@
 """Patches of two photographs, 32x32: a small autoencoder of 8x8x4 latents, with a discriminator from halfway on.
 
-Expected on 2 CPU cores: PENDING; seconds PENDING.
+Expected on 2 CPU cores: reconstructions with a peak signal-to-noise ratio of 21.9 dB, a mean absolute error of 11.2 of
+255 and a Frechet distance of 0.86; KL 1,440. The run took 5,900 seconds on cores shared with much other work, about 15
+minutes of core time; the numbers are in `benchmarks/results/autoencoder-cpu.json`.
 
 docs/autoencoders.md has a flow on its latents.
 """
