@@ -178,6 +178,7 @@ def test_specs_that_are_none_are_one_line(capsys, workdir, arguments, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_grids_solvers_and_fields_are_specs_and_part_of_the_record(capsys, tmp_path, workdir):
     specs = ["--times=quadratic(start=0.01, end=0.95)", "--solver=dc_solver(order=2, variant=bh1)"]
     field = "--fields=thresholded(max=1.5)"

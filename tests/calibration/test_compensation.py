@@ -135,6 +135,7 @@ def losses(name, grid, x, ratios):
         pytest.param("vp", "log_snr", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_search_lowers_the_error(name, kind):
     """At the searched steps, and on equal times also at the end and on noises that it has not seen.
 

@@ -75,6 +75,7 @@ def test_first_order_steps_gain_on_the_mixture(name):
 
 
 @pytest.mark.parametrize(("points", "num"), [(60, 512), (120, 64)])
+@pytest.mark.slow
 def test_few_points_and_few_samples_suffice(points, num):
     """First-order steps with statistics from them have a third of the error of DPM-Solver++ of order 2.
 

@@ -98,6 +98,7 @@ def test_geometry_of_the_solution():
         (50, 3, (0.07, 0.15, 0.33)),
     ],
 )
+@pytest.mark.slow
 def test_error_grows_with_noise_and_falls_with_events(events, lines, expected):
     # Expected: medians in degrees with lines behind the camera rejected (1.5 times those with them).
     medians = []
@@ -323,6 +324,7 @@ def test_events_on_both_sides_of_the_camera_are_flagged():
     assert em.solve_line(jnp.asarray(f[0] * np.where(np.arange(10) % 2, 1, -1)[:, None]), jnp.asarray(t[0])).degenerate
 
 
+@pytest.mark.slow
 def test_ransac_on_pure_outliers_is_flagged_and_on_lines_it_is_not():
     rng = np.random.default_rng(0)
     batched = jax.vmap(lambda seed, f, t: em.ransac(jax.random.key(seed), f, t)[0].degenerate)

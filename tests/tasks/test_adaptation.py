@@ -67,6 +67,7 @@ def test_only_adapters_are_trained_and_saved(tmp_path, capsys):
     assert "began with a base whose weights have the hash" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
     """Adapters start as nothing; one device and eight compute the same, also on a base in bfloat16."""
     small.write(tmp_path / "base")

@@ -143,6 +143,7 @@ def test_teachers_of_other_classes_or_kinds_are_refused(tmp_path):
         task_of(config_of(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_a_run_as_users_make_it(teacher, tmp_path, capsys):
     """Trained, sampled with a scale in one call, gone on with the same teacher only."""
     arguments = ["--config=distill:smoke", f"--config.teacher.options.workdir={tmp_path / 'teacher'}"]

@@ -73,6 +73,7 @@ def test_a_regression_explains_its_targets(tmp_path, capsys):
         assert "a run of the kind regression draws no samples" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_classifier_knows_held_out_digits(tmp_path, capsys):
     every = [f"--config.train.{name}=100" for name in ("steps", "report_every", "checkpoint_every", "sample_every")]
     small = "--config.network.options.encoder.options.channels=16"

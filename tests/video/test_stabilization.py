@@ -276,6 +276,7 @@ STABILIZE = jax.jit(st.stabilize, static_argnames=("smoother", "rounds", "cells"
 
 
 @pytest.mark.parametrize("disc", [0.0, 6.0])
+@pytest.mark.slow
 def test_stabilised_clip_is_the_view_of_the_smooth_camera(disc):
     clip = clips.shaken(jax.random.key(0), 24, 40, 56, disc=disc, trusted_disc=True)
     result = STABILIZE(clip.frames, clip.flows, clip.confidences, rounds=1, radius=6)
