@@ -6,7 +6,8 @@ or are scalars; metrics too, and those of more than one axis are for `remember` 
 
 - `updates(step) -> {label: bool}`: which of the labelled networks move at a step; those it does not name always do.
   The optimiser and the averages of the others are skipped. Their part of the loss is not: `loss` puts it under the same
-  flag, drawn as a scalar, with `jax.lax.cond`.
+  flag, drawn as a scalar, with `jax.lax.cond`; a part that mostly rests is given as `jax.checkpoint(part)`, or else its
+  backward pass is filled with zeros at rest.
 - `memory(batch) -> pytree`: what steps write, such as a bank of errors: numbers, and no typed keys. Arrays that
   are split among devices are `nnx.Variable`s with logical axes: `nnx.Variable(bank, **named("groups", None))`
   (`flowjax.models.layers.named`) lies along the devices that the rows of a batch lie on.
