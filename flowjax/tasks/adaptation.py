@@ -45,7 +45,10 @@ class Adaptation(Generation):
     @functools.cached_property
     def base(self) -> Loaded:
         """The run of the base."""
-        return specs.build("run", self.config.base.to_dict()).load(self.mesh)
+        run = specs.build("run", self.config.base.to_dict())
+        if (run.which, run.average) != ("latest", None):
+            raise ValueError("a base is the newest checkpoint with the default average: leave which and average out")
+        return run.load(self.mesh)
 
     @functools.cached_property
     def codec(self) -> Loaded | None:

@@ -98,6 +98,7 @@ def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
     ("changes", "message"),
     [
         (["--config.base.options.workdir="], "name the trained run: workdir=FOLDER"),
+        (["--config.base.options.which=best"], "a base is the newest checkpoint with the default average"),
         (["--config.adapters.options.patterns=('blokcs.*',)"], "no dense layer or convolution has a path like"),
         (["--config.adapters.options.rank=0"], "rank must be at least 1"),
         (["--config.objective.options.prediction=data"], "is for the data, but the base predicts the velocity"),
