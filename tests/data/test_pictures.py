@@ -141,8 +141,8 @@ def test_avif(tmp_path):
 
 def test_what_needs_another_package_says_so_whatever_its_ending(tmp_path, monkeypatch):
     """Telephones send HEIC as .jpg, and columns of tables have no endings."""
-    if "HEIF" in pictures.formats():
-        pytest.skip("pillow-heif is installed")
+    known = tuple(name for name in pictures.formats() if name != "HEIF")  # also where pillow-heif is installed
+    monkeypatch.setattr(pictures, "formats", lambda: known)
     heic = b"\0\0\0\x18ftypheic" + bytes(40)
     (tmp_path / "a.jpg").write_bytes(heic)
     for file in (tmp_path / "a.jpg", io.BytesIO(heic)):
