@@ -27,6 +27,19 @@ class Field(abc.ABC):
         one_evaluation_per_step: whether the field makes sense only under solvers with one evaluation per step.
         convertible: whether its predictions belong together, so that the path makes one from another; not so for the
             drift of an SDE in the place of the velocity, nor for two-sided interpolants.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> from flowjax._pytree import pytree
+        >>> @pytree
+        ... class Rotation(fj.Field):
+        ...     path: fj.paths.GaussianPath = fj.paths.Linear()
+        ...     def init(self, x, times=None):
+        ...         return ()
+        ...     def evaluate(self, t, x, cond, memory, *, to="velocity", **extra):
+        ...         return jnp.stack([-x[:, 1], x[:, 0]], axis=1), memory
+        >>> Rotation().velocity(0.5, jnp.array([[1.0, 2.0]])).tolist()
+        [[-2.0, 1.0]]
     """
 
     path: GaussianPath
@@ -86,6 +99,15 @@ class Counts:
         evaluations: solver evaluations that reached a network (a guided pair is one).
         network_calls: network rows per sample (a guided pair is two).
         batch: size of the sampled batch.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear(), null=0)
+        >>> field = fj.guide(flow, fj.guidance.CFG(scale=2.0))
+        >>> x, labels = jnp.ones((3, 2)), jnp.arange(3)
+        >>> memory = field.evaluate(0.5, x, labels, field.init(x))[1]
+        >>> [int(n) for n in fj.flow.count(memory)]  # one evaluation, two rows for each sample
+        [1, 2]
     """
 
     evaluations: Int[Array, ""]
@@ -262,7 +284,17 @@ def check_state(x: Any) -> None:
 
 
 class Ask(eqx.Module):
-    """A request to a field that travels through the `args` of diffrax, which shows solvers only `term.vf`."""
+    """A request to a field that travels through the `args` of diffrax, which shows solvers only `term.vf`.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> from flowjax.flow import Ask
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> term = fj.solvers.Euler().bind(flow.path, fj.times.uniform(4)).term(flow)
+        >>> memory, _ = term.vf(0.0, jnp.ones((1, 2)), Ask("init"))
+        >>> int(memory.evaluations)
+        0
+    """
 
     kind: str = eqx.field(static=True)  # "init", "evaluate" or "noise"
     payload: Any = None
@@ -270,7 +302,15 @@ class Ask(eqx.Module):
 
 
 class FieldTerm(diffrax.AbstractTerm):
-    """All of a field as a diffrax term, for bound solvers (made by `bound.term(field)`)."""
+    """All of a field as a diffrax term, for bound solvers (made by `bound.term(field)`).
+
+    Example:
+        >>> import flowjax as fj, diffrax, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> term = fj.solvers.Euler().bind(flow.path, fj.times.uniform(4)).term(flow)
+        >>> isinstance(term, diffrax.AbstractTerm), term.vf(0.5, jnp.ones((1, 2)), None).tolist()
+        (True, [[-1.0, -1.0]])
+    """
 
     field: Any
     second: Any = None
@@ -301,7 +341,14 @@ class FieldTerm(diffrax.AbstractTerm):
 
 
 class Velocity(eqx.Module):
-    """The velocity of a field as the vector field (t, y, args) of a diffrax term; the condition is `args`."""
+    """The velocity of a field as the vector field (t, y, args) of a diffrax term; the condition is `args`.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> fj.term(flow).vector_field(0.5, jnp.ones((1, 2)), None).tolist()
+        [[-1.0, -1.0]]
+    """
 
     field: Any
 

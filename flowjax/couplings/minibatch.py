@@ -27,7 +27,16 @@ from flowjax._pytree import pytree, static
 
 
 class Coupling(abc.ABC):
-    """Pairs noise with data."""
+    """Pairs noise with data.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> class Sorted(fj.couplings.Coupling):  # optimal for increasing numbers
+        ...     def couple(self, key, x0, batch):
+        ...         return jnp.sort(x0, axis=0)
+        >>> Sorted().couple(jax.random.key(0), jnp.array([[3.0], [-1.0]]), {"x1": jnp.array([[-2.0], [2.0]])}).tolist()
+        [[-1.0], [3.0]]
+    """
 
     @abc.abstractmethod
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
@@ -42,7 +51,14 @@ class Coupling(abc.ABC):
 
 @pytree
 class Independent(Coupling):
-    """Leaves the draws as they are."""
+    """Leaves the draws as they are.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> x0 = jnp.array([[3.0], [-1.0]])
+        >>> fj.couplings.Independent().couple(jax.random.key(0), x0, {"x1": -x0}).tolist()
+        [[3.0], [-1.0]]
+    """
 
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Returns x0."""
@@ -51,7 +67,16 @@ class Independent(Coupling):
 
 @pytree
 class Stored(Coupling):
-    """Takes the pairs of the data set: batch["x0"] goes with batch["x1"] (rectified flow, distillation)."""
+    """Takes the pairs of the data set: batch["x0"] goes with batch["x1"] (rectified flow, distillation).
+
+    Reference: Liu, Gong and Liu (2209.03003), the pairs of a reflow.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> x0, x1 = jnp.zeros((2, 1)), jnp.array([[-2.0], [2.0]])
+        >>> fj.couplings.Stored().couple(jax.random.key(0), x0, {"x0": x1 / 2, "x1": x1}).tolist()
+        [[-1.0], [1.0]]
+    """
 
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Returns batch["x0"].
@@ -66,7 +91,18 @@ class Stored(Coupling):
 
 @pytree
 class OptimalTransport(Coupling):
-    """The assignment with the smallest sum of squared distances: a permutation of the noise."""
+    """The assignment with the smallest sum of squared distances: a permutation of the noise.
+
+    x0_j goes with x1_p(j), p the permutation that minimises sum_j |x0_j - x1_p(j)|^2.
+
+    Reference: Tong et al. (2302.00482); Pooladian et al. (2304.14772).
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> x0, x1 = jnp.array([[3.0], [-1.0]]), jnp.array([[-2.0], [2.0]])
+        >>> fj.couplings.OptimalTransport().couple(jax.random.key(0), x0, {"x1": x1}).tolist()
+        [[-1.0], [3.0]]
+    """
 
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Reorders x0."""
@@ -88,6 +124,15 @@ class ConditionalOT(Coupling):
 
     Raises:
         ValueError: a negative weight.
+
+    Reference: Cheng and Schwing (2503.10636).
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> x0, x1 = jnp.array([[3.0], [-1.0]]), jnp.array([[-2.0], [2.0]])
+        >>> batch = {"x1": x1, "cond": jnp.array([0, 1])}  # of two classes: nothing to exchange
+        >>> fj.couplings.ConditionalOT().couple(jax.random.key(0), x0, batch).tolist()
+        [[3.0], [-1.0]]
     """
 
     weight: float | None = None
@@ -135,6 +180,14 @@ class Sinkhorn(Coupling):
 
     Raises:
         ValueError: a number outside its range.
+
+    Reference: Tong et al. (2302.00482).
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> x0, x1 = jnp.array([[3.0], [-1.0]]), jnp.array([[-2.0], [2.0]])
+        >>> fj.couplings.Sinkhorn(epsilon=0.1).couple(jax.random.key(0), x0, {"x1": x1}).tolist()
+        [[-1.0], [3.0]]
     """
 
     epsilon: float

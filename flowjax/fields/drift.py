@@ -34,6 +34,18 @@ class DriftPlusScore(FieldWrapper):
 
     Raises:
         ValueError: no such diffusion, or a field whose velocity does not determine its score.
+
+    Reference: Albergo, Boffi and Vanden-Eijnden (2303.08797), section 2; SiT (2401.08740).
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> path = fj.paths.Linear()
+        >>> flow = fj.Flow(fj.oracles.Gaussian(mean=1.0, std=0.5, path=path).network(), path=path)
+        >>> drift = fj.fields.DriftPlusScore(flow, diffusion=0.3)
+        >>> x = jnp.array([[2.0]])
+        >>> expected = flow.velocity(0.5, x) + 0.3 * flow.score(0.5, x)
+        >>> bool(jnp.allclose(drift.velocity(0.5, x), expected))
+        True
     """
 
     positional = ("field",)
@@ -110,6 +122,15 @@ class InterpolantFlow(Field):
 
     Raises:
         ValueError: unknown predictions, or a drift without a second network.
+
+    Reference: Albergo, Boffi and Vanden-Eijnden (2303.08797), section 2.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> bridge = fj.paths.Interpolant(form="linear", gamma="brownian")
+        >>> flow = fj.fields.InterpolantFlow(lambda x, t, cond: -x, path=bridge, second=lambda x, t, cond: x)
+        >>> flow.score(0.5, jnp.ones((1, 2))).tolist()  # -etaz / g with g = 1/2
+        [[-2.0, -2.0]]
     """
 
     positional = ("network",)
@@ -194,7 +215,17 @@ class InterpolantFlow(Field):
 
 
 class SampleBrownian(diffrax.AbstractBrownianPath):
-    """Brownian motion of a batch by diffrax's `VirtualBrownianTree`, one tree per sample, keyed by its global index."""
+    """Brownian motion of a batch by diffrax's `VirtualBrownianTree`, one tree per sample, keyed by its global index.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> drift = fj.fields.DriftPlusScore(flow, diffusion=0.3)
+        >>> terms = fj.fields.sde_terms(drift, jnp.zeros((3, 2)), jax.random.key(0), start=0.1)
+        >>> motion = terms.terms[1].control
+        >>> len(motion.trees.key), float(motion.t0), float(motion.t1)
+        (3, 0.1, 1.0)
+    """
 
     trees: diffrax.VirtualBrownianTree
     levy_area: Any = eqx.field(static=True)

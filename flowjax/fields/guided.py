@@ -20,7 +20,18 @@ from flowjax.guidance.base import Rule
 
 @pytree
 class Guided(FieldWrapper):
-    """A field, a rule, and what stands against the condition: another condition, or another field."""
+    """A field, a rule, and what stands against the condition: another condition, or another field.
+
+    With `guide(field, rule)`, which fills in `against`: value = rule(c, u), c the field's prediction under the
+    condition, u that under the condition `against`, or of the field `against` under the same condition.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: x * cond[:, None], path=fj.paths.Linear(), null=0.0)
+        >>> field = fj.guide(flow, fj.guidance.CFG(scale=4.0))
+        >>> field.velocity(0.5, jnp.ones((1, 2)), cond=jnp.array([2.0])).tolist()  # u = 0, c = 2
+        [[8.0, 8.0]]
+    """
 
     positional = ("field", "rule", "against")
 

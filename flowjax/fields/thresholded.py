@@ -1,8 +1,4 @@
-"""Dynamic thresholding of the data prediction (Saharia et al., Imagen, 2205.11487, section 2.3).
-
-Per sample, q = the quantile of |m| over all its elements, moved into [1, max], and m <- clip(m, -q, q)/q. For data in
-[-1, 1] in pixel space, under strong guidance; never for latents.
-"""
+"""Dynamic thresholding of the data prediction (Saharia et al., Imagen, 2205.11487, section 2.3)."""
 
 from typing import Any
 
@@ -20,6 +16,9 @@ from flowjax.paths.base import at_least_single
 class Thresholded(FieldWrapper):
     """A field whose data prediction is thresholded at every evaluation, whatever prediction is asked for.
 
+    Per sample, q = the quantile of |m| over all its elements, moved into [1, max], and m <- clip(m, -q, q)/q. For data
+    in [-1, 1] in pixel space, under strong guidance; never for latents.
+
     Args:
         field: the field, guidance included.
         quantile: in (0, 1].
@@ -28,6 +27,15 @@ class Thresholded(FieldWrapper):
 
     Raises:
         ValueError: a number outside its range, or a field whose predictions cannot be converted.
+
+    Reference: Saharia et al. (2205.11487), section 2.3.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: 2 * x, path=fj.paths.Linear(), prediction="data")
+        >>> field = fj.fields.Thresholded(flow, quantile=1.0)
+        >>> field.data(0.5, jnp.array([[1.0, 0.5, -0.25]])).tolist()  # 2 x over its largest element
+        [[1.0, 0.5, -0.25]]
     """
 
     positional = ("field",)

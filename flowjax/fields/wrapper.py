@@ -22,6 +22,20 @@ class FieldWrapper(Field):
 
     Attributes:
         field: the inner field.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> from flowjax._pytree import pytree
+        >>> @pytree
+        ... class Slower(fj.fields.FieldWrapper):
+        ...     field: fj.Field
+        ...     def evaluate(self, t, x, cond, memory, *, to="velocity", **extra):
+        ...         value, memory = self.field.evaluate(t, x, cond, memory, to=to, **extra)
+        ...         return value / 2, memory
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear(), null=10)
+        >>> slow = Slower(field=flow)
+        >>> slow.null, slow.velocity(0.5, jnp.ones((1, 2))).tolist()
+        (10, [[-0.5, -0.5]])
     """
 
     field: Field

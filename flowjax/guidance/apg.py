@@ -1,11 +1,4 @@
-"""Adaptive projected guidance (Sadat et al., 2410.02416), on the data prediction.
-
-    m <- (c - u) + beta m          (m = 0 at the start; beta < 0 is reverse momentum)
-    d = m min(1, r / |m|),   par = (<d, c>/|c|^2) c,   orth = d - par
-    out = c + (w - 1) (orth + eta par)
-
-eta = 1, beta = 0, r = inf is plain guidance. Norms and inner products are per sample, over all axes but the batch's.
-"""
+"""Adaptive projected guidance (Sadat et al., 2410.02416), on the data prediction."""
 
 import math
 from typing import Any
@@ -23,6 +16,13 @@ from flowjax.paths.base import divide, expand
 class APG(Rule):
     """Guidance along the part of c - u that is orthogonal to c, with reverse momentum.
 
+        m <- (c - u) + beta m          (m = 0 at the start; beta < 0 is reverse momentum)
+        d = m min(1, r / |m|),   par = (<d, c>/|c|^2) c,   orth = d - par
+        out = c + (w - 1) (orth + eta par)
+
+    eta = 1, beta = 0, r = inf is plain guidance. Norms and inner products are per sample, over all axes but the
+    batch's.
+
     Args:
         scale: w, as for `CFG`; 1 is the conditional prediction.
         eta: weight of the parallel part; 1 keeps all of it.
@@ -31,6 +31,15 @@ class APG(Rule):
 
     Raises:
         ValueError: a number outside its range.
+
+    Reference: Sadat, Hilliges and Weber (2410.02416).
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> rule = fj.guidance.APG(scale=3.0, beta=0.0)
+        >>> c, u = jnp.array([[1.0, 0.0]]), jnp.array([[0.5, -1.0]])
+        >>> rule.combine(0.5, c, u, rule.init(c))[0]  # only the part of c - u across c is amplified
+        Array([[1., 2.]], dtype=float32)
     """
 
     space = "data"

@@ -18,6 +18,18 @@ class Rule(abc.ABC):
     Attributes:
         space: the prediction the rule is defined on, or "any" for a rule that gives the same in all of them.
         stateless: whether the rule needs nothing from one evaluation to the next.
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flowjax._pytree import pytree
+        >>> @pytree
+        ... class Difference(fj.guidance.Rule):
+        ...     def active(self, t):
+        ...         return True
+        ...     def combine(self, t, c, u, state):
+        ...         return c + (c - u), state  # CFG with w = 2
+        >>> Difference().combine(0.5, 3.0, 1.0, ())[0], float(fj.guidance.CFG(scale=2.0).combine(0.5, 3.0, 1.0, ())[0])
+        (5.0, 5.0)
     """
 
     space: str = "any"
@@ -56,6 +68,12 @@ class Wrapper(Rule):
 
     Attributes:
         rule: the inner rule.
+
+    Example:
+        >>> import flowjax as fj
+        >>> rule = fj.guidance.Rescaled(rule=fj.guidance.APG(scale=4.0))
+        >>> rule.space, rule.stateless  # of the inner rule
+        ('data', False)
     """
 
     rule: Rule

@@ -1,7 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans, 2207.12598).
-
-v = u + w (c - u): linear, so the same in every prediction.
-"""
+"""Classifier-free guidance (Ho and Salimans, 2207.12598)."""
 
 from typing import Any
 
@@ -17,6 +14,8 @@ from flowjax.paths.base import expand
 class CFG(Rule):
     """Guidance of one strength, or of one that changes with time.
 
+    v = u + w (c - u): linear, so the same in every prediction.
+
     Args:
         scale: w, a number, one per sample (B,), or a function of t (scalar or (B,), a float, NumPy or JAX) that returns
             either; 1 is the conditional prediction and saves the second evaluation. Numbers are traced; a function is
@@ -24,6 +23,8 @@ class CFG(Rule):
 
     Raises:
         ValueError: a scale that is not finite.
+
+    Reference: Ho and Salimans (2207.12598).
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp

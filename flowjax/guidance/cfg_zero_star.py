@@ -1,8 +1,4 @@
-"""CFG-Zero* (Fan et al., 2503.18886): guidance against the best multiple of u, and no motion in the first evaluations.
-
-On velocities, per sample: s = <c, u>/(|u|^2 + 1e-8), which minimises |c - s u|, and v = s u + w (c - s u). In the first
-`zero_steps` evaluations v = 0.
-"""
+"""CFG-Zero* (Fan et al., 2503.18886): guidance against the best multiple of u, and no motion at first."""
 
 from typing import Any
 
@@ -19,12 +15,26 @@ from flowjax.paths.base import expand
 class CFGZeroStar(Rule):
     """Guidance with an optimised unconditional part.
 
+    On velocities, per sample: s = <c, u>/(|u|^2 + 1e-8), which minimises |c - s u|, and v = s u + w (c - s u). In the
+    first `zero_steps` evaluations v = 0.
+
     Args:
         scale: w, as for `CFG`; 1 is the conditional prediction (after the zeros).
         zero_steps: number of first evaluations whose velocity is zero; about 4 % of the steps is recommended.
 
     Raises:
         ValueError: a scale that is not finite, negative zero_steps.
+
+    Reference: Fan et al. (2503.18886).
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> rule = fj.guidance.CFGZeroStar(scale=3.0, zero_steps=1)
+        >>> c, u = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0]])
+        >>> first, state = rule.combine(0.0, c, u, rule.init(c))
+        >>> second, state = rule.combine(0.1, c, u, state)
+        >>> first.tolist(), second.tolist()
+        ([[0.0, 0.0]], [[1.0, 6.0]])
     """
 
     space = "velocity"

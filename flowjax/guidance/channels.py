@@ -1,7 +1,4 @@
-"""Guidance of the first channels only, as in the samplers of DiT, SiT and FlowTurbo (3 of 4 latent channels).
-
-v = the inner rule's result in the first `count` channels of the last axis, c in the others.
-"""
+"""Guidance of the first channels only, as in the samplers of DiT, SiT and FlowTurbo (3 of 4 latent channels)."""
 
 from typing import Any
 
@@ -17,12 +14,21 @@ from flowjax.guidance.base import Rule, Wrapper
 class Channels(Wrapper):
     """Leaves the conditional prediction in all but the first channels.
 
+    v = the inner rule's result in the first `count` channels of the last axis, c in the others.
+
     Args:
         rule: the rule for the first channels.
         count: how many are guided, at least 1; 3 in the published samplers.
 
     Raises:
         ValueError: count below 1; when evaluated, no channel left unguided.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> rule = fj.guidance.Channels(rule=fj.guidance.CFG(scale=4.0), count=3)
+        >>> c, u = jnp.ones((1, 4)), jnp.zeros((1, 4))
+        >>> rule.combine(0.5, c, u, ())[0].tolist()
+        [[4.0, 4.0, 4.0, 1.0]]
     """
 
     rule: Rule = part("rule")

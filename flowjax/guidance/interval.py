@@ -24,6 +24,14 @@ class Interval(Wrapper):
 
     Raises:
         ValueError: a time outside [0, 1], or an end before the start.
+
+    Reference: Kynkaanniemi et al. (2404.07724).
+
+    Example:
+        >>> import flowjax as fj
+        >>> rule = fj.guidance.Interval(rule=fj.guidance.CFG(scale=4.0), start=0.2, end=0.8)
+        >>> [bool(rule.active(t)) for t in (0.1, 0.2, 0.5, 0.8)]
+        [False, True, True, False]
     """
 
     rule: Rule = part("rule")

@@ -1,13 +1,4 @@
-"""RAAG (2508.03442; later MAMBO-G): a scale that falls with the relative size of the guidance direction.
-
-On velocities, per sample, with norms over all axes but the batch's:
-
-    rho = |c - u|/(|u| + 1e-8),   w(rho) = 1 + (w_max - 1) exp(-alpha rho),   v = u + w(rho) (c - u)
-
-so that the first steps of a short run, where c - u is a generic direction, do not overshoot. The norm is not squared.
-With `form="original"` (the later text), w(rho) = 1 + w_max exp(-alpha rho). No state; the ratio and the scale are
-reported.
-"""
+"""RAAG (2508.03442; later MAMBO-G): a scale that falls with the relative size of the guidance direction."""
 
 from typing import Any
 
@@ -24,6 +15,14 @@ from flowjax.paths.base import precision
 class RAAG(Rule):
     """Ratio-aware adaptive guidance.
 
+    On velocities, per sample, with norms over all axes but the batch's:
+
+        rho = |c - u|/(|u| + 1e-8),   w(rho) = 1 + (w_max - 1) exp(-alpha rho),   v = u + w(rho) (c - u)
+
+    so that the first steps of a short run, where c - u is a generic direction, do not overshoot. The norm is not
+    squared. With `form="original"` (the later text), w(rho) = 1 + w_max exp(-alpha rho). No state; the ratio and the
+    scale are reported.
+
     Args:
         w_max: scale reached where c - u vanishes, a number; much larger than a constant scale would be.
         alpha: how fast the scale falls, not negative; 0 is constant guidance with w_max.
@@ -31,6 +30,16 @@ class RAAG(Rule):
 
     Raises:
         ValueError: another form, or a number outside its range.
+
+    Reference: 2508.03442; "original" as in its later text, MAMBO-G.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> rule = fj.guidance.RAAG(w_max=18.0, alpha=12.0)
+        >>> u = jnp.ones((2, 4))
+        >>> c = u * jnp.array([[1.001], [2.0]])  # hardly different, and as different as u is large
+        >>> rule.combine(0.5, c, u, rule.init(u))[1]["scale"].round(2)
+        Array([17.8,  1. ], dtype=float32)
     """
 
     space = "velocity"

@@ -1,8 +1,4 @@
-"""Rescaled guidance (Lin et al., 2305.08891, section 3.4): another rule's result with part of its spread taken back.
-
-With v0 the result of the inner rule and std over all axes but the batch's, v = phi (std(c)/std(v0)) v0 + (1 - phi) v0.
-Apply it last. It depends on the prediction it is applied to: here the velocity, or the inner rule's space.
-"""
+"""Rescaled guidance (Lin et al., 2305.08891, section 3.4): another rule's result with part of its spread taken back."""
 
 from typing import Any
 
@@ -19,12 +15,24 @@ from flowjax.paths.base import at_least_single, divide, expand
 class Rescaled(Wrapper):
     """Takes the spread of a guided prediction back towards that of the conditional one.
 
+    With v0 the result of the inner rule and std over all axes but the batch's, v = phi (std(c)/std(v0)) v0 + (1 - phi)
+    v0. Apply it last. It depends on the prediction it is applied to: here the velocity, or the inner rule's space.
+
     Args:
         rule: the rule whose result is rescaled.
         phi: how far, in [0, 1]; 0 is the inner rule.
 
     Raises:
         ValueError: another phi.
+
+    Reference: Lin et al. (2305.08891), section 3.4.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> rule = fj.guidance.Rescaled(rule=fj.guidance.CFG(scale=3.0), phi=1.0)
+        >>> c, u = jnp.array([[1.0, -1.0]]), jnp.array([[0.0, 0.0]])
+        >>> rule.combine(0.5, c, u, ())[0].tolist()  # as far spread as c
+        [[1.0, -1.0]]
     """
 
     rule: Rule = part("rule")

@@ -93,6 +93,16 @@ class GaussianPath(abc.ABC):
     All coefficient methods take t in [0, 1], scalar or (B,), as a float, NumPy or JAX array, and answer in kind: NumPy
     float64 for coefficients made on the host, JAX arrays in compiled code. An infinite sigma' (VP and cosine paths at
     t = 1) is returned as -1e12, so that the converter stays finite and takes its limit.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.VP()  # one of the paths
+        >>> t = path.time(0.0)  # where data and noise are equally strong
+        >>> round(float(path.alpha(t)), 3), round(float(path.sigma(t)), 3)
+        (0.707, 0.707)
+        >>> a, b = fj.paths.Linear().weights("velocity", "data", 0.25)  # E[x1 | x_t] = x + (1 - t) v
+        >>> float(a), float(b)
+        (1.0, 0.75)
     """
 
     @abc.abstractmethod

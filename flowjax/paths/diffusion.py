@@ -19,6 +19,12 @@ class SubVP(VP):
     """The sub-variance-preserving path: alpha of `VP`, sigma = 1 - alpha^2 (2011.13456, eq. 34-35).
 
     sigma' is finite everywhere, so that the velocity is bounded up to t = 1.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.SubVP()
+        >>> path.has_velocity(1.0), fj.paths.VP().has_velocity(1.0)
+        (True, False)
     """
 
     def sigma(self, t: Time) -> Time:
@@ -45,7 +51,14 @@ class SubVP(VP):
 
 @pytree
 class SBDM(_VariancePreserving):
-    """alpha = t, sigma = sqrt(1 - t^2): score-based diffusion in the time of its data (2303.08797, table 4)."""
+    """alpha = t, sigma = sqrt(1 - t^2): score-based diffusion in the time of its data (2303.08797, table 4).
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.SBDM()
+        >>> path.alpha(0.6), round(float(path.sigma(0.6)), 3)
+        (0.6, 0.8)
+    """
 
     def alpha(self, t: Time) -> Time:
         """Coefficient of the data, t."""
@@ -79,6 +92,12 @@ class EDM(GaussianPath):
 
     Raises:
         ValueError: a range that is empty, or rho not positive.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.EDM()
+        >>> [round(path.sigma(t), 3) for t in (0.0, 0.5, 1.0)]
+        [80.0, 2.515, 0.002]
     """
 
     sigma_min: float = static(0.002)

@@ -26,6 +26,12 @@ class Linear(GaussianPath):
 
     Raises:
         ValueError: sigma_min outside its range.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.Linear()
+        >>> path.alpha(0.25), path.sigma(0.25), float(path.conditional_velocity(0.25, x0=1.0, x1=3.0))
+        (0.25, 0.75, 2.0)
     """
 
     sigma_min: float = static(0.0)
@@ -63,7 +69,14 @@ class Linear(GaussianPath):
 
 @pytree
 class Trig(GaussianPath):
-    """Constant-speed rotation (2303.08797; GVP of 2401.08740): alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
+    """Constant-speed rotation (2303.08797; GVP of 2401.08740): alpha = sin(pi t / 2), sigma = cos(pi t / 2).
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.Trig()
+        >>> round(float(path.alpha(0.5) ** 2 + path.sigma(0.5) ** 2), 3), round(float(path.time(0.0)), 3)
+        (1.0, 0.5)
+    """
 
     def alpha(self, t: Time) -> Time:
         """Coefficient of the data."""
@@ -105,7 +118,16 @@ class _VariancePreserving(GaussianPath):
 class VP(_VariancePreserving):
     """Variance-preserving diffusion with linear beta(u) = beta_min + u (beta_max - beta_min), u = 1 - t.
 
+    With B(u) the integral of beta from 0 to u, alpha = exp(-B(u)/2) and sigma^2 = 1 - alpha^2. alpha(0) is small but
+    not 0.
+
     Reference: Song et al., Score-Based Generative Modeling through SDEs (2011.13456), eq. 32-33.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.VP()
+        >>> round(float(path.alpha(0.0)), 4), round(float(path.sigma(0.0)), 4)
+        (0.0066, 1.0)
     """
 
     beta_min: float = static(0.1)
@@ -148,6 +170,12 @@ class Cosine(_VariancePreserving):
 
     alpha = cos((u + s)/(1 + s) pi/2) / cos(s/(1 + s) pi/2) with u = 1 - t and offset s, which keeps sigma'(t) moderate
     near the data. alpha(0) = 0 exactly.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path = fj.paths.Cosine()
+        >>> float(path.alpha(0.0)), round(float(path.alpha(0.5)), 3), float(path.sigma(1.0))
+        (0.0, 0.703, 0.0)
     """
 
     offset: float = static(0.008)
@@ -187,7 +215,15 @@ class Cosine(_VariancePreserving):
 class VE(GaussianPath):
     """Variance-exploding path: alpha = 1, sigma falls geometrically from sigma_max to sigma_min.
 
+    sigma = sigma_max^(1-t) sigma_min^t, so that lam = -log sigma is linear in t.
+
     Defaults as for CIFAR-10 in Song et al. (2011.13456). Runs start at scale sigma_max: use `start`.
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> path = fj.paths.VE(sigma_min=0.01, sigma_max=100.0)
+        >>> round(float(path.sigma(0.5)), 3), path.start(np.ones((1, 2)))
+        (1.0, array([[100., 100.]]))
     """
 
     sigma_min: float = static(0.01)

@@ -43,7 +43,14 @@ STEEPNESS = 10.0  # of the sigmoid gamma
 
 
 class Coefficients(NamedTuple):
-    """c0, c1, g, their derivatives, and the product g g'."""
+    """c0, c1, g, their derivatives, and the product g g'.
+
+    Example:
+        >>> import flowjax as fj
+        >>> c = fj.paths.Interpolant(form="linear", gamma="quadratic").coefficients(0.25)
+        >>> float(c.c0), float(c.c1), float(c.g)
+        (0.75, 0.25, 0.1875)
+    """
 
     c0: Any
     c1: Any

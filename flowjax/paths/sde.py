@@ -31,6 +31,13 @@ class Diffusion:
 
     Raises:
         ValueError: unknown form, or a negative norm.
+
+    Example:
+        >>> import flowjax as fj
+        >>> eps = fj.solvers.Diffusion(form="linear", norm=0.5)
+        >>> eps.value(fj.paths.Linear(), 0.2)
+        0.4
+        >>> solver = fj.solvers.EulerMaruyama(diffusion=eps)
     """
 
     form: str = static("sigma")
@@ -72,7 +79,14 @@ class Diffusion:
 
 @pytree
 class Chosen:
-    """eps(t) as a function of your own, `function(t)`, for scalar t, NumPy or JAX."""
+    """eps(t) as a function of your own, `function(t)`, for scalar t, NumPy or JAX.
+
+    Example:
+        >>> from flowjax.paths.sde import as_diffusion
+        >>> eps = as_diffusion(lambda t: 0.5 * (1 - t))  # what a solver makes of a function
+        >>> eps.value(None, 0.2)
+        0.4
+    """
 
     function: Callable[[Time], Time]
 
