@@ -159,6 +159,27 @@ def test_a_flow_on_latents_is_trained_sampled_measured_and_exported_in_pixels(au
 
 
 @pytest.mark.slow
+def test_students_and_adapters_of_a_flow_on_latents_make_pixels(autoencoder, tmp_path, capsys):
+    """At a rate of nothing both still answer as the flow that they stand on."""
+    flow = tmp_path / "flow"
+    assert run(train, *arguments(autoencoder, flow)) == 0
+    still = ["--config.optimizer.options.rate=1e-12", "--config.train.steps=1"]
+    made = {}
+    for name, label in (("distill", "teacher"), ("adapters", "base")):
+        given = [f"--config={name}:smoke", f"--config.{label}.options.workdir={flow}", *still]
+        assert run(train, *given, f"--workdir={tmp_path / name}") == 0, capsys.readouterr().err
+        _, recipe = load_run(tmp_path / name)
+        assert (recipe.codec, recipe.runs["codec"]["workdir"]) == (Recipe.load(flow).codec, "../autoencoder")
+    for name in ("flow", "distill", "adapters"):
+        out = tmp_path / f"{name}.npz"
+        assert run(sample, f"--workdir={tmp_path / name}", "--num=4", "--steps=2", "--guidance=1", f"--out={out}") == 0
+        made[name] = np.load(out)["x"]
+        assert made[name].shape == (4, 8, 8, 1)
+    np.testing.assert_allclose(made["distill"], made["flow"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(made["adapters"], made["flow"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_what_needs_the_codec_says_so(autoencoder, tmp_path, capsys):
     workdir = tmp_path / "flow"
     assert run(train, *arguments(autoencoder, workdir)) == 0
