@@ -4,11 +4,12 @@ Each table stands between the lines `<!-- NAME -->` and `<!-- /NAME -->` of a pa
 """
 
 import inspect
+import itertools
 import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flowjax import catalogue
@@ -90,15 +91,34 @@ def overview() -> str:
     return table(["kind", "methods"], rows)
 
 
-def flat(numbers: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested numbers as lines of a table; lists of rows are left to tables of their own."""
-    lines: dict[str, str] = {}
-    for name, value in numbers.items():
-        if isinstance(value, dict):
-            lines |= flat(value, f"{prefix}{name}: ")
-        elif not isinstance(value, list):
-            lines[prefix + name] = f"{value:.3g}" if isinstance(value, float) else str(value)
-    return lines
+UNREAD = re.compile(r"(accuracy|spread)_\d+|compile_seconds")
+
+
+def tables_of(numbers: Mapping[str, Any]) -> str:
+    """Numbers as tables: one of single numbers, one for all parts that hold the same numbers; no lists of rows."""
+
+    def number(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    def parts(numbers: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, str]]]:
+        inner = {name: value for name, value in numbers.items() if isinstance(value, dict)}
+        rest = numbers.keys() - inner.keys()
+        single = {n: number(v) for n, v in numbers.items() if n in rest and not isinstance(v, list)}
+        yield prefix, {name: value for name, value in single.items() if not UNREAD.fullmatch(name)}
+        for name, value in inner.items():
+            yield from parts(value, f"{prefix}: {name}" if prefix else name)
+
+    found: list[str] = []
+    loose: dict[str, str] = {}
+    for names, group in itertools.groupby(
+        ((p, v) for p, v in parts(numbers, "") if v), key=lambda part: tuple(part[1])
+    ):
+        same = list(group)
+        if len(same) > 1 and len(names) > 1:
+            found.append(table(["", *names], ([prefix, *values.values()] for prefix, values in same)))
+        else:
+            loose |= {f"{p}: {name}" if p else name: text for p, values in same for name, text in values.items()}
+    return "\n\n".join([table(["", ""], loose.items()), *found] if loose else found)
 
 
 def sweep(rows: list[Mapping[str, Any]]) -> str:
@@ -130,21 +150,43 @@ def stored() -> dict[str, Any]:
     }
 
 
+def swept() -> dict[str, Any]:
+    """The numbers of the models on which all solvers were run."""
+    return {name: result["numbers"] for name, result in stored().items() if "rows" in result["numbers"]}
+
+
 def sweeps() -> str:
     """The sweep of solvers on each trained model."""
     parts = []
-    for name, result in stored().items():
-        numbers = result["numbers"]
-        if "rows" in numbers:
-            steps, floor = numbers["steps of the reference"], numbers["Frechet distance of the reference"]
-            parts += [
-                f"### {numbers['model']}",
-                f"Error / Frechet distance, {numbers['samples']} samples, guidance {numbers['guidance']}. The "
-                f"reference of {steps:,} steps itself has a Frechet distance of {floor:.2f}.",
-                f"![Error and distance of all solvers](figures/{name.rsplit('-', 1)[0]}.png)",
-                sweep(numbers["rows"]),
-            ]
+    for name, numbers in swept().items():
+        steps, floor = numbers["steps of the reference"], numbers["Frechet distance of the reference"]
+        parts += [
+            f"## {numbers['model']}",
+            f"Error / Frechet distance, {numbers['samples']} samples, guidance {numbers['guidance']}. The "
+            f"reference of {steps:,} steps itself has a Frechet distance of {floor:.2f}.",
+            f"![Error and distance of all solvers](figures/{name.rsplit('-', 1)[0]}.png)",
+            sweep(numbers["rows"]),
+        ]
     return "\n\n".join(parts)
+
+
+CALIBRATED = ("dc_solver", "dpm_solver_v3", "searched schedule")
+
+
+def advice() -> str:
+    """For each model and number of evaluations, Euler and the solvers with the smallest errors."""
+    lines = []
+    for numbers in swept().values():
+        for count in sorted({row["evaluations"] for row in numbers["rows"]}):
+            rows = [row for row in numbers["rows"] if row["evaluations"] == count and row["error"] is not None]
+            ready, prepared = [], []
+            for row in rows:
+                (prepared if row["solver"].startswith(CALIBRATED) else ready).append(row)
+            [euler] = (row for row in rows if row["solver"] == "euler")
+            best = (min(found, key=lambda row: row["error"]) for found in (ready, prepared))
+            cells = (f"{row['error']:.3f} {row['solver']}" for row in best)
+            lines.append([numbers["model"], str(count), f"{euler['error']:.3f}", *cells])
+    return table(["model", "evaluations", "Euler", "best as it is", "best after a calibration"], lines)
 
 
 def results() -> str:
@@ -153,9 +195,9 @@ def results() -> str:
     for name, result in stored().items():
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         claim = result["claim"].removeprefix("Claim: ")
-        parts += [f"### {name}", claim[0].upper() + claim[1:], table(["", ""], flat(result["numbers"]).items())]
+        parts += [f"### {name}", claim[0].upper() + claim[1:], tables_of(result["numbers"])]
         if "rows" in result["numbers"]:
-            parts.append("The table of all solvers is in [Fast solvers on trained networks](fast_solvers.md).")
+            parts.append("All solvers: [Tables of the fast solvers](fast_solvers_tables.md).")
         parts.append(f"Measured on {result['device']} at {result['commit']}, {versions}.")
     return "\n\n".join(parts)
 
@@ -163,6 +205,7 @@ def results() -> str:
 TABLES = {
     "results": results,
     "sweeps": sweeps,
+    "advice": advice,
     "catalogue": overview,
     "solvers": solvers,
     "rules": lambda: others(catalogue.rules),
