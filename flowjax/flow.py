@@ -106,8 +106,8 @@ class Counts:
         >>> field = fj.guide(flow, fj.guidance.CFG(scale=2.0))
         >>> x, labels = jnp.ones((3, 2)), jnp.arange(3)
         >>> memory = field.evaluate(0.5, x, labels, field.init(x))[1]
-        >>> [int(n) for n in fj.flow.count(memory)]  # one evaluation, two rows for each sample
-        [1, 2]
+        >>> int(memory[0].evaluations), int(memory[0].network_calls)  # two rows for each sample
+        (1, 2)
     """
 
     evaluations: Int[Array, ""]
@@ -288,12 +288,11 @@ class Ask(eqx.Module):
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
-        >>> from flowjax.flow import Ask
-        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
-        >>> term = fj.solvers.Euler().bind(flow.path, fj.times.uniform(4)).term(flow)
-        >>> memory, _ = term.vf(0.0, jnp.ones((1, 2)), Ask("init"))
-        >>> int(memory.evaluations)
-        0
+        >>> from flowjax.flow import Ask, FieldTerm
+        >>> term = FieldTerm(field=fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear()))
+        >>> memory, _ = term.vf(0.0, jnp.ones((3, 2)), Ask("init"))  # of the field, and of a second one
+        >>> memory.batch
+        3
     """
 
     kind: str = eqx.field(static=True)  # "init", "evaluate" or "noise"

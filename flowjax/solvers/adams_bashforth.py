@@ -1,15 +1,4 @@
-"""Adams-Bashforth methods on the velocity in t or, as PLMS / iPNDM, on the noise prediction in k = sigma/alpha.
-
-With y = x, u = t, f = v ("velocity") or y = x/alpha, u = k, f = e ("noise") the flow is dy/du = f, and a step is
-
-    y' = y + (u_t - u_s) sum_j w_j f_{s-j}
-
-with the weights of the interpolating polynomial through the last `order` values: for equal steps 1; (3, -1)/2;
-(23, -16, 5)/12; (55, -59, 37, -9)/24. "variable" integrates the polynomial on the actual nodes; "fixed" uses the
-equal-step weights on any grid, as PNDM (2202.09778) and iPNDM do. One evaluation per step. The first steps either use
-lower orders ("lower", which limits the asymptotic order to 2) or classical Runge-Kutta steps ("rk4", four evaluations
-each). The noise form is undefined where alpha = 0 and says so.
-"""
+"""Adams-Bashforth methods on the velocity in t or, as PLMS / iPNDM, on the noise prediction in k = sigma/alpha."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +19,16 @@ from flowjax.solvers.solver import Solver
 class AdamsBashforth(Solver):
     """Explicit Adams methods of order 1 to 5.
 
+    With y = x, u = t, f = v ("velocity") or y = x/alpha, u = k, f = e ("noise") the flow is dy/du = f, and a step is
+
+        y' = y + (u_t - u_s) sum_j w_j f_{s-j}
+
+    with the weights of the interpolating polynomial through the last `order` values: for equal steps 1; (3, -1)/2;
+    (23, -16, 5)/12; (55, -59, 37, -9)/24. "variable" integrates the polynomial on the actual nodes; "fixed" uses the
+    equal-step weights on any grid, as PNDM (2202.09778) and iPNDM do. One evaluation per step. The first steps either
+    use lower orders ("lower", which limits the asymptotic order to 2) or classical Runge-Kutta steps ("rk4", four
+    evaluations each). The noise form is undefined where alpha = 0 and says so.
+
     Args:
         order: number of values the polynomial goes through, 1 to 5.
         form: "velocity" (any path) or "noise" (PLMS, iPNDM: the flow in DDIM's coordinates).
@@ -38,6 +37,17 @@ class AdamsBashforth(Solver):
 
     Raises:
         ValueError: a value that is not allowed; at bind, the noise form on a grid that touches alpha = 0.
+
+    Reference: Liu et al. (2202.09778) for PLMS.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path, times = fj.paths.Linear(), fj.times.uniform(10)
+        >>> bound = fj.solvers.AdamsBashforth(order=3).bind(path, times)
+        >>> bound.pattern.rows, bound.pattern.registers  # x and two earlier velocities
+        (10, 3)
+        >>> fj.solvers.AdamsBashforth(order=4, start="rk4").bind(path, times).pattern.rows  # 3 * 4 + 7
+        19
     """
 
     order: int = static(4)

@@ -21,7 +21,14 @@ from flowjax.times import check_times
 
 
 class OwnSteps(abc.ABC):
-    """A solver that chooses its steps while it runs, so that it has no rows."""
+    """A solver that chooses its steps while it runs, so that it has no rows.
+
+    Example:
+        >>> import flowjax as fj
+        >>> solver = fj.solvers.DPMAdaptive()  # one of them
+        >>> hasattr(solver, "bind"), hasattr(solver, "solve")
+        (False, True)
+    """
 
     @abc.abstractmethod
     def solve(
@@ -45,6 +52,13 @@ class Adaptive(OwnSteps):
 
     References:
         Tsitouras (2011), Runge-Kutta pairs of order 5(4); Kidger (2202.02435), chapter 5, for the controller.
+
+    Example:
+        >>> import flowjax as fj, diffrax, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> solver = fj.solvers.Adaptive(diffrax.Tsit5(), rtol=1e-4, atol=1e-4)
+        >>> round(float(fj.solve(flow, solver, jnp.ones((1, 1)), [0.0, 1.0]).x[0, 0]), 3)  # exp(-1)
+        0.368
     """
 
     positional = ("solver",)

@@ -27,6 +27,16 @@ class Bound(diffrax.AbstractSolver):
         arrays: per-element coefficients, keyed by their column in `weights`.
         second: second field of methods that have one (a refiner, a guidance).
         pattern: the static structure.
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> bound = fj.solvers.Midpoint().bind(fj.paths.Linear(), fj.times.uniform(20))
+        >>> registers = bound.start(np.ones((1, 1), np.float32))
+        >>> for row in range(bound.pattern.rows):
+        ...     t, x = bound.point(row, registers)
+        ...     registers = bound.advance(row, registers, -x)  # -x stands for anybody's network
+        >>> round(float(registers[0][0, 0]), 3)  # exp(-1)
+        0.368
     """
 
     grid: Any
@@ -195,6 +205,16 @@ class StepTo(diffrax.StepTo):
     """diffrax's `StepTo` without its run-time checks, which are host callbacks.
 
     A bound solver checks its grid itself.
+
+    Example:
+        >>> import flowjax as fj, diffrax, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> bound = fj.solvers.Midpoint().bind(flow.path, fj.times.uniform(20))
+        >>> steps = fj.solvers.StepTo(ts=jnp.asarray(bound.grid, jnp.float32))
+        >>> options = {"stepsize_controller": steps, "throw": False}
+        >>> run = diffrax.diffeqsolve(bound.term(flow), bound, 0.0, 1.0, None, jnp.ones((1, 1)), None, **options)
+        >>> round(float(run.ys[0, 0, 0]), 3)  # exp(-1)
+        0.368
     """
 
     def wrap(self, direction: Any) -> "StepTo":

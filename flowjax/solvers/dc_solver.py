@@ -1,13 +1,4 @@
-"""DC-Solver (Zhao et al., 2409.03755): UniPC with dynamic compensation of its newest stored output.
-
-After the corrector has moved x, the stored output no longer belongs to it. At the beginning of step i (from t_i, once
-three outputs are stored) it is replaced, for good, by the polynomial through the last outputs at a shifted time,
-
-    t* = rho_i t_i + (1 - rho_i) t_{i-1},     f_0 <- sum_j L_j(t*) f_j,
-
-L_j the Lagrange polynomials on the times of the outputs. rho_i = 1 changes nothing. The ratios are calibrated per
-model, grid and guidance (`flowjax.calibration.compensation`). Order and evaluations are UniPC's.
-"""
+"""DC-Solver (Zhao et al., 2409.03755): UniPC with dynamic compensation of its newest stored output."""
 
 import math
 from collections.abc import Generator
@@ -27,12 +18,31 @@ from flowjax.solvers.unipc import UniPC
 class DCSolver(UniPC):
     """UniPC with compensation ratios; the other arguments are those of `UniPC`.
 
+    After the corrector has moved x, the stored output no longer belongs to it. At the beginning of step i (from t_i,
+    once three outputs are stored) it is replaced, for good, by the polynomial through the last outputs at a shifted
+    time,
+
+        t* = rho_i t_i + (1 - rho_i) t_{i-1},     f_0 <- sum_j L_j(t*) f_j,
+
+    L_j the Lagrange polynomials on the times of the outputs. rho_i = 1 changes nothing. The ratios are calibrated per
+    model, grid and guidance (`flowjax.calibration.compensation`). Order and evaluations are UniPC's.
+
     Args:
         ratios: rho_i of every step, N numbers (those of the first two steps are not used); may be traced. None is
             UniPC.
 
     Raises:
         ValueError: as for `UniPC`, or ratios that are no list of numbers; at bind, ratios of another number of steps.
+
+    Reference: Zhao et al. (2409.03755).
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> path, times = fj.paths.VP(), fj.times.uniform(6, end=0.99)
+        >>> plain = fj.solvers.UniPC(order=2).bind(path, times)
+        >>> bound = fj.solvers.DCSolver(order=2, ratios=np.full(6, 1.1)).bind(path, times)
+        >>> plain.pattern.rows, bound.pattern.rows
+        (6, 6)
     """
 
     ratios: Any = part("array", None)

@@ -1,13 +1,4 @@
-"""DDIM (Song et al., 2010.02502) on any path, deterministic or ancestral.
-
-With m, e the data and noise predictions at s, k = sigma/alpha and 0 <= eta <= 1:
-
-    d^2 = eta^2 (alpha_t k_t)^2 (1 - k_t^2 / k_s^2),      x' = alpha_t m + sqrt(sigma_t^2 - d^2) e + d z
-
-and e = (x - alpha_s m)/sigma_s. eta = 0 is the order-1 exponential integrator, the same numbers for every prediction;
-eta = 1 is ancestral sampling (DDPM). Order 1, one evaluation per step. Infinite k_s (all noise at the start) and
-sigma_t = 0 (x' = alpha_t m) are regular, and so is the end of an inversion at alpha_t = 0 (x' = sigma_t e).
-"""
+"""DDIM (Song et al., 2010.02502) on any path, deterministic or ancestral."""
 
 import math
 from typing import Any
@@ -24,11 +15,28 @@ from flowjax.solvers.solver import Solver
 class DDIM(Solver):
     """DDIM on the data prediction.
 
+    With m, e the data and noise predictions at s, k = sigma/alpha and 0 <= eta <= 1:
+
+        d^2 = eta^2 (alpha_t k_t)^2 (1 - k_t^2 / k_s^2),      x' = alpha_t m + sqrt(sigma_t^2 - d^2) e + d z
+
+    and e = (x - alpha_s m)/sigma_s. eta = 0 is the order-1 exponential integrator, the same numbers for every
+    prediction; eta = 1 is ancestral sampling (DDPM). Order 1, one evaluation per step. Infinite k_s (all noise at the
+    start) and sigma_t = 0 (x' = alpha_t m) are regular, and so is the end of an inversion at alpha_t = 0
+    (x' = sigma_t e).
+
     Args:
         eta: amount of fresh noise in [0, 1]: 0 deterministic, 1 ancestral.
 
     Raises:
         ValueError: eta outside [0, 1].
+
+    Reference: Song, Meng and Ermon (2010.02502), equation 12.
+
+    Example:
+        >>> import flowjax as fj
+        >>> path, times = fj.paths.VP(), fj.times.uniform(10)
+        >>> [fj.solvers.DDIM(eta=eta).bind(path, times).pattern.noises for eta in (0.0, 1.0)]
+        [0, 1]
     """
 
     eta: float = static(0.0)

@@ -1,15 +1,4 @@
-"""DEIS (Zhang and Chen, 2204.13902): a polynomial of the noise prediction, integrated against the exponential kernel.
-
-In k = sigma/alpha the flow of x/alpha is the integral of e dk; a step from s to t is
-
-    x' = (alpha_t/alpha_s) x + alpha_t sum_j C_j e_{s-j},        C_j = int_{k_s}^{k_t} L_j dk
-
-with L_j the Lagrange polynomials on the last `order` points in the variable u: t ("time", tAB), log k ("log_k", which
-is the multistep DPM-Solver of the noise form) or k ("k", the variable-step Adams-Bashforth method in k). Order 1 is
-DDIM. One evaluation per step; the first steps use lower orders, so the asymptotic order of a whole run is at most 2.
-Undefined where alpha = 0; where sigma = 0 with "log_k" (log k is infinite) the last step lowers to order 1, as does the
-first of an inversion.
-"""
+"""DEIS (Zhang and Chen, 2204.13902): a polynomial of the noise prediction against the exponential kernel."""
 
 import math
 from typing import Any
@@ -29,6 +18,16 @@ from flowjax.solvers.solver import Solver
 class DEIS(Solver):
     """Exponential Adams-Bashforth methods.
 
+    In k = sigma/alpha the flow of x/alpha is the integral of e dk; a step from s to t is
+
+        x' = (alpha_t/alpha_s) x + alpha_t sum_j C_j e_{s-j},        C_j = int_{k_s}^{k_t} L_j dk
+
+    with L_j the Lagrange polynomials on the last `order` points in the variable u: t ("time", tAB), log k ("log_k",
+    which is the multistep DPM-Solver of the noise form) or k ("k", the variable-step Adams-Bashforth method in k).
+    Order 1 is DDIM. One evaluation per step; the first steps use lower orders, so the asymptotic order of a whole run
+    is at most 2. Undefined where alpha = 0; where sigma = 0 with "log_k" (log k is infinite) the last step lowers to
+    order 1, as does the first of an inversion.
+
     Args:
         order: number of values the polynomial goes through, 1 to 4.
         variable: in which the polynomial is one: "time", "log_k" or "k".
@@ -37,6 +36,14 @@ class DEIS(Solver):
 
     Raises:
         ValueError: a value that is not allowed; at bind, a grid that touches alpha = 0.
+
+    Reference: Zhang and Chen (2204.13902).
+
+    Example:
+        >>> import flowjax as fj
+        >>> bound = fj.solvers.DEIS(order=3).bind(fj.paths.VP(), fj.times.uniform(8))
+        >>> bound.pattern.rows, bound.pattern.registers, bound.pattern.to
+        (8, 3, 'noise')
     """
 
     order: int = static(3)

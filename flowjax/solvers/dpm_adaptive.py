@@ -1,12 +1,4 @@
-"""DPM-Solver's adaptive driver (Lu et al., 2206.00927, appendix C): embedded pairs of order 1/2 or 2/3 in lam.
-
-A trial step of length h in lam is made with both members of the pair, which share their evaluations. With
-
-    delta = max(atol, rtol max(|x_low|, |x_prev|)),      E = max over the batch of rms((x_high - x_low)/delta)
-
-it is accepted if E <= 1; then h <- min(theta h E^(-1/order), what is left). Evaluations: `order` per trial. The batch
-shares its steps, so a sample depends on its batch mates. lam must be finite at both ends. An inversion has h < 0.
-"""
+"""DPM-Solver's adaptive driver (Lu et al., 2206.00927, appendix C): embedded pairs of order 1/2 or 2/3 in lam."""
 
 from typing import Any
 
@@ -30,6 +22,14 @@ from flowjax.times import check_times
 class DPMAdaptive(OwnSteps):
     """DPM-Solver-12 and -23 with step-size control.
 
+    A trial step of length h in lam is made with both members of the pair, which share their evaluations. With
+
+        delta = max(atol, rtol max(|x_low|, |x_prev|)),      E = max over the batch of rms((x_high - x_low)/delta)
+
+    it is accepted if E <= 1; then h <- min(theta h E^(-1/order), what is left). Evaluations: `order` per trial. The
+    batch shares its steps, so a sample depends on its batch mates. lam must be finite at both ends. An inversion has
+    h < 0.
+
     Args:
         order: 2 (pair 1/2) or 3 (pair 2/3).
         form: "data" or "noise".
@@ -42,6 +42,17 @@ class DPMAdaptive(OwnSteps):
     Raises:
         ValueError: a value that is not allowed; when solving, an infinite lam at an end, a trajectory, or a field with
             memory.
+
+    Reference: Lu et al. (2206.00927), appendix C.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> path = fj.paths.VP()
+        >>> target = fj.oracles.Gaussian(mean=1.0, std=0.5, path=path)
+        >>> flow, x = fj.Flow(target.network("data"), path=path, prediction="data"), jnp.ones((1, 1))
+        >>> result = fj.solve(flow, fj.solvers.DPMAdaptive(order=3), x, [0.0, 0.99])
+        >>> round(float(result.x[0, 0]), 1), round(float(target.flow_map(x, 0.0, 0.99)[0, 0]), 1)
+        (1.5, 1.5)
     """
 
     order: int = static(3)

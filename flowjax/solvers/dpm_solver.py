@@ -1,24 +1,4 @@
-"""DPM-Solver and DPM-Solver++ (Lu et al., 2206.00927, 2211.01095), deterministic and stochastic.
-
-The linear part of the flow is solved exactly in lam = log(alpha/sigma); the prediction f is expanded at s. With
-h = lam_t - lam_s, eta >= 0 the amount of fresh noise, and
-
-    noise form: f = e, A = alpha_t/alpha_s,             c = (1 + eta) sigma_t, z = h,
-                d^2 = eta sigma_t^2 (e^(2h) - 1)
-    data form:  f = m, A = sigma_t/sigma_s e^(-eta h),  c = alpha_t,           z = -(1 + eta) h,
-                d^2 = sigma_t^2 (1 - e^(-2 eta h))
-
-a step is, with the functions phi_k of exponential integrators at z and fresh noise n,
-
-    x' = A x - c (e^z - 1) (f + (phi_2/phi_1) D1 + (phi_3/phi_1) D2) + d n,        D1 ~ h f'(lam),  D2 ~ h^2 f''(lam)
-
-with the derivatives from the last outputs (`flowjax.solvers.dpm.multistep`) or from evaluations inside the step
-(`flowjax.solvers.dpm.singlestep`).
-
-Every scheme makes one evaluation per interval of the grid. Where lam is infinite (alpha = 0 at the start, sigma = 0 at
-the end) the data form takes its order-1 limit, x' = A x + (alpha_t - A alpha_s) m; the noise form is undefined there
-and says which end to move.
-"""
+"""DPM-Solver and DPM-Solver++ (Lu et al., 2206.00927, 2211.01095), deterministic and stochastic."""
 
 from typing import Any
 
@@ -36,6 +16,25 @@ from flowjax.solvers.solver import Solver
 @pytree
 class DPMSolver(Solver):
     """DPM-Solver ("noise" form) and DPM-Solver++ ("data" form).
+
+    The linear part of the flow is solved exactly in lam = log(alpha/sigma); the prediction f is expanded at s. With
+    h = lam_t - lam_s, eta >= 0 the amount of fresh noise, and
+
+        noise form: f = e, A = alpha_t/alpha_s,             c = (1 + eta) sigma_t, z = h,
+                    d^2 = eta sigma_t^2 (e^(2h) - 1)
+        data form:  f = m, A = sigma_t/sigma_s e^(-eta h),  c = alpha_t,           z = -(1 + eta) h,
+                    d^2 = sigma_t^2 (1 - e^(-2 eta h))
+
+    a step is, with the functions phi_k of exponential integrators at z and fresh noise n,
+
+        x' = A x - c (e^z - 1) (f + (phi_2/phi_1) D1 + (phi_3/phi_1) D2) + d n,    D1 ~ h f'(lam),  D2 ~ h^2 f''(lam)
+
+    with the derivatives from the last outputs (`flowjax.solvers.dpm.multistep`) or from evaluations inside the step
+    (`flowjax.solvers.dpm.singlestep`).
+
+    Every scheme makes one evaluation per interval of the grid. Where lam is infinite (alpha = 0 at the start, sigma = 0
+    at the end) the data form takes its order-1 limit, x' = A x + (alpha_t - A alpha_s) m; the noise form is undefined
+    there and says which end to move.
 
     Args:
         order: 1, 2 or 3.
@@ -55,6 +54,8 @@ class DPMSolver(Solver):
     Raises:
         ValueError: a value that is not allowed; at bind, the noise form on a grid that touches an infinite lam, or a
             grid that "singlestep_fixed" cannot divide.
+
+    Reference: Lu et al. (2206.00927); Lu et al. (2211.01095) for the data form.
 
     Example:
         >>> import flowjax as fj

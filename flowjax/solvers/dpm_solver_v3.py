@@ -1,22 +1,4 @@
-"""DPM-Solver-v3 (Zheng et al., 2310.13268): a multistep predictor-corrector around empirical model statistics.
-
-With e the noise prediction and curves l, s, b of lam = log(alpha/sigma), measured once per model
-(`flowjax.calibration.ems`), the flow is expanded in f = (sigma e - l x)/alpha, of which
-
-    g(lam) = e^(-S) f - int_{lam_s}^{lam} e^(-S) b,     L = int_{lam_s}^{lam} l,   S = int_{lam_s}^{lam} s
-
-changes least. A step from s to t is
-
-    x' = alpha_t e^(-L_t) ( x/alpha_s - sum_k E_k g^(k) - int e^(L+S) B ),   E_k = int e^(L+S) (lam - lam_s)^k / k!,
-    B(lam) = int_{lam_s}^{lam} e^(-S) b
-
-with the derivatives g^(k) at s from the last points: by a polynomial through all of them, or "pseudo" by divided
-differences of the first k + 1. The corrector repeats the step with the new point in second place; f at that point stays
-what it was. One evaluation per step, none after the last, which is not corrected. All curves may be numbers, per
-channel or per element, and are taken as piecewise linear between their points, so sampling times need not lie on these.
-Order `order` (with plain derivatives, from an exact history), 2 with pseudo derivatives. l = 1, s = b = 0 is
-DPM-Solver++, l = 0, s = -1, b = 0 DPM-Solver, both with "taylor" updates.
-"""
+"""DPM-Solver-v3 (Zheng et al., 2310.13268): a multistep predictor-corrector around empirical model statistics."""
 
 from typing import Any
 
@@ -32,6 +14,23 @@ from flowjax.solvers.statistics import Statistics
 class DPMSolverV3(Solver):
     """DPM-Solver-v3.
 
+    With e the noise prediction and curves l, s, b of lam = log(alpha/sigma), measured once per model
+    (`flowjax.calibration.ems`), the flow is expanded in f = (sigma e - l x)/alpha, of which
+
+        g(lam) = e^(-S) f - int_{lam_s}^{lam} e^(-S) b,     L = int_{lam_s}^{lam} l,   S = int_{lam_s}^{lam} s
+
+    changes least. A step from s to t is
+
+        x' = alpha_t e^(-L_t) ( x/alpha_s - sum_k E_k g^(k) - int e^(L+S) B ),   E_k = int e^(L+S) (lam - lam_s)^k / k!,
+        B(lam) = int_{lam_s}^{lam} e^(-S) b
+
+    with the derivatives g^(k) at s from the last points: by a polynomial through all of them, or "pseudo" by divided
+    differences of the first k + 1. The corrector repeats the step with the new point in second place; f at that point
+    stays what it was. One evaluation per step, none after the last, which is not corrected. All curves may be numbers,
+    per channel or per element, and are taken as piecewise linear between their points, so sampling times need not lie
+    on these. Order `order` (with plain derivatives, from an exact history), 2 with pseudo derivatives. l = 1, s = b = 0
+    is DPM-Solver++, l = 0, s = -1, b = 0 DPM-Solver, both with "taylor" updates.
+
     Args:
         statistics: the curves l, s, b, from `flowjax.calibration.ems`.
         order: 1 to 4; 2 under guidance, 3 without.
@@ -45,6 +44,17 @@ class DPMSolverV3(Solver):
 
     Raises:
         ValueError: a value that is not allowed; at bind, times outside the range of the statistics.
+
+    Reference: Zheng et al. (2310.13268).
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> path, times = fj.paths.VP(), fj.times.uniform(8, end=0.99)
+        >>> lam = np.array([path.lam(times[0]), path.lam(times[-1])])
+        >>> plain = fj.solvers.Statistics(lam=lam, l=np.ones(2), s=np.zeros(2), b=np.zeros(2))  # those of DPM-Solver++
+        >>> bound = fj.solvers.DPMSolverV3(statistics=plain, order=3).bind(path, times)
+        >>> bound.pattern.rows, bound.pattern.to
+        (8, 'noise')
     """
 
     statistics: Statistics = part("statistics")

@@ -1,18 +1,4 @@
-"""ER-SDE solvers (Cui et al., 2309.06169): the extended reverse SDE, exact in its linear part.
-
-With k = sigma/alpha and a noise scale phi(k), r = phi(k_t)/phi(k_s), a step on the data prediction m is
-
-    x'/alpha_t = r x/alpha_s + (1 - r) m + (Taylor terms) + sqrt(k_t^2 - r^2 k_s^2) z
-
-The Taylor terms of order 2 and 3 add w_1 dm/dk and w_2 d^2m/dk^2/2 with
-
-    w_1 = k_t - k_s + phi(k_t) int_{k_t}^{k_s} du/phi(u),
-    w_2 = (k_t - k_s)^2 + 2 phi(k_t) int_{k_t}^{k_s} (u - k_s)/phi(u) du
-
-and divided differences of the history. phi(k) = k is DDIM, phi(k) = k^2 ancestral sampling, the default of the authors
-is phi(k) = k (e^(k^0.3) + 10). One evaluation per step; the first steps use lower orders. Where k is infinite or zero a
-step is order 1 with its limit.
-"""
+"""ER-SDE solvers (Cui et al., 2309.06169): the extended reverse SDE, exact in its linear part."""
 
 import math
 from collections.abc import Callable
@@ -37,12 +23,35 @@ def default_scale(k: Any) -> Any:
 class ERSDE(Solver):
     """Solver of the extended reverse SDE.
 
+    With k = sigma/alpha and a noise scale phi(k), r = phi(k_t)/phi(k_s), a step on the data prediction m is
+
+        x'/alpha_t = r x/alpha_s + (1 - r) m + (Taylor terms) + sqrt(k_t^2 - r^2 k_s^2) z
+
+    The Taylor terms of order 2 and 3 add w_1 dm/dk and w_2 d^2m/dk^2/2 with
+
+        w_1 = k_t - k_s + phi(k_t) int_{k_t}^{k_s} du/phi(u),
+        w_2 = (k_t - k_s)^2 + 2 phi(k_t) int_{k_t}^{k_s} (u - k_s)/phi(u) du
+
+    and divided differences of the history. phi(k) = k is DDIM, phi(k) = k^2 ancestral sampling, the default of the
+    authors is phi(k) = k (e^(k^0.3) + 10). One evaluation per step; the first steps use lower orders. Where k is
+    infinite or zero a step is order 1 with its limit.
+
     Args:
         order: 1, 2 or 3.
         scale: phi, a function of k = sigma/alpha (NumPy), positive with phi(k)/k not falling; `default_scale`.
 
     Raises:
         ValueError: another order, or a scale that is none.
+
+    Reference: Cui et al. (2309.06169).
+
+    Example:
+        >>> import flowjax as fj
+        >>> path, times = fj.paths.VP(), fj.times.uniform(10)
+        >>> fj.solvers.ERSDE(order=3).bind(path, times).pattern.noises
+        1
+        >>> fj.solvers.ERSDE(order=1, scale=lambda k: k).bind(path, times).pattern.noises  # DDIM
+        0
     """
 
     order: int = static(3)

@@ -1,7 +1,4 @@
-"""Euler's method in t: x' = x + (t - s) v(s, x).
-
-Order 1, one evaluation per step, at the start of the step. On the linear path it equals DDIM; on others it does not.
-"""
+"""Euler's method in t: x' = x + (t - s) v(s, x)."""
 
 from typing import Any
 
@@ -14,6 +11,9 @@ from flowjax.solvers.solver import Solver
 @pytree
 class Euler(Solver):
     """Euler's method on the velocity.
+
+    x' = x + (t - s) v(s, x): order 1, one evaluation per step, at its start. On the linear path it equals DDIM; on
+    others it does not.
 
     Example:
         >>> import flowjax as fj

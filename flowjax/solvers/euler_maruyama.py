@@ -1,14 +1,4 @@
-"""Euler-Maruyama on the SDE of a flow, forwards or backwards, with any diffusion eps(t).
-
-Forwards (noise to data) dx = (v + eps s) dt + sqrt(2 eps) dW; backwards, from the last time to the first,
-dx = (v - eps s) dt + sqrt(2 eps) dW. With h = t - s and F the drift at s:
-
-    x' = x + h F(s, x) + sqrt(2 eps(s) h) z              x' = x - h F(t, x) + sqrt(2 eps(t) h) z   (backwards)
-
-The score comes from the same evaluation as the velocity: eps s = -(eps/sigma) e, and e is a combination of x and v.
-Weak and strong order 1, one evaluation per step. The last step may do without noise ("mean": x + h F; "euler": x + h v;
-"tweedie": alpha_t m + sigma_t e, at t = 1 the data prediction m). References: 2303.08797, algorithm 4; SiT, 2401.08740.
-"""
+"""Euler-Maruyama on the SDE of a flow, forwards or backwards, with any diffusion eps(t)."""
 
 from typing import Any
 
@@ -22,7 +12,14 @@ from flowjax.solvers.solver import Solver
 
 
 class SDESolver(Solver):
-    """What the two SDE solvers share: the drift at a time as a function of (x, v), and the last step."""
+    """What the two SDE solvers share: the drift at a time as a function of (x, v), and the last step.
+
+    Example:
+        >>> import flowjax as fj
+        >>> solver = fj.solvers.StochasticHeun(diffusion="linear")  # one of the two
+        >>> solver.eps(fj.paths.Linear(), 0.25), solver.regular(fj.paths.Linear(), 0.25)
+        (0.75, True)
+    """
 
     stochastic = True
 
@@ -94,6 +91,15 @@ class SDESolver(Solver):
 class EulerMaruyama(SDESolver):
     """Euler-Maruyama with a diffusion chosen at sampling time.
 
+    Forwards (noise to data) dx = (v + eps s) dt + sqrt(2 eps) dW; backwards, from the last time to the first,
+    dx = (v - eps s) dt + sqrt(2 eps) dW. With h = t - s and F the drift at s:
+
+        x' = x + h F(s, x) + sqrt(2 eps(s) h) z              x' = x - h F(t, x) + sqrt(2 eps(t) h) z   (backwards)
+
+    The score comes from the same evaluation as the velocity: eps s = -(eps/sigma) e, and e is a combination of x and v.
+    Weak and strong order 1, one evaluation per step. The last step may do without noise ("mean": x + h F; "euler":
+    x + h v; "tweedie": alpha_t m + sigma_t e, at t = 1 the data prediction m).
+
     Args:
         diffusion: a form's name ("sigma", "constant", "sbdm", "linear", "decreasing", "increasing_decreasing"), a
             number (constant), a `flowjax.solvers.Diffusion`, or a function of t. "sbdm" starts above t = 0.
@@ -105,6 +111,8 @@ class EulerMaruyama(SDESolver):
 
     Raises:
         ValueError: options that are unknown or contradict; at bind, an infinite diffusion or score.
+
+    Reference: Albergo, Boffi and Vanden-Eijnden (2303.08797), algorithm 4; SiT (2401.08740).
 
     Example:
         >>> import flowjax as fj

@@ -1,16 +1,4 @@
-"""FlowTurbo (Zhao et al., 2409.18128): Heun, pseudo-corrector and refiner steps on one grid.
-
-The steps share a velocity cache d. With h = t - s:
-
-    H (Heun)              d = v(s, x);          e = v(t, x + h d);      x' = x + h (d + e)/2;   cache e
-    P (pseudo corrector)  d = cache;            e = v(t, x + h d);      x' = x + h (d + e)/2;   cache e
-    R (refiner)           d = cache + r(s, x, cache);  e = d + r(t, x + h d, d);  x' = x + h (d + e)/2;   cache d
-
-r is a small network trained to lift a velocity by a short time. "H2P4R2" is two H, four P, two R steps, in that order.
-H and P have order 2. Evaluations of the field: 2 for H, 1 for P, plus 1 if the first step is P; R makes 2 of the
-refiner, counted apart. Velocities are read at the end of each step, so on a path whose velocity is infinite at t = 1
-move the end.
-"""
+"""FlowTurbo (Zhao et al., 2409.18128): Heun, pseudo-corrector and refiner steps on one grid."""
 
 import re
 from typing import Any
@@ -27,6 +15,17 @@ from flowjax.solvers.solver import Solver
 class FlowTurbo(Solver):
     """A schedule of Heun, pseudo-corrector and refiner steps.
 
+    The steps share a velocity cache d. With h = t - s:
+
+        H (Heun)              d = v(s, x);          e = v(t, x + h d);      x' = x + h (d + e)/2;   cache e
+        P (pseudo corrector)  d = cache;            e = v(t, x + h d);      x' = x + h (d + e)/2;   cache e
+        R (refiner)           d = cache + r(s, x, cache);  e = d + r(t, x + h d, d);  x' = x + h (d + e)/2;   cache d
+
+    r is a small network trained to lift a velocity by a short time. "H2P4R2" is two H, four P, two R steps, in that
+    order. H and P have order 2. Evaluations of the field: 2 for H, 1 for P, plus 1 if the first step is P; R makes 2 of
+    the refiner, counted apart. Velocities are read at the end of each step, so on a path whose velocity is infinite at
+    t = 1 move the end.
+
     Args:
         blocks: letters H, P, R with counts, for example "H8P9R5"; its number of steps must be that of the grid.
         refiner: a field whose network takes `velocity=`, needed for R steps.
@@ -36,6 +35,14 @@ class FlowTurbo(Solver):
     Raises:
         ValueError: a schedule that cannot be read, R steps without a refiner or as first step; at bind, a grid of
             another number of steps.
+
+    Reference: Zhao et al. (2409.18128).
+
+    Example:
+        >>> import flowjax as fj
+        >>> bound = fj.solvers.FlowTurbo(blocks="H2P4").bind(fj.paths.Linear(), fj.times.uniform(6))
+        >>> bound.pattern.rows  # two for each H, one for each P
+        8
     """
 
     blocks: str = static("H2P4R2")

@@ -1,15 +1,4 @@
-"""GHVB (Wizadwongsa et al., 2307.11118): momentum inside an Adams-Bashforth method, so that the order is kept.
-
-For dy/du = f (the velocity in t, or the noise prediction in k = sigma/alpha with y = x/alpha), with beta the weight of
-the NEW value,
-
-    v_n = (1 - beta) v_{n-1} + beta f_n,  v_{-1} = f_0,        f_n = v_n + (1 - beta)/beta (v_n - v_{n-1})
-
-and a step integrates the polynomial through the last `order` values of v plus (1 - beta)/beta times the one through
-their last `order` - 1 differences. beta = 1 is Adams-Bashforth, order 1 is Euler with heavy-ball momentum. Order
-`order` on equal steps (any steps with "variable" weights) from an exact start; the first steps use lower orders, which
-limits a whole run to order 2. One evaluation per step. The noise form is undefined where alpha = 0 and says so.
-"""
+"""GHVB (Wizadwongsa et al., 2307.11118): momentum inside an Adams-Bashforth method, so that the order is kept."""
 
 from typing import Any
 
@@ -26,6 +15,17 @@ from flowjax.solvers.solver import Solver
 class GHVB(Solver):
     """Generalised heavy ball, for stability at few steps and strong guidance without losing the order.
 
+    For dy/du = f (the velocity in t, or the noise prediction in k = sigma/alpha with y = x/alpha), with beta the weight
+    of the NEW value,
+
+        v_n = (1 - beta) v_{n-1} + beta f_n,  v_{-1} = f_0,        f_n = v_n + (1 - beta)/beta (v_n - v_{n-1})
+
+    and a step integrates the polynomial through the last `order` values of v plus (1 - beta)/beta times the one through
+    their last `order` - 1 differences. beta = 1 is Adams-Bashforth, order 1 is Euler with heavy-ball momentum. Order
+    `order` on equal steps (any steps with "variable" weights) from an exact start; the first steps use lower orders,
+    which limits a whole run to order 2. One evaluation per step. The noise form is undefined where alpha = 0 and says
+    so.
+
     Args:
         order: 1 to 5.
         beta: weight of the new value, in (0, 1]; smaller is more stable; may be traced.
@@ -34,6 +34,17 @@ class GHVB(Solver):
 
     Raises:
         ValueError: a value that is not allowed; at bind, the noise form on a grid that touches alpha = 0.
+
+    Reference: Wizadwongsa et al. (2307.11118).
+
+    Example:
+        >>> import flowjax as fj
+        >>> def run(solver, path=fj.paths.Linear(), times=fj.times.uniform(8)):  # on dx/dt = -x from x = 1
+        ...     return fj.solvers.run_on_arrays(solver, path, times, 1.0, lambda asked: -asked.x)[-1]
+        >>> round(run(fj.solvers.GHVB(order=2, beta=1.0)) - run(fj.solvers.AdamsBashforth(order=2)), 6)
+        0.0
+        >>> round(run(fj.solvers.GHVB(order=2, beta=0.8)), 3)  # exp(-1) = 0.368
+        0.367
     """
 
     order: int = static(2)

@@ -1,7 +1,4 @@
-"""The explicit midpoint rule in t: x' = x + h v(s + h/2, x + h/2 v(s, x)), h = t - s.
-
-Order 2, two evaluations per step, none of them at the end of the step.
-"""
+"""The explicit midpoint rule in t: x' = x + h v(s + h/2, x + h/2 v(s, x)), h = t - s."""
 
 from typing import Any
 
@@ -13,7 +10,18 @@ from flowjax.solvers.solver import Solver
 
 @pytree
 class Midpoint(Solver):
-    """The midpoint rule on the velocity (second order)."""
+    """The midpoint rule on the velocity (second order).
+
+    x' = x + h v(s + h/2, x + h/2 v(s, x)), h = t - s.
+
+    Order 2, two evaluations per step, none of them at the end of the step.
+
+    Example:
+        >>> import flowjax as fj
+        >>> bound = fj.solvers.Midpoint().bind(fj.paths.Linear(), fj.times.uniform(4))
+        >>> bound.times.tolist()
+        [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]
+    """
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """One half Euler step, then the slope there for the whole step."""

@@ -1,9 +1,4 @@
-"""Nesterov momentum on any method (Wizadwongsa et al., 2307.11118).
-
-With d_n the direction of the wrapped method, v_n = (1 - beta) v_{n-1} + beta d_n and the direction used is
-(1 - beta) v_n + beta d_n. beta is the weight of the NEW direction: beta = 1 is the wrapped method; below it the order
-is 1.
-"""
+"""Nesterov momentum on any method (Wizadwongsa et al., 2307.11118)."""
 
 from typing import Any
 
@@ -13,7 +8,20 @@ from flowjax.solvers.heavy_ball import HeavyBall
 
 @pytree
 class Nesterov(HeavyBall):
-    """Nesterov momentum; arguments as for `HeavyBall`."""
+    """Nesterov momentum; arguments as for `HeavyBall`.
+
+    With d_n the direction of the wrapped method, v_n = (1 - beta) v_{n-1} + beta d_n and the direction used is
+    (1 - beta) v_n + beta d_n. beta is the weight of the NEW direction: beta = 1 is the wrapped method; below it the
+    order is 1.
+
+    Reference: Wizadwongsa et al. (2307.11118).
+
+    Example:
+        >>> import flowjax as fj
+        >>> solver = fj.solvers.Nesterov(solver=fj.solvers.Euler(), beta=0.8)
+        >>> solver.bind(fj.paths.Linear(), fj.times.uniform(8)).pattern.rows
+        8
+    """
 
     def used(self, momentum: Any, new: Any) -> Any:
         """(1 - beta) v + beta d."""

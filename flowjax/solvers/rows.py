@@ -23,6 +23,12 @@ class Combine:
     """A weighted sum over operands (registers, then the value, then noises, or `CONSTANT`).
 
     `first` is the column of its first weight.
+
+    Example:
+        >>> import flowjax as fj
+        >>> bound = fj.solvers.Euler().bind(fj.paths.Linear(), fj.times.uniform(4))
+        >>> bound.pattern.advance[0].sources  # the next x is a combination of x (0) and the value (1)
+        (0, 1)
     """
 
     sources: tuple[int, ...]
@@ -33,7 +39,15 @@ FIELD, SECOND, FREE = range(3)  # what a stage evaluates: the field, the solver'
 
 
 class Line(NamedTuple):
-    """The numbers of one stage (of many, when stacked)."""
+    """The numbers of one stage (of many, when stacked).
+
+    Example:
+        >>> import flowjax as fj
+        >>> bound = fj.solvers.Euler().bind(fj.paths.Linear(), fj.times.uniform(4))
+        >>> line = bound.line(2)
+        >>> float(line.time), line.weights.tolist()  # x' = 1 x + 0.25 v
+        (0.5, [1.0, 0.25])
+    """
 
     time: Any
     end: Any
@@ -59,6 +73,12 @@ class Pattern:
     """The static half of bound rows: everything that decides the compiled program.
 
     `point`, `velocity` and each entry of `advance` are an operand's number (a plain copy) or a `Combine`.
+
+    Example:
+        >>> import flowjax as fj
+        >>> pattern = fj.solvers.DPMSolver(order=2).bind(fj.paths.VP(), fj.times.uniform(10)).pattern
+        >>> pattern.rows, pattern.registers, pattern.to, pattern.noises
+        (10, 2, 'data', 0)
     """
 
     registers: int

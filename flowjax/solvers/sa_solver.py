@@ -1,15 +1,4 @@
-"""SA-Solver (Xue et al., 2309.05019): stochastic Adams methods on the data prediction.
-
-The reverse SDE with noise level tau(t) >= 0 is, in lam = log(alpha/sigma), solved exactly in its linear part:
-
-    x' = (sigma_t/sigma_s) e^{-T} x + sum_j b_j m_j + sigma_t sqrt(1 - e^{-2 T}) z,      T = int_{lam_s}^{lam_t} tau^2
-    dlam b_j = sigma_t int e^{lam - int_lam^{lam_t} tau^2} (1 + tau^2) L_j(lam) dlam
-
-with L_j the Lagrange polynomials in lam on the last points (predictor), and also on the new point (corrector, same
-noise z). tau is constant over a step. tau = 0 is a deterministic multistep method, tau = 1 with order 1 the SDE version
-of DPM-Solver++ of order 1. One evaluation per step, none after the last step, which is not corrected. Steps that touch
-an infinite lam are order 1 and uncorrected.
-"""
+"""SA-Solver (Xue et al., 2309.05019): stochastic Adams methods on the data prediction."""
 
 import math
 from typing import Any
@@ -30,6 +19,16 @@ from flowjax.solvers.solver import Solver
 class SASolver(Solver):
     """Stochastic Adams predictor-corrector.
 
+    The reverse SDE with noise level tau(t) >= 0 is, in lam = log(alpha/sigma), solved exactly in its linear part:
+
+        x' = (sigma_t/sigma_s) e^{-T} x + sum_j b_j m_j + sigma_t sqrt(1 - e^{-2 T}) z,
+        T = int_{lam_s}^{lam_t} tau^2 dlam,  b_j = sigma_t int e^{lam - int_lam^{lam_t} tau^2} (1 + tau^2) L_j(lam) dlam
+
+    with L_j the Lagrange polynomials in lam on the last points (predictor), and also on the new point (corrector, same
+    noise z). tau is constant over a step. tau = 0 is a deterministic multistep method, tau = 1 with order 1 the SDE
+    version of DPM-Solver++ of order 1. One evaluation per step, none after the last step, which is not corrected. Steps
+    that touch an infinite lam are order 1 and uncorrected.
+
     Args:
         predictor_order: 1 to 8.
         corrector_order: number of points of the corrector, the new one included, up to 8; 0 for none.
@@ -39,6 +38,14 @@ class SASolver(Solver):
 
     Raises:
         ValueError: orders or levels that are not allowed.
+
+    Reference: Xue et al. (2309.05019).
+
+    Example:
+        >>> import flowjax as fj
+        >>> path, times = fj.paths.VP(), fj.times.uniform(10)
+        >>> [fj.solvers.SASolver(tau=tau).bind(path, times).pattern.noises for tau in (0.0, 1.0)]
+        [0, 1]
     """
 
     predictor_order: int = static(2)

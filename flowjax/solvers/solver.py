@@ -20,7 +20,22 @@ from flowjax.times import check_times
 
 
 class Solver(abc.ABC):
-    """A fixed-grid method: frozen keyword-only hyper-parameters and the generator `updates`."""
+    """A fixed-grid method: frozen keyword-only hyper-parameters and the generator `updates`.
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flowjax._pytree import pytree
+        >>> from flowjax.solvers.requests import direction, evaluate, pairs, step
+        >>> @pytree
+        ... class Ralston(fj.solvers.Solver):
+        ...     def updates(self, path, times, x):
+        ...         for s, t in pairs(times):
+        ...             h, d = t - s, (yield evaluate(s, x))
+        ...             e = yield evaluate(s + 2 * h / 3, x + 2 * h / 3 * d)
+        ...             x = yield step(x + h * (yield direction((d + 3 * e) / 4)))
+        >>> Ralston().bind(fj.paths.Linear(), fj.times.uniform(5)).pattern.rows
+        10
+    """
 
     second: Any = None  # a field of the method's own, which `evaluate(..., second=True)` asks
     stochastic: bool = False  # whether the method is one of an SDE: such a run cannot be inverted

@@ -1,16 +1,4 @@
-"""Stochastic Heun methods on the SDE of a flow: the noise of the step first, then two slopes at the noisy state.
-
-With h = t - s, y = x + sqrt(2 eps(s) |h|) z and F the drift (v + eps s, backwards v - eps s):
-
-    "interpolants" (2303.08797, code)     k1 = F(t, y),   k2 = F(t, y + h k1)
-    "sit" (2401.08740, code)              k1 = F(s, y),   k2 = F(t, y + h k1)
-
-    x' = y + h (k1 + k2) / 2
-
-Weak order 1; without noise "sit" is Heun's method (order 2). Two evaluations per step. Where the drift is infinite at t
-(sigma = 0 with noise left) both are one step y + h F(s, y). Options of the last step are those of Euler-Maruyama, with
-one evaluation.
-"""
+"""Stochastic Heun methods on the SDE of a flow: the noise of the step first, then two slopes at the noisy state."""
 
 from typing import Any
 
@@ -26,6 +14,17 @@ from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs,
 class StochasticHeun(SDESolver):
     """Stochastic Heun with a diffusion chosen at sampling time.
 
+    With h = t - s, y = x + sqrt(2 eps(s) |h|) z and F the drift (v + eps s, backwards v - eps s):
+
+        "interpolants" (2303.08797, code)     k1 = F(t, y),   k2 = F(t, y + h k1)
+        "sit" (2401.08740, code)              k1 = F(s, y),   k2 = F(t, y + h k1)
+
+        x' = y + h (k1 + k2) / 2
+
+    Weak order 1; without noise "sit" is Heun's method (order 2). Two evaluations per step. Where the drift is infinite
+    at t (sigma = 0 with noise left) both are one step y + h F(s, y). Options of the last step are those of
+    Euler-Maruyama, with one evaluation.
+
     Args:
         variant: "sit" or "interpolants".
         diffusion: as for `EulerMaruyama`.
@@ -35,6 +34,15 @@ class StochasticHeun(SDESolver):
 
     Raises:
         ValueError: as for `EulerMaruyama`, or an unknown variant.
+
+    Reference: Albergo, Boffi and Vanden-Eijnden (2303.08797); SiT (2401.08740).
+
+    Example:
+        >>> import flowjax as fj
+        >>> solver = fj.solvers.StochasticHeun(diffusion="sigma")
+        >>> bound = solver.bind(fj.paths.Linear(), fj.times.uniform(8, end=0.96))
+        >>> bound.pattern.rows  # two in each step, one in the last
+        15
     """
 
     variant: str = static("sit")

@@ -32,6 +32,14 @@ class Combination:
     """A linear combination of numbered atoms; supports +, - and scaling by numbers (concrete or traced).
 
     Adding a number or an array of a sample's shape adds a constant.
+
+    Example:
+        >>> from flowjax.solvers.symbols import Combination
+        >>> x, v = Combination({0: 1.0}), Combination({1: 1.0})
+        >>> (x + 0.25 * v).terms
+        {0: 1.0, 1: 0.25}
+        >>> (x + v - v).terms
+        {0: 1.0}
     """
 
     __array_ufunc__ = None  # NumPy scalars leave the arithmetic to this class
@@ -74,7 +82,15 @@ def is_number(coefficient: Any, number: float) -> bool:
 
 @dataclasses.dataclass
 class Stage:
-    """An evaluation (None if a step follows another without one) and the definitions after it."""
+    """An evaluation (None if a step follows another without one) and the definitions after it.
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flowjax.solvers.symbols import trace
+        >>> stages = trace(lambda x: fj.solvers.Heun().updates(fj.paths.Linear(), [0.0, 1.0], x))
+        >>> [stage.request.t for stage in stages], [stage.solution is None for stage in stages]
+        ([0.0, 1.0], [True, False])
+    """
 
     request: Evaluate | None
     value: int | None = None

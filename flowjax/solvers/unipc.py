@@ -1,18 +1,4 @@
-"""UniPC (Zhao et al., 2302.04867): a multistep predictor, and a corrector that reuses the evaluation at the next point.
-
-With h = lam_t - lam_s, f the data prediction (A = sigma_t/sigma_s, c = alpha_t, z = -h) or the noise prediction
-(A = alpha_t/alpha_s, c = sigma_t, z = h), f_0 its value at s, f_i at the points before, r_i = (lam_i - lam_s)/h and
-D_i = (f_i - f_0)/r_i, both are
-
-    x' = A x - c (e^z - 1) f_0 - c sum_i a_i D_i,     sum_i a_i r_i^(k-1) = k! z phi_{k+1}(z)  for k = 1, 2, ...
-
-The predictor of order p uses i = 1..p-1, the corrector also the value at t (r = 1). Where there is one term only,
-variants "bh1" and "bh2" use a = B/2 with B = z or e^z - 1; "vary" solves the equation there too (elsewhere the three
-coincide). The evaluation made at the predicted point is what enters the history. One evaluation per step, none after
-the last step, which is not corrected. Order p without, p + 1 with corrector (from an exact history; the first steps
-limit a whole run to order 3). Steps that touch an infinite lam are order 1 and uncorrected; the noise form is undefined
-there and says so.
-"""
+"""UniPC (Zhao et al., 2302.04867): a predictor, and a corrector that reuses the evaluation at the next point."""
 
 import math
 from collections.abc import Generator
@@ -36,6 +22,19 @@ ORDERS = "[1, 8]"  # beyond it the weights alternate in sign and grow faster tha
 class UniPC(Solver):
     """The unified predictor-corrector.
 
+    With h = lam_t - lam_s, f the data prediction (A = sigma_t/sigma_s, c = alpha_t, z = -h) or the noise prediction
+    (A = alpha_t/alpha_s, c = sigma_t, z = h), f_0 its value at s, f_i at the points before, r_i = (lam_i - lam_s)/h and
+    D_i = (f_i - f_0)/r_i, both are
+
+        x' = A x - c (e^z - 1) f_0 - c sum_i a_i D_i,     sum_i a_i r_i^(k-1) = k! z phi_{k+1}(z)  for k = 1, 2, ...
+
+    The predictor of order p uses i = 1..p-1, the corrector also the value at t (r = 1). Where there is one term only,
+    variants "bh1" and "bh2" use a = B/2 with B = z or e^z - 1; "vary" solves the equation there too (elsewhere the
+    three coincide). The evaluation made at the predicted point is what enters the history. One evaluation per step,
+    none after the last step, which is not corrected. Order p without, p + 1 with corrector (from an exact history; the
+    first steps limit a whole run to order 3). Steps that touch an infinite lam are order 1 and uncorrected; the noise
+    form is undefined there and says so.
+
     Args:
         order: p, 1 to 8; 2 under guidance, 3 without.
         variant: "bh1", "bh2" or "vary".
@@ -48,6 +47,16 @@ class UniPC(Solver):
 
     Raises:
         ValueError: a value that is not allowed; at bind, the noise form on a grid that touches an infinite lam.
+
+    Reference: Zhao et al. (2302.04867).
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> path = fj.paths.Linear()
+        >>> flow = fj.Flow(fj.oracles.Gaussian(mean=1.0, std=0.5, path=path).network(), path=path)
+        >>> result = fj.solve(flow, fj.solvers.UniPC(order=3), jnp.full((1, 1), 0.5), fj.times.uniform(10))
+        >>> int(result.evaluations), round(float(result.x[0, 0]), 2)  # exact: 1 + 0.5 * 0.5
+        (10, 1.25)
     """
 
     order: int = static(3)

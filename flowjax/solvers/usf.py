@@ -1,17 +1,4 @@
-"""USF (Liu et al., 2312.07243): steps whose ingredients are chosen one by one, so that schedules can be searched.
-
-A schedule holds the times and, for every step, the prediction that is expanded (noise, data, or f of DPM-Solver-v3),
-the order, the point it starts from, how each derivative in lam is estimated, a relaxation of the first one, and whether
-the step is corrected after the next evaluation. With F^(k) the derivatives at the start s, h = lam_t - lam_s, phi_k
-those of exponential integrators,
-
-    noise: x' = (alpha_t/alpha_s) x - sigma_t sum_k h^(k+1) phi_{k+1}(h) e^(k)
-    data:  x' = (sigma_t/sigma_s) x + alpha_t sum_k h^(k+1) phi_{k+1}(-h) m^(k)
-
-and F^(k) from q >= k other points by the polynomial of degree q. DDIM, DPM-Solver(++), UniPC and DPM-Solver-v3 are
-schedules (`baselines`). One evaluation per step; "zero" and "mean" guess the first output instead (e = x/sigma, or the
-data's mean). Steps that touch an infinite lam are order 1 of the data form, uncorrected.
-"""
+"""USF (Liu et al., 2312.07243): steps whose ingredients are chosen one by one, so that schedules can be searched."""
 
 import dataclasses
 import math
@@ -54,6 +41,12 @@ class Decision:
 
     Raises:
         ValueError: a value that is not allowed.
+
+    Example:
+        >>> import flowjax as fj
+        >>> decision = fj.solvers.Decision(prediction="data", order=3)
+        >>> decision.estimates  # both derivatives from the two points before
+        (2, 2)
     """
 
     prediction: str = "data"
@@ -106,6 +99,13 @@ class Schedule:
 
     Raises:
         ValueError: numbers that do not fit, or a step that needs points which are not there yet.
+
+    Example:
+        >>> import flowjax as fj
+        >>> steps = [fj.solvers.Decision(prediction="data", order=order) for order in (1, 2, 2, 1)]
+        >>> schedule = fj.solvers.Schedule(times=fj.times.uniform(4), decisions=steps)
+        >>> schedule.evaluations
+        4
     """
 
     times: tuple[float, ...]
@@ -148,6 +148,18 @@ class Schedule:
 class USF(Solver):
     """Runs a schedule.
 
+    A schedule holds the times and, for every step, the prediction that is expanded (noise, data, or f of
+    DPM-Solver-v3), the order, the point it starts from, how each derivative in lam is estimated, a relaxation of the
+    first one, and whether the step is corrected after the next evaluation. With F^(k) the derivatives at the start s,
+    h = lam_t - lam_s, phi_k those of exponential integrators,
+
+        noise: x' = (alpha_t/alpha_s) x - sigma_t sum_k h^(k+1) phi_{k+1}(h) e^(k)
+        data:  x' = (sigma_t/sigma_s) x + alpha_t sum_k h^(k+1) phi_{k+1}(-h) m^(k)
+
+    and F^(k) from q >= k other points by the polynomial of degree q. DDIM, DPM-Solver(++), UniPC and DPM-Solver-v3 are
+    schedules (`baselines`). One evaluation per step; "zero" and "mean" guess the first output instead (e = x/sigma, or
+    the data's mean). Steps that touch an infinite lam are order 1 of the data form, uncorrected.
+
     Args:
         schedule: the schedule; sample on its own times, `schedule.times`.
         statistics: for steps with the "v3" prediction.
@@ -155,6 +167,16 @@ class USF(Solver):
 
     Raises:
         ValueError: v3 steps without statistics; at bind, times other than the schedule's.
+
+    Reference: Liu et al. (2312.07243).
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flowjax.solvers.usf import baselines
+        >>> schedule = baselines(fj.times.uniform(6))["unipc_2_bh2"]
+        >>> bound = fj.solvers.USF(schedule=schedule).bind(fj.paths.VP(), schedule.times)
+        >>> bound.pattern.rows, schedule.decisions[2].corrector
+        (6, True)
     """
 
     schedule: Schedule = part("schedule", static=True)
