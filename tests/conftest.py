@@ -33,6 +33,9 @@ install_import_hook(
     [f"flowjax.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
+if not hasattr(jax, "enable_x64"):  # before jax 0.8
+    jax.enable_x64 = jax.experimental.enable_x64
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from flowjax.models.layers import dense, named
+from flowjax.models.layers import dense, name_parameters
 
 
 class BatchNormed(nnx.Module):
@@ -16,9 +16,7 @@ class BatchNormed(nnx.Module):
     """
 
     def __init__(self, dim: int, width: int = 8, momentum: float = 0.9, *, rngs: nnx.Rngs):
-        self.norm = nnx.BatchNorm(
-            dim + 1, momentum=momentum, scale_metadata=named(None), bias_metadata=named(None), rngs=rngs
-        )
+        self.norm = name_parameters(nnx.BatchNorm(dim + 1, momentum=momentum, rngs=rngs), scale=(None,), bias=(None,))
         self.inner = dense(dim + 1, width, (None, "mlp"), rngs=rngs)
         self.outer = dense(width, dim, ("mlp", None), rngs=rngs)
 

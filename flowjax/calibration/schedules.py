@@ -9,6 +9,7 @@ appended to a file, from which an interrupted search continues.
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -227,7 +228,7 @@ def fit_ranker(lines: Any, scores: Any, seed: int = 0, steps: int = 300, margin:
     return _fit(ranker, optimizer.init(ranker), lines, scores, steps, margin)
 
 
-@jax.jit(static_argnames=("steps", "margin"))
+@functools.partial(jax.jit, static_argnames=("steps", "margin"))
 def _fit(ranker: Ranker, state: Any, lines: Array, scores: Array, steps: int, margin: float) -> Ranker:
     optimizer = optax.adam(3e-3)
 

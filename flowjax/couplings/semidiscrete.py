@@ -29,6 +29,11 @@ from flowjax._pytree import part, pytree, static
 from flowjax.keys import noise as standard_normal
 from flowjax.paths.base import GaussianPath, precision
 
+try:
+    from jax import enable_x64
+except ImportError:  # before jax 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined, no-redef]
+
 _SAMPLERS: dict[str, Any] = {"normal": jax.random.normal, "uniform": jax.random.uniform}
 
 
@@ -296,7 +301,7 @@ def optimal_heights(
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
         jax.debug_key_reuse(False),
-        jax.enable_x64(False),  # ott-jax mixes the two precisions otherwise
+        enable_x64(False),  # ott-jax mixes the two precisions otherwise
     ):
         g, errors = _ascend(key, y, weights, g, rate * cost.std(), source, steps, batch, threshold)
     found, errors = (np.asarray(g, np.float64) - norms) / 2, np.asarray(errors)

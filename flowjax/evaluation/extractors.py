@@ -73,7 +73,7 @@ class _Convolutions(nnx.Module):
 
     def __init__(self, channels: int, num_classes: int, width: int, *, rngs: nnx.Rngs):
         sizes = (channels, width, 2 * width, 4 * width)
-        self.layers = nnx.List(
+        self.layers = nnx.data(
             [nnx.Conv(i, o, (3, 3), strides=2, padding="SAME", rngs=rngs) for i, o in itertools.pairwise(sizes)]
         )
         self.head = nnx.Linear(sizes[-1], num_classes, rngs=rngs)

@@ -44,7 +44,7 @@ class PointNet(nnx.Module):
         self.neighbours = neighbours
         sizes = (6, width, width), (width + 3, width, 2 * width), (2 * width, width, num_classes)
         self.groups, self.whole, self.head = (
-            nnx.List([dense(i, o, (None, "mlp"), rngs=rngs) for i, o in itertools.pairwise(s)]) for s in sizes
+            nnx.data([dense(i, o, (None, "mlp"), rngs=rngs) for i, o in itertools.pairwise(s)]) for s in sizes
         )
 
     def __call__(

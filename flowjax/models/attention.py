@@ -76,7 +76,7 @@ def require_jvp(network: Any) -> None:
         ValueError: A module of the network attends by a kernel without forward derivative.
     """
     for root in jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, nnx.Module)):
-        for path, module in nnx.iter_modules(root) if isinstance(root, nnx.Module) else ():
+        for path, module in nnx.iter_graph(root) if isinstance(root, nnx.Module) else ():
             name = getattr(module, "attention", None)
             if isinstance(name, str) and not IMPLEMENTATIONS.get(name, True):
                 where = f"{type(root).__name__}.{'.'.join(map(str, path))}"

@@ -38,7 +38,7 @@ class Encoder(nnx.Module):
             if level < len(widths) - 1:
                 layers.append(Block(width, width, resample="halve", **shared, **options))
         layers += [Block(width, width, head=width, **shared, **options), Block(width, width, **shared, **options)]
-        self.layers, self.dtype = nnx.List(layers), options["dtype"]
+        self.layers, self.dtype = nnx.data(layers), options["dtype"]
         self.norm = GroupNorm(width, shared["groups"], "embed", options["param_dtype"])
         self.unembed = conv(width, 2 * latent, 3, ("embed", None), **options)
 
@@ -64,7 +64,7 @@ class Decoder(nnx.Module):
                 width = target
             if level:
                 layers.append(Block(width, width, resample="double", **shared, **options))
-        self.layers, self.dtype = nnx.List(layers), options["dtype"]
+        self.layers, self.dtype = nnx.data(layers), options["dtype"]
         self.norm = GroupNorm(width, shared["groups"], "embed", options["param_dtype"])
         self.unembed = conv(width, pixels, 3, ("embed", None), **options)
 

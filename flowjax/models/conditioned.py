@@ -110,7 +110,7 @@ class ImageEncoder(nnx.Module):
         self.shape, self.dim, self.dtype = tuple(image_shape), dim, dtype
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         widths = [image_shape[-1], *(channels * 2**i for i in range(depth))]
-        self.layers = nnx.List(
+        self.layers = nnx.data(
             [conv(i, o, 3, (None, "mlp"), strides=2, **options) for i, o in itertools.pairwise(widths)]
         )
         self.project = dense(widths[-1], dim, ("mlp", None), **options)
@@ -159,7 +159,7 @@ class Conditioned(nnx.Module):
             if encoder.dim != size:
                 raise ValueError(f"encoder {name} makes vectors of dim={encoder.dim} numbers, but {size} are expected")
         self.network, self.names = network, tuple(sorted(encoders))
-        self.encoders = nnx.Dict(dict(encoders))
+        self.encoders = nnx.data(dict(encoders))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

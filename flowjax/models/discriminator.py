@@ -83,13 +83,13 @@ class Discriminator(nnx.Module):
         }
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         self.embed = conv(pixels, channels, 4, (None, "mlp"), strides=2, **options)
-        self.layers = nnx.List(
+        self.layers = nnx.data(
             [
                 conv(i, o, 4, ("embed", "mlp"), strides=2 if k < layers - 1 else 1, use_bias=False, **options)
                 for k, (i, o) in enumerate(itertools.pairwise(widths))
             ]
         )
-        self.norms = nnx.List([GroupNorm(width, groups, "mlp", param_dtype) for width in widths[1:]])
+        self.norms = nnx.data([GroupNorm(width, groups, "mlp", param_dtype) for width in widths[1:]])
         self.unembed = conv(widths[-1], 1, 4, ("embed", None), **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:

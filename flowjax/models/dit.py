@@ -203,7 +203,7 @@ class DiT(nnx.Module):
         def block(rngs: nnx.Rngs) -> Block:
             return Block(width, heads, mlp_ratio, attention, dropout, **(options | {"rngs": rngs}))
 
-        self.blocks = build_stacked(block, depth, rngs) if scan else nnx.List([block(rngs) for _ in range(depth)])
+        self.blocks = build_stacked(block, depth, rngs) if scan else nnx.data([block(rngs) for _ in range(depth)])
         self.modulation = dense(width, (2, width), ("embed", None, None), init=_ZERO, **options)
         self.unembed = dense(width, patch**2 * self.out_channels, ("embed", "patch"), init=_ZERO, **options)
 
@@ -250,7 +250,7 @@ class DiT(nnx.Module):
         network = jax.tree.map(lambda leaf: leaf, self)
         if scan != self.scan:
             network.scan = scan
-            network.blocks = stack(list(network.blocks)) if scan else nnx.List(unstack(network.blocks))
+            network.blocks = stack(list(network.blocks)) if scan else nnx.data(unstack(network.blocks))
         return network
 
     def __call__(

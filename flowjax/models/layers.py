@@ -27,6 +27,21 @@ def named(*axes: str | None) -> dict[str, Any]:
     return {"out_sharding": axes, "eager_sharding": False}
 
 
+def rename(variable: nnx.Variable, axes: tuple[str | None, ...]) -> nnx.Variable:
+    """The same values in a variable whose dimensions have the logical names `axes`."""
+    return type(variable)(variable[...], **{**variable.get_metadata(), **named(*axes)})
+
+
+def name_parameters(layer: Any, **axes: tuple[str | None, ...]) -> Any:
+    """Gives the parameters of a freshly made layer of flax, by their attributes, logical names; returns the layer."""
+    for attribute, names in axes.items():
+        if (variable := getattr(layer, attribute)) is not None:
+            setattr(layer, attribute, rename(variable, names))
+        if hasattr(layer, f"{attribute}_init"):  # flax 0.11 keeps functions, by which two equal layers would differ
+            setattr(layer, f"{attribute}_init", None)
+    return layer
+
+
 def dense(
     inputs: int | tuple[int, ...],
     outputs: int | tuple[int, ...],
@@ -51,17 +66,16 @@ def dense(
     """
     inputs = (inputs,) if isinstance(inputs, int) else inputs
     outputs = (outputs,) if isinstance(outputs, int) else outputs
-    return nnx.LinearGeneral(
+    layer = nnx.LinearGeneral(
         inputs,
         outputs,
         axis=tuple(range(-len(inputs), 0)),
         kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
-        kernel_metadata=named(*names),
-        bias_metadata=named(*names[len(inputs) :]),
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,
     )
+    return name_parameters(layer, kernel=names, bias=names[len(inputs) :])
 
 
 def conv(
@@ -77,15 +91,14 @@ def conv(
         init: Initialiser of the kernel.
         **options: Those of `nnx.Conv`.
     """
-    return nnx.Conv(
+    layer = nnx.Conv(
         inputs,
         outputs,
         (side, side),
         kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
-        kernel_metadata=named(None, None, *names),
-        bias_metadata=named(names[-1]),
         **options,
     )
+    return name_parameters(layer, kernel=(None, None, *names), bias=names[-1:])
 
 
 def per_token(layer: nnx.LinearGeneral, h: Array) -> Array:
@@ -139,9 +152,11 @@ def drop(h: Float[Array, "B ..."], rate: float, keys: Key[Array, " B"] | None) -
 
 def _rename(stacked: Any, change: Callable[[tuple], tuple]) -> Any:
     """Changes the axis names of all parameters of a freshly made module."""
-    for variable in jax.tree.leaves(stacked, is_leaf=lambda node: isinstance(node, nnx.Variable)):
-        variable.set_metadata(**named(*change(variable.get_metadata()["out_sharding"])))
-    return stacked
+    return jax.tree.map(
+        lambda variable: rename(variable, change(variable.get_metadata()["out_sharding"])),
+        stacked,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
 
 
 def stack(modules: Sequence[Any]) -> Any:

@@ -56,7 +56,7 @@ class Adapters(nnx.Module):
     """
 
     def __init__(self, layers: Mapping[str, LowRank]):
-        self.layers = nnx.Dict(layers)
+        self.layers = nnx.data(layers)
 
 
 def add(
@@ -165,7 +165,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _adaptable(network: nnx.Module) -> Iterator[tuple[str, Any]]:
     """Dense layers and convolutions by their dotted paths."""
-    for path, layer in nnx.iter_modules(network):
+    for path, layer in nnx.iter_graph(network):
         if isinstance(layer, nnx.Linear | nnx.LinearGeneral | nnx.Conv):
             yield ".".join(map(str, path)), layer
 

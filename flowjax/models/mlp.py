@@ -104,7 +104,7 @@ class MLP(nnx.Module):
         self.span = TimeEmbedding(width, scale=time_scale, features=64, **options) if second_time else None
         self.strength = TimeEmbedding(width, scale=time_scale, features=64, zero=True, **options) if guidance else None
         self.condition = Condition(width, num_classes, cond_dim, **options)
-        self.layers = nnx.List([Layer(width, dropout, **options) for _ in range(depth)])
+        self.layers = nnx.data([Layer(width, dropout, **options) for _ in range(depth)])
         self.unembed = dense(width, outputs or dim, ("embed", None), init=nnx.initializers.zeros_init(), **options)
 
     def __call__(

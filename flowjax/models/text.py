@@ -234,7 +234,7 @@ class TextEncoder(nnx.Module):
         start, options = nnx.initializers.normal(0.02), {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.tokens = nnx.Param(start(rngs.params(), (vocabulary, width), param_dtype), **named("classes", "embed"))
         self.places = nnx.Param(start(rngs.params(), (length, width), param_dtype), **named(None, "embed"))
-        self.blocks = nnx.List([_Block(width, heads, **options) for _ in range(depth)])
+        self.blocks = nnx.data([_Block(width, heads, **options) for _ in range(depth)])
         self.project = dense(width, dim, ("embed", None), **options)
 
     def features(self, tokens: Int[Array, "B length"]) -> Float[Array, "B length width"]:

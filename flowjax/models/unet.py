@@ -257,7 +257,7 @@ class UNet(nnx.Module):
                 width = target
             if level:
                 up.append(Block(width, width, resample="double", **shared))
-        self.down, self.middle, self.up = nnx.List(down), nnx.List(middle), nnx.List(up)
+        self.down, self.middle, self.up = nnx.data(down), nnx.data(middle), nnx.data(up)
         self.norm = GroupNorm(width, groups, "embed", param_dtype)
         self.unembed = conv(width, self.out_channels, 3, ("embed", None), init=_ZERO, **options)
 

@@ -6,6 +6,7 @@ method's stages for every attempted step, and one at the start for methods that 
 """
 
 import abc
+import functools
 from typing import Any
 
 import diffrax
@@ -104,7 +105,7 @@ class Adaptive(OwnSteps):
         return _integrate(self, term(field), x, jnp.asarray(times, precision(x)), cond, trajectory)
 
 
-@jax.jit(static_argnames="trajectory")
+@functools.partial(jax.jit, static_argnames="trajectory")
 @tracing()
 def _integrate(adaptive: Adaptive, velocity: Any, x: Any, times: Any, cond: Any, trajectory: bool) -> dict[str, Any]:
     solution = diffrax.diffeqsolve(

@@ -121,4 +121,4 @@ def test_masked_attention_is_attention_to_the_tokens_that_are_there(implementati
 
 def test_every_parameter_names_its_axes(encoder):
     for path, variable in nnx.to_flat_state(nnx.state(encoder, nnx.Param)):
-        assert len(variable.get_metadata()["out_sharding"]) == variable.get_raw_value().ndim, path
+        assert len(variable.get_metadata()["out_sharding"]) == variable.ndim, path
