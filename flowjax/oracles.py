@@ -107,6 +107,14 @@ class Network:
     Attributes:
         target: The law of the data.
         prediction: "velocity", "noise", "data", "score", "v", or "mean_velocity", which takes `end`.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> path = fj.paths.Linear()
+        >>> network = fj.oracles.Gaussian(mean=2.0, std=0.5, path=path).network("data")
+        >>> network(jnp.zeros((1, 3)), jnp.zeros(1)).tolist()  # from noise alone: the mean of the data
+        [[2.0, 2.0, 2.0]]
+        >>> flow = fj.Flow(network, path=path, prediction="data")
     """
 
     target: _Target
@@ -186,6 +194,12 @@ class Mixture(_Target):
         means: (K, *event), where a state is (B, *event); event () and (1,) are one-dimensional.
         stds: Standard deviations, positive: a scalar, (K,), or (K, *event).
         path: The path from noise to data.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> law = fj.oracles.Mixture(weights=[1.0, 1.0], means=[[-1.0], [1.0]], stds=0.1, path=fj.paths.Linear())
+        >>> round(float(jax.jit(law.data)(0.5, jnp.array([[0.5]]))[0, 0]), 2)  # near the second mean
+        0.76
     """
 
     weights: Any
@@ -333,6 +347,15 @@ class TwoSidedMixture:
 
     Raises:
         ValueError: shapes that do not fit together, both or neither of deviations and covariances at one end.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> bridge = fj.paths.Interpolant(form="linear", gamma="brownian")
+        >>> ends = {"means0": [[-1.0]], "stds0": [[0.5]], "means1": [[1.0]], "stds1": [[0.5]]}
+        >>> laws = fj.oracles.TwoSidedMixture(weights0=[1.0], weights1=[1.0], interpolant=bridge, **ends)
+        >>> velocity = jax.jit(lambda x: laws.predict("velocity", 0.5, x))
+        >>> velocity(jnp.zeros((1, 1))).tolist()  # half way between the means: their distance
+        [[2.0]]
     """
 
     weights0: Any
@@ -437,6 +460,15 @@ class TwoSidedNetwork:
     Attributes:
         target: The laws at both ends.
         prediction: One of those of `TwoSidedMixture.predict`.
+
+    Example:
+        >>> import flowjax as fj
+        >>> bridge = fj.paths.Interpolant(form="linear", gamma="brownian")
+        >>> ends = {"means0": [[-1.0]], "stds0": [[0.5]], "means1": [[1.0]], "stds1": [[0.5]]}
+        >>> laws = fj.oracles.TwoSidedMixture(weights0=[1.0], weights1=[1.0], interpolant=bridge, **ends)
+        >>> flow = fj.fields.InterpolantFlow(laws.network("velocity"), path=bridge, second=laws.network("denoiser"))
+        >>> flow.second.prediction
+        'denoiser'
     """
 
     target: TwoSidedMixture

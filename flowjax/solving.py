@@ -34,6 +34,13 @@ class Solution:
         report: what the field reports of each evaluation, stacked over evaluations, or None.
         second_evaluations: evaluations of the solver's own second field (a refiner, a guidance), if it has one.
         stopped: whether `monitor` ended the run before its last evaluation, or None without one.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> result = fj.solve(flow, fj.solvers.Heun(), jnp.ones((1, 1)), fj.times.uniform(10), trajectory=True)
+        >>> round(float(result.x[0, 0]), 2), int(result.evaluations), result.trajectory.shape
+        (0.37, 20, (11, 1, 1))
     """
 
     x: Float[Array, "batch ..."]

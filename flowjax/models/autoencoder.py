@@ -26,7 +26,16 @@ from flowjax.paths.base import at_least_single
 
 
 class Encoder(nnx.Module):
-    """Images (B, H, W, C) to mean and log variance of their latents."""
+    """Images (B, H, W, C) to mean and log variance of their latents.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> network = nnx.eval_shape(lambda: Autoencoder((8, 8, 3), channels=8, groups=4, latent=3, rngs=nnx.Rngs(0)))
+        >>> mean, log_variance = jax.eval_shape(lambda network, x: network.encoder(x), network, jnp.ones((2, 8, 8, 3)))
+        >>> mean.shape, log_variance.shape
+        ((2, 2, 2, 3), (2, 2, 2, 3))
+    """
 
     def __init__(self, pixels: int, widths: Sequence[int], blocks: int, latent: int, shared: dict, **options: Any):
         layers, width = [], widths[0]
@@ -52,7 +61,15 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents (B, h, w, latent) to images; `unembed(features(z))`, whose last layer adversarial losses weigh by."""
+    """Latents (B, h, w, latent) to images; `unembed(features(z))`, whose last layer adversarial losses weigh by.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> network = nnx.eval_shape(lambda: Autoencoder((8, 8, 3), channels=8, groups=4, latent=3, rngs=nnx.Rngs(0)))
+        >>> jax.eval_shape(lambda network, z: network.decoder(z), network, jnp.ones((2, 2, 2, 3))).shape
+        (2, 8, 8, 3)
+    """
 
     def __init__(self, pixels: int, widths: Sequence[int], blocks: int, latent: int, shared: dict, **options: Any):
         width = widths[-1]

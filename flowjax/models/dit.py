@@ -65,7 +65,16 @@ def _modulate(h: Array, shift: Array, scale: Array) -> Array:
 
 
 class Block(nnx.Module):
-    """One transformer block; see the module's formula."""
+    """One transformer block; see the module's formula.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> options = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+        >>> block = Block(16, 2, 4.0, **options)
+        >>> block.qkv.kernel.shape, block.modulation.kernel.shape  # of attention, and of (b, a, g) twice
+        ((16, 3, 2, 8), (16, 6, 16))
+    """
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, attention: str = "xla", dropout: float = 0.0, **options: Any

@@ -199,7 +199,15 @@ def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array
 
 
 class TimeEmbedding(nnx.Module):
-    """Time features through a two-layer SiLU network; weights start as N(0, 0.02^2), the last ones at 0 with `zero`."""
+    """Time features through a two-layer SiLU network; weights start as N(0, 0.02^2), the last ones at 0 with `zero`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> embedding = TimeEmbedding(16, scale=1000.0, zero=True, rngs=nnx.Rngs(0))
+        >>> float(embedding(jnp.array([0.5])).max())  # with `zero` it says nothing yet
+        0.0
+    """
 
     def __init__(
         self,
@@ -271,6 +279,13 @@ class Condition(nnx.Module):
 
     Raises:
         ValueError: A number below 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> embed = Condition(16, num_classes=10, rngs=nnx.Rngs(0))
+        >>> bool(jnp.array_equal(embed(None, 2), embed(jnp.array([10, 10]), 2)))  # None is "no class"
+        True
     """
 
     def __init__(

@@ -34,6 +34,14 @@ class LowRank(nnx.Module):
         up: B, (*stack, rank, *outputs).
         factor: alpha / rank.
         stack: Number of leading axes over which layers are stacked.
+
+    Example:
+        >>> from flax import nnx
+        >>> from flowjax.models import MLP, lora
+        >>> network = MLP(2, width=8, depth=1, rngs=nnx.Rngs(0))
+        >>> factors = lora.add(network, rank=2, patterns="unembed", rngs=nnx.Rngs(1)).layers["unembed"]
+        >>> factors.down.shape, factors.up.shape, factors.delta().shape
+        ((8, 2), (2, 2), (8, 2))
     """
 
     def __init__(self, down: nnx.Param, up: nnx.Param, factor: float, stack: int):
@@ -53,6 +61,16 @@ class Adapters(nnx.Module):
 
     Attributes:
         layers: `LowRank` by the dotted path of the layer.
+
+    Example:
+        >>> import jax
+        >>> from flax import nnx
+        >>> from flowjax.models import MLP, lora
+        >>> network = MLP(2, width=8, depth=1, rngs=nnx.Rngs(0))
+        >>> adapters = lora.add(network, rank=2, patterns="unembed", rngs=nnx.Rngs(1))
+        >>> merged = lora.merge(network, adapters, scale=0.5)  # a network of its own
+        >>> sum(leaf.size for leaf in jax.tree.leaves(nnx.state(adapters)))  # (8 + 2) * 2
+        20
     """
 
     def __init__(self, layers: Mapping[str, LowRank]):

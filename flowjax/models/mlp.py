@@ -26,7 +26,15 @@ from flowjax.models.layers import (
 
 
 class Layer(nnx.Module):
-    """One residual layer; see the module's formula."""
+    """One residual layer; see the module's formula.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> layer = Layer(16, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((2, 16)), jnp.ones((2, 16))).shape
+        (2, 16)
+    """
 
     def __init__(self, width: int, dropout: float = 0.0, **options: Any):
         self.dropout = dropout

@@ -43,6 +43,13 @@ class AutoencodingDraws:
         x1: Images, (B, ...).
         seeds: Seeds of the posterior's noise, (B, 2).
         adversarial: Whether the adversary takes part.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> objective = fj.objectives.Autoencoding(start=100)
+        >>> draws = objective.draw(jax.random.key(0), {"x1": jnp.zeros((4, 8, 8, 1))}, step=99)
+        >>> draws.seeds.shape, bool(draws.adversarial)
+        ((4, 2), False)
     """
 
     x1: Float[Array, "B ..."]

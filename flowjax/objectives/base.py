@@ -77,6 +77,13 @@ class Wrapped:
 
     Attributes:
         objective: The inner one.
+
+    Example:
+        >>> import flowjax as fj
+        >>> inner = fj.objectives.Autoencoding(start=100)
+        >>> wrapped = fj.objectives.Assembled(inner, frozen={}, combine=lambda trained, frozen: trained)
+        >>> bool(wrapped.updates(99)["discriminator"])  # what it does not change is the inner one's
+        False
     """
 
     positional = ("objective",)

@@ -42,6 +42,13 @@ class Draws:
         cond: Condition with a leading axis B after label dropout, or None.
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
         guidance: Scales of guidance, (B,), where the objective has a range of them.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> objective = fj.objectives.FlowMatching(path=fj.paths.Linear())
+        >>> draws = objective.draw(jax.random.key(0), {"x1": jnp.zeros((4, 2))})
+        >>> draws.x0.shape, draws.t.shape
+        ((4, 2), (4,))
     """
 
     x0: Float[Array, "B ..."]

@@ -49,6 +49,13 @@ class InterpolationDraws:
         t: times, (B,).
         cond: condition with leading axis B, or None.
         seeds: seeds of the network's dropout, (B, 2); None is without dropout.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> objective = fj.objectives.Interpolation(interpolant=fj.paths.Interpolant(), prediction="velocity")
+        >>> draws = objective.draw(jax.random.key(0), {"x0": jnp.zeros((4, 2)), "x1": jnp.ones((4, 2))})
+        >>> draws.z.shape, draws.t.shape  # the latent noise and the times
+        ((4, 2), (4,))
     """
 
     x0: Float[Array, "B ..."]

@@ -24,6 +24,8 @@ WEIGHTINGS = ("none", "velocity", "likelihood")
 class SiTWeight:
     """Weight of SiT's losses: |e' - x0|^2 for noise and |sigma s' + x0|^2 for the score, times w.
 
+    With lamv = (alpha'/alpha) sigma^2 - sigma sigma' the errors of one network are v = (lamv / sigma) e.
+
     Args:
         path: the path.
         weighting: w = 1 ("none"), (lamv / sigma)^2 ("velocity": the velocity loss) or lamv / sigma^2 ("likelihood").
@@ -31,6 +33,14 @@ class SiTWeight:
 
     Raises:
         ValueError: unknown weighting or prediction.
+
+    Reference: Ma et al., SiT (2401.08740).
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> weight = fj.objectives.SiTWeight(path=fj.paths.Linear(), weighting="velocity")
+        >>> weight(jnp.array([0.25, 0.5])).tolist()  # 1 / t^2: a velocity is (x - e) / t
+        [16.0, 4.0]
     """
 
     path: GaussianPath = part("path")

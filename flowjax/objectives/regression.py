@@ -34,6 +34,12 @@ class RegressionDraws:
         target: What the network should answer, (B, ...).
         cond: Condition with leading axis B, or None.
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> batch = {"x1": jnp.zeros((4, 2)), "target": jnp.ones((4, 3))}
+        >>> fj.objectives.Regression().draw(jax.random.key(0), batch).target.shape
+        (4, 3)
     """
 
     x1: Num[Array, "B ..."]

@@ -1,14 +1,4 @@
-"""The Schroedinger bridge by optimising the interpolant (experimental: the paper gives no numerical results).
-
-    max over I, min over u of  int_0^1 E[ |u(t, x_t)|^2 / 2 - (d_t I + (g' - eps / g) z) . u(t, x_t) ] dt,
-
-x_t = I(t, x0, x1) + g(t) z with g = sqrt(2 eps t (1 - t)) and I = (1 - t) x0 + t x1 + t (1 - t) N(t, x0, x1): the ends
-are built in. For fixed I the minimiser is the forward drift u = b + eps s of dx = u dt + sqrt(2 eps) dW; at the saddle
-point u is the drift of the bridge and x_t has its law. eps -> 0 is optimal transport.
-
-The two networks descend at once on the sum of two losses with disjoint gradients: u on the value above, N on its
-negative. References: 2303.08797, section 3.4, theorem 5.
-"""
+"""The Schroedinger bridge by optimising the interpolant (experimental: the paper gives no numerical results)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -30,6 +20,15 @@ from flowjax.paths.base import check_time_and_state, expand
 class SchroedingerBridge:
     """Both players of the saddle-point problem.
 
+        max over I, min over u of  int_0^1 E[ |u(t, x_t)|^2 / 2 - (d_t I + (g' - eps / g) z) . u(t, x_t) ] dt,
+
+    x_t = I(t, x0, x1) + g(t) z with g = sqrt(2 eps t (1 - t)) and I = (1 - t) x0 + t x1 + t (1 - t) N(t, x0, x1): the
+    ends are built in. For fixed I the minimiser is the forward drift u = b + eps s of dx = u dt + sqrt(2 eps) dW; at
+    the saddle point u is the drift of the bridge and x_t has its law. eps -> 0 is optimal transport.
+
+    The two networks descend at once on the sum of two losses with disjoint gradients: u on the value above, N on its
+    negative.
+
     `networks` is {"velocity": u, "interpolant": N}: u(x, t, cond), and N(x, t, cond) on x = (x0, x1) concatenated along
     the last axis, with values of x1's shape.
 
@@ -39,6 +38,16 @@ class SchroedingerBridge:
 
     Raises:
         ValueError: eps is not positive.
+
+    Reference: Albergo, Boffi and Vanden-Eijnden (2303.08797), section 3.4, theorem 5.
+
+    Example:
+        >>> import flowjax as fj, jax, jax.numpy as jnp
+        >>> objective = fj.objectives.SchroedingerBridge(diffusion=0.5)
+        >>> draws = objective.draw(jax.random.key(0), {"x0": jnp.zeros((4, 2)), "x1": jnp.ones((4, 2))})
+        >>> networks = {"velocity": lambda x, t, cond: x, "interpolant": lambda x, t, cond: x[:, :2]}
+        >>> jax.jit(lambda draws: objective.loss(networks, draws))(draws)[0].shape
+        (4,)
     """
 
     diffusion: float
