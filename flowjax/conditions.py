@@ -18,6 +18,7 @@ from flowjax import _checks, specs
 from flowjax.data import Source
 from flowjax.data.records import check_memory
 from flowjax.data.sources import labels_of
+from flowjax.facts import fact
 from flowjax.models.text import PAD, Words
 
 EXAMPLES = 64
@@ -26,6 +27,7 @@ FILE = 2**24
 """Bytes of the largest file of texts that is read."""
 
 
+@fact("condition", "label", "a class", example=lambda: {"classes": 3})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
     """A class.
@@ -109,6 +111,7 @@ class Label:
         return np.resize(np.array([known[item] for item in asked], np.int32), num)
 
 
+@fact("condition", "vector", "a vector of numbers", example=lambda: {"dim": 2})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vector:
     """A vector of numbers; the null is zero.
@@ -189,6 +192,7 @@ class Vector:
         return np.resize(rows, (num, self.dim))
 
 
+@fact("condition", "text", "a text", example=lambda: {"words": ("a", "circle", "red"), "length": 4})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
     """A text, as tokens; the null is the empty text.

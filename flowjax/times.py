@@ -13,23 +13,27 @@ from typing import Any
 import jax
 import numpy as np
 
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 
 Times = np.ndarray
 
 
+@fact("times", "uniform", "equal steps")
 def uniform(n: int, start: float = 0.0, end: float = 1.0) -> Times:
     """n equal steps from `start` to `end`."""
     _check(n, start, end)
     return np.linspace(start, end, n + 1)
 
 
+@fact("times", "quadratic", "equal steps in sqrt(1 - t)", cite="lu2022dpmsolver")
 def quadratic(n: int, start: float = 0.0, end: float = 1.0) -> Times:
     """Uniform in sqrt(1 - t): small steps near the data (`time_quadratic` of DPM-Solver, 2206.00927)."""
     _check(n, start, end)
     return _exact_ends(1 - np.linspace(np.sqrt(1 - start), np.sqrt(1 - end), n + 1) ** 2, start, end)
 
 
+@fact("times", "log_snr", "equal steps in log(alpha/sigma)", cite="lu2022dpmsolver")
 def log_snr(path: GaussianPath, n: int, start: float = 1e-3, end: float = 1 - 1e-3) -> Times:
     """Uniform in lam = log(alpha / sigma) (`logSNR` of DPM-Solver, 2206.00927).
 
@@ -46,6 +50,7 @@ def log_snr(path: GaussianPath, n: int, start: float = 1e-3, end: float = 1 - 1e
     return _exact_ends(path.time(np.linspace(lam[0], lam[1], n + 1)), start, end)
 
 
+@fact("times", "karras", "EDM's grid in sigma/alpha", cite="karras2022elucidating")
 def karras(
     path: GaussianPath,
     n: int,
@@ -76,6 +81,14 @@ def karras(
     return check_times(times if reaches_end else np.append(times, end))
 
 
+@fact(
+    "times",
+    "shifted",
+    "another grid moved towards the noise",
+    cite="esser2024scaling",
+    parts={"times": "times"},
+    example=lambda: {"times": "uniform", "shift": 3.0},
+)
 def shifted(times: Any, shift: float) -> Times:
     """Moves times towards the noise: u -> shift u / (1 + (shift - 1) u) with u = 1 - t (SD3, 2403.03206, eq. 23).
 

@@ -2,13 +2,16 @@
 
 import dataclasses
 import inspect
+import json
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
 
 import flowjax as fj
-from flowjax import catalogue, fields, guidance, objectives, solvers
+from flowjax import catalogue, facts, fields, guidance, objectives, solvers
 from flowjax.guidance import Rule
 
 TABLES = {
@@ -122,3 +125,112 @@ def test_cite_is_recursive_and_without_repetition():
     assert text.count("{") == text.count("}")
     assert fj.cite() == ""
     assert fj.cite(flow, "text", 3) == ""
+
+
+def test_cite_knows_systems_classes_and_modules():
+    stabilization = fj.video.stabilization
+    assert "zhao2023faststab" in fj.cite(stabilization.stabilize)
+    assert fj.cite(stabilization) == fj.cite(fj.video) == fj.cite(stabilization.stabilize)
+    assert fj.cite(solvers.DDIM) == fj.cite(solvers.DDIM())
+    assert re.findall(r"\{(\w+),$", fj.cite(fj.science), flags=re.MULTILINE) == [
+        entry.cite for entry in catalogue.systems.values() if entry.make.__module__.startswith("flowjax.science")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "thing"),
+    [("DPM-Solver", "flowjax.solvers.dpm_solver.DPMSolver"), ("event_motion", "flowjax.geometry.event_motion.ransac")],
+)
+def test_cite_refuses_names(name, thing):
+    with pytest.raises(ValueError, match=f"got the name {name!r}: write cite\\({thing}\\)"):
+        fj.cite(solvers.Heun(), name)
+
+
+LAZY = """
+import json, pkgutil, sys
+import flowjax.catalogue as catalogue, flowjax
+heavy = [m for m in sys.modules if m.split(".")[:2][-1] in ("science", "video", "geometry") and m.startswith("flowjax")]
+listed = {kind: list(table) for kind, table in catalogue.tables.items()} | {"system": list(catalogue.systems)}
+for module in pkgutil.walk_packages(flowjax.__path__, "flowjax."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+from flowjax import facts
+print(json.dumps({"heavy": heavy, "listed": listed, "all": {kind: list(t) for kind, t in facts._ENTRIES.items()}}))
+"""
+
+
+def test_domains_wait_until_they_are_asked_for_and_nothing_is_missed():
+    """Whatever module has a fact is one that the catalogue imports for its kind."""
+    done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert not found["heavy"]
+    assert {kind: sorted(names) for kind, names in found["listed"].items()} == {
+        kind: sorted(names) for kind, names in found["all"].items()
+    }
+    assert found["listed"]["solver"][:3] == ["euler", "heun", "midpoint"]
+
+
+def test_references_are_those_of_the_entries():
+    tables = {**catalogue.tables, "system": catalogue.systems}
+    cited = {entry.cite for table in tables.values() for entry in table.values()} - {None}
+    assert cited == set(facts.references())
+    assert list(facts.references()) == sorted(facts.references())
+
+
+BIB = "@misc{one2000some,\n  author = {One, A.},\n  title = {Some},\n  year = {2000},\n  url = {https://doi.org/1},\n}"
+
+
+def test_references_are_read_strictly():
+    (reference,) = facts.parse_references(BIB).values()
+    assert (reference.authors, reference.title, reference.year) == ("One, A.", "Some", 2000)
+    assert reference.bibtex() == BIB
+    for bad in (
+        BIB.replace("  year = {2000},\n", ""),
+        BIB.replace("2000}", "soon}"),
+        BIB.replace("{Some}", "Some"),
+        BIB.replace("{Some}", "{{Some}"),
+        BIB.replace("misc", "blog"),
+        BIB + "\n" + BIB.replace("one", "two"),
+        BIB + "\n\n" + BIB,
+        BIB[:-2],
+        "",
+    ):
+        with pytest.raises(ValueError, match="not a reference with a key of its own"):
+            facts.parse_references(bad)
+
+
+def test_names_are_given_once_and_reach_everything(monkeypatch):
+    monkeypatch.setattr(facts, "_ENTRIES", {kind: dict(table) for kind, table in facts._ENTRIES.items()})
+
+    def mine():
+        @facts.fact("solver", "mine", "Euler again", order=1)
+        class Mine(solvers.Euler):
+            pass
+
+        return Mine
+
+    first = mine()
+    again = mine()  # a cell that runs once more
+    assert first is not again
+    assert list(catalogue.solvers)[-1] == "mine"
+    assert type(fj.build("solver", "mine")) is again
+    assert catalogue.solvers["mine"].evaluations(7) == 7
+    with pytest.raises(ValueError, match=r"the solver 'mine' is .*Mine.* already: give .*Heun.* another name"):
+        facts.fact("solver", "mine", "Heun")(solvers.Heun)
+    with pytest.raises(ValueError, match=r"no reference 'nobody2000nothing' in .*references.bib"):
+        _ = facts.Entry(solvers.Euler, "Euler", cite="nobody2000nothing").reference
+
+
+def test_noise_and_evaluations_follow_from_the_rows():
+    entries = catalogue.solvers
+    noisy = ["sa_solver", "er_sde", "euler_maruyama", "stochastic_heun"]
+    assert [name for name, entry in entries.items() if entry.stochastic] == noisy
+    assert entries["ddim"].stochastic is False
+    assert facts.Entry(solvers.DDIM, "with noise", example=lambda: {"eta": 1.0}).stochastic is True
+    for name, count in {"euler": 5, "heun": 10, "stochastic_heun": 9, "rk4": 20, "unipc": 5, "splitting": 5}.items():
+        assert entries[name].evaluations(5) == count
+    for name in ("usf", "flowturbo", "adaptive", "dpm_adaptive"):  # steps of their own
+        assert entries[name].evaluations is None
+        assert not entries[name].stochastic
+    assert entries["edm_heun"].evaluations is None  # one less where the run reaches the data
+    assert catalogue.rules["cfg"].evaluations is catalogue.rules["cfg"].stochastic is None

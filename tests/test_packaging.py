@@ -96,6 +96,7 @@ def test_wheel_holds_code_and_recipes(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {source.relative_to(tree).as_posix() for source in (tree / "flowjax").rglob("*.py")} <= names
     assert {f"flowjax/configs/{source.name}" for source in (tree / "configs").glob("*.py")} <= names
+    assert {"flowjax/py.typed", "flowjax/references.bib"} <= names
 
 
 def test_names_that_are_imported_later_are_seen():

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 
 
 class Coupling(abc.ABC):
@@ -49,6 +50,7 @@ class Coupling(abc.ABC):
         """
 
 
+@fact("coupling", "independent", "noise and data drawn apart", cite="lipman2022flow")
 @pytree
 class Independent(Coupling):
     """Leaves the draws as they are.
@@ -65,6 +67,7 @@ class Independent(Coupling):
         return x0
 
 
+@fact("coupling", "stored", "pairs that the data set holds", cite="liu2022flow")
 @pytree
 class Stored(Coupling):
     """Takes the pairs of the data set: batch["x0"] goes with batch["x1"] (rectified flow, distillation).
@@ -89,6 +92,9 @@ class Stored(Coupling):
         return batch["x0"].astype(x0.dtype)
 
 
+@fact(
+    "coupling", "optimal_transport", "the cheapest assignment in a batch", cite="tong2023improving", couples_batch=True
+)
 @pytree
 class OptimalTransport(Coupling):
     """The assignment with the smallest sum of squared distances: a permutation of the noise.
@@ -110,6 +116,13 @@ class OptimalTransport(Coupling):
         return _known(cost, x0[assignment(cost)])
 
 
+@fact(
+    "coupling",
+    "conditional_ot",
+    "the cheapest assignment that leaves noise and condition independent",
+    cite="cheng2025curse",
+    couples_batch=True,
+)
 @pytree
 class ConditionalOT(Coupling):
     """Optimal transport that leaves noise and condition independent.
@@ -166,6 +179,14 @@ class ConditionalOT(Coupling):
         return _known(cost, x0[assignment(cost)])
 
 
+@fact(
+    "coupling",
+    "sinkhorn",
+    "draws from the entropic plan of a batch",
+    cite="tong2023improving",
+    couples_batch=True,
+    example=lambda: {"epsilon": 0.5},
+)
 @pytree
 class Sinkhorn(Coupling):
     """Entropic transport: for each data point one noise drawn from the plan exp(-cost / epsilon).

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from flowjax import _checks
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.keys import noise as standard_normal
 from flowjax.paths.base import GaussianPath, precision
 
@@ -37,6 +38,13 @@ except ImportError:  # before jax 0.8
 _SAMPLERS: dict[str, Any] = {"normal": jax.random.normal, "uniform": jax.random.uniform}
 
 
+@fact(
+    "coupling",
+    "semidiscrete_map",
+    "DPM-OT: an optimal map from noise to noised data, where sampling then starts",
+    cite="li2023dpmot",
+    example=lambda: {"targets": jnp.eye(3), "heights": jnp.zeros(3), "time": 0.5},
+)
 @pytree
 class SemidiscreteMap:
     """A map of noise to noised data at one time; made by `fit`.

@@ -18,6 +18,7 @@ import numpy as np
 from flowjax.data.pictures import MAX_PIXELS, Reader, endings, some
 from flowjax.data.records import MEMORY, Records, scale_of
 from flowjax.data.sources import Source, labels_of
+from flowjax.facts import fact
 
 # Pictures that the system's table of file types may not know.
 _MORE_PICTURES = set(".arw .avif .cr2 .dng .exr .hdr .heic .heif .jp2 .jxl .nef .psd .tga".split())
@@ -340,6 +341,7 @@ def npz(
         raise ValueError(f"{path}: {error}") from error
 
 
+@fact("array", "npz", "an array of an npz file", example=lambda: {"path": "file.npz"})
 def stored_array(
     path: str, name: str | None = None, sha256: str | None = None, folder: str | None = None
 ) -> np.ndarray:

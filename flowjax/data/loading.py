@@ -12,6 +12,7 @@ from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
 from flowjax.data.sources import Source, as_trained, choose, digits, laws, photographs, toy2d
 from flowjax.data.tables import parquet
+from flowjax.facts import fact
 
 SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
@@ -26,7 +27,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "laws": laws,
     "photographs": photographs,
 }
-
+for _name, _make in SOURCES.items():
+    fact("data", _name, (inspect.getdoc(_make) or _name).splitlines()[0].rstrip("."))(_make)
 
 PLACES = ("folder", "path")
 """Options by which data sets name files."""

@@ -13,11 +13,13 @@ import numpy as np
 from jaxtyping import Array
 
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Field, check_determined
 from flowjax.paths.base import GaussianPath, check_time_and_state, expand, namespace
 
 
+@fact("field", "converted", "a network of one path, sampled along another", cite="kingma2021variational")
 @pytree
 class Converted(FieldWrapper):
     """A field along another path than its own.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper
 from flowjax.flow import Counts, Field, check_answer, check_determined, network_times, term
 from flowjax.paths.base import check_time_and_state, expand
@@ -19,6 +20,7 @@ from flowjax.paths.sde import as_diffusion
 PREDICTIONS = ("velocity", "score", "noise")  # of an interpolant
 
 
+@fact("field", "drift_plus_score", "the drift of an SDE with any diffusion", cite="albergo2023stochastic")
 @pytree
 class DriftPlusScore(FieldWrapper):
     """A field whose velocity is the drift v + eps(t) s of the SDE with that diffusion (backwards: v - eps(t) s).
@@ -105,6 +107,7 @@ class DriftPlusScore(FieldWrapper):
         return velocity - part if self.backward else velocity + part, memory
 
 
+@fact("field", "interpolant_flow", "a two-sided interpolant with its networks", cite="albergo2023stochastic")
 @pytree
 class InterpolantFlow(Field):
     """The field of a two-sided interpolant, from one network, or two where the score is needed.

@@ -11,11 +11,13 @@ from jaxtyping import Array
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper
 from flowjax.flow import Field
 from flowjax.paths.base import precision
 
 
+@fact("field", "embedded", "a network that answers with guidance in one call", cite="meng2022distillation")
 @pytree
 class Embedded(FieldWrapper):
     """A field that is asked with `guidance=`, the scale that its network has learned to answer with.

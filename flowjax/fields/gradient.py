@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.flow import Counts, Field, check_determined, network_times
 from flowjax.guidance.base import check_strength, strength
 from flowjax.paths.base import GaussianPath, check_time_and_state, expand
 
 
+@fact("field", "gradient", "classifier guidance: the gradient of a log density", cite="dhariwal2021diffusion")
 @pytree
 class Gradient(Field):
     """What the gradient of a log density adds to each prediction, as a field for `flowjax.solvers.Splitting`.

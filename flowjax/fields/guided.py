@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Counts, Field, check_determined, check_field
 from flowjax.guidance.autoguidance import Autoguidance
 from flowjax.guidance.base import Rule
 
 
+@fact("field", "guided", "a field steered by a rule", cite="ho2022classifier")
 @pytree
 class Guided(FieldWrapper):
     """A field, a rule, and what stands against the condition: another condition, or another field.

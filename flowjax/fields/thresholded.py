@@ -7,11 +7,13 @@ from jaxtyping import Array
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Field, check_determined
 from flowjax.paths.base import at_least_single
 
 
+@fact("field", "thresholded", "dynamic thresholding of the data prediction", cite="saharia2022photorealistic")
 @pytree
 class Thresholded(FieldWrapper):
     """A field whose data prediction is thresholded at every evaluation, whatever prediction is asked for.

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 from flowjax import _checks, specs
 from flowjax._files import replacing
 from flowjax.data import Source, shapes
+from flowjax.facts import fact
 from flowjax.geometry import corruptions
 from flowjax.geometry import point_sampling as ps
 from flowjax.geometry.pointnet import PointNet
@@ -202,6 +203,7 @@ class CloudClassification:
         plt.close(figure)
 
 
+@fact("task", "clouds", "a classifier of clouds of points", cite="li2024pointsp")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clouds(Task):
     """The task that trains a `PointNet` on clouds, for the train main; config.test says what it is tested on.

@@ -39,6 +39,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from flowjax import _checks
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.geometry._linear import null_vector, present
 
 MINIMAL = 5  # events that determine a line and the motion across it
@@ -315,6 +316,7 @@ def average(
     return Velocity(direction=jnp.where(along < 0, -v, v), degenerate=degenerate)
 
 
+@fact("system", "event_motion", "lines and camera velocity from five or more events", cite="gao2023fivepoint")
 def ransac(
     key: Key[Array, ""],
     bearings: Float[Array, "N 3"],

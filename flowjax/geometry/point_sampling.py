@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from flowjax.facts import fact
 from flowjax.geometry._linear import null_vector, present
 
 Mask = Float[Array, " N"] | None
@@ -157,6 +158,12 @@ def trusted(x: Float[Array, "N 3"], k: int = 20, keep: float = 0.95, mask: Mask 
     return rank < kept[(weights > 0).sum()]
 
 
+@fact(
+    "system",
+    "point_sampling",
+    "key points and resampling for point clouds with outliers and holes",
+    cite="li2024pointsp",
+)
 def filtered_farthest_points(
     x: Float[Array, "N 3"],
     count: int,

@@ -16,9 +16,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flowjax._checks import COUNT, whole
+from flowjax.facts import fact
 from flowjax.models.layers import dense
 
 
+@fact(
+    "network",
+    "pointnet",
+    "classifier of clouds of points",
+    cite="li2024pointsp",
+    example=lambda: {"num_classes": 3, "width": 8, "neighbours": 4},
+)
 class PointNet(nnx.Module):
     """Classifier of clouds (B, N, 3) with masks; see `__call__`.
 

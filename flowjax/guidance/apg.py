@@ -8,10 +8,12 @@ from jaxtyping import Array
 
 from flowjax._checks import real
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, check_strength, inner, norm, strength
 from flowjax.paths.base import divide, expand
 
 
+@fact("rule", "apg", "adaptive projected guidance", cite="sadat2024eliminating", example=lambda: {"scale": 2.0})
 @pytree
 class APG(Rule):
     """Guidance along the part of c - u that is orthogonal to c, with reverse momentum.

@@ -1,9 +1,13 @@
 """Autoguidance (Karras et al., 2406.02507): the formula of plain guidance against a weaker model."""
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.guidance.cfg import CFG
 
 
+@fact(
+    "rule", "autoguidance", "guidance against a weaker model", cite="karras2024guiding", example=lambda: {"scale": 2.0}
+)
 @pytree
 class Autoguidance(CFG):
     """Guidance away from a weaker copy of the model; arguments as for `CFG`.

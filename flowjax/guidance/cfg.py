@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, check_strength, strength
 from flowjax.paths.base import expand
 
 
+@fact("rule", "cfg", "classifier-free guidance", cite="ho2022classifier", example=lambda: {"scale": 2.0})
 @pytree
 class CFG(Rule):
     """Guidance of one strength, or of one that changes with time.

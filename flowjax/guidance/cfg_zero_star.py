@@ -7,10 +7,18 @@ from jaxtyping import Array
 
 from flowjax._checks import whole
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, check_strength, inner, strength
 from flowjax.paths.base import expand
 
 
+@fact(
+    "rule",
+    "cfg_zero_star",
+    "guidance against the best multiple of u, zero at first",
+    cite="fan2025cfgzero",
+    example=lambda: {"scale": 2.0},
+)
 @pytree
 class CFGZeroStar(Rule):
     """Guidance with an optimised unconditional part.

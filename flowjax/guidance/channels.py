@@ -7,9 +7,18 @@ from jaxtyping import Array
 
 from flowjax._checks import whole
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, Wrapper
+from flowjax.guidance.cfg import CFG
 
 
+@fact(
+    "rule",
+    "channels",
+    "a rule for the first channels only",
+    cite="peebles2022scalable",
+    example=lambda: {"rule": CFG(scale=2.0), "count": 1},
+)
 @pytree
 class Channels(Wrapper):
     """Leaves the conditional prediction in all but the first channels.

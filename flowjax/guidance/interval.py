@@ -9,10 +9,19 @@ from jaxtyping import Array
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, Wrapper
+from flowjax.guidance.cfg import CFG
 from flowjax.paths.base import expand
 
 
+@fact(
+    "rule",
+    "interval",
+    "a rule inside an interval of times",
+    cite="kynkaanniemi2024applying",
+    example=lambda: {"rule": CFG(scale=2.0), "start": 0.2, "end": 0.8},
+)
 @pytree
 class Interval(Wrapper):
     """Applies a rule for start <= t < end; outside, the conditional prediction at the cost of one evaluation.

@@ -7,10 +7,12 @@ from jaxtyping import Array
 
 from flowjax._checks import real
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, norm
 from flowjax.paths.base import precision
 
 
+@fact("rule", "raag", "a scale that falls with the size of the guidance direction", cite="zhu2025raag")
 @pytree
 class RAAG(Rule):
     """Ratio-aware adaptive guidance.

@@ -7,10 +7,19 @@ from jaxtyping import Array
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.guidance.base import Rule, Wrapper
+from flowjax.guidance.cfg import CFG
 from flowjax.paths.base import at_least_single, divide, expand
 
 
+@fact(
+    "rule",
+    "rescaled",
+    "a rule whose result gets part of its spread back",
+    cite="lin2023common",
+    example=lambda: {"rule": CFG(scale=2.0)},
+)
 @pytree
 class Rescaled(Wrapper):
     """Takes the spread of a guided prediction back towards that of the conditional one.

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flowjax._checks import COUNT, real, sizes, whole
+from flowjax.facts import fact
 from flowjax.models.attention import check_implementation
 from flowjax.models.layers import conv
 from flowjax.models.unet import Block, GroupNorm
@@ -97,6 +98,13 @@ class Decoder(nnx.Module):
         return at_least_single(self.unembed(self.features(z)))
 
 
+@fact(
+    "network",
+    "autoencoder",
+    "autoencoder of images with a Gaussian posterior",
+    cite="rombach2021high",
+    example=lambda: {"image_shape": (4, 4, 1), "channels": 4, "multipliers": (1, 1), "groups": 2},
+)
 class Autoencoder(nnx.Module):
     """Autoencoder of images (B, H, W, C) with a Gaussian posterior; see the module's formulas.
 

@@ -16,9 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flowjax._checks import COUNT, sizes, whole
+from flowjax.facts import fact
 from flowjax.models.layers import conv, dense, look_up, named
 
 
+@fact("encoder", "label", "a vector for each class", example=lambda: {"num_classes": 3, "dim": 4})
 class LabelEncoder(nnx.Module):
     """A table of vectors, one for each class and one for "no class", the label `num_classes`.
 
@@ -56,6 +58,7 @@ class LabelEncoder(nnx.Module):
         return look_up(self.table[...], label).astype(self.dtype)
 
 
+@fact("encoder", "vector", "a dense layer on vectors", example=lambda: {"size": 3, "dim": 4})
 class VectorEncoder(nnx.Module):
     """A dense layer on vectors, Glorot-uniform with zero bias; the zero vector stands for none.
 
@@ -85,6 +88,7 @@ class VectorEncoder(nnx.Module):
         return self.project(vector.astype(self.dtype))
 
 
+@fact("encoder", "image", "convolutions on images", example=lambda: {"image_shape": (4, 4, 1), "dim": 4, "channels": 2})
 class ImageEncoder(nnx.Module):
     """Convolutions of stride 2 on images in the networks' scale, their mean over the pixels, a dense layer.
 
@@ -144,6 +148,16 @@ class ImageEncoder(nnx.Module):
         return self.project(jnp.mean(h, axis=(1, 2)))
 
 
+@fact(
+    "network",
+    "conditioned",
+    "another network, conditioned on named things",
+    parts={"network": "network", "encoders": "{encoder}"},
+    example=lambda: {
+        "network": {"name": "mlp", "options": {"dim": 2, "width": 8, "cond_dim": 4}},
+        "encoders": {"label": {"name": "label", "options": {"num_classes": 3, "dim": 4}}},
+    },
+)
 class Conditioned(nnx.Module):
     """A network for vectors that is conditioned on named things; see the module's formula.
 

@@ -19,11 +19,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flowjax._checks import COUNT, sizes, whole
+from flowjax.facts import fact
 from flowjax.models.layers import conv
 from flowjax.models.unet import GroupNorm
 from flowjax.paths.base import at_least_single
 
 
+@fact(
+    "network",
+    "discriminator",
+    "discriminator of overlapping patches (PatchGAN)",
+    cite="isola2016image",
+    example=lambda: {"image_shape": (8, 8, 1), "channels": 4, "layers": 1, "groups": 2},
+)
 class Discriminator(nnx.Module):
     """Logits (B, h, w, 1) of the patches of images (B, H, W, C), positive for real ones; see the module.
 

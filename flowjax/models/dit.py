@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, sizes, whole
+from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.layers import (
     DEPTH,
@@ -106,6 +107,13 @@ def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
     return block(h, c, keys)
 
 
+@fact(
+    "network",
+    "dit",
+    "diffusion transformer for images",
+    cite="peebles2022scalable",
+    example=lambda: {"image_shape": (4, 4, 1), "patch": 2, "width": 8, "depth": 1, "heads": 2},
+)
 class DiT(nnx.Module):
     """Diffusion transformer for images (B, H, W, C).
 

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flowjax._checks import COUNT, real, whole
+from flowjax.facts import fact
 from flowjax.models.layers import named
 
 
@@ -77,6 +78,7 @@ class Adapters(nnx.Module):
         self.layers = nnx.data(layers)
 
 
+@fact("adapters", "lora", "low-rank adapters of dense layers and convolutions", cite="hu2021lora")
 def add(
     network: nnx.Module,
     rank: int = 4,

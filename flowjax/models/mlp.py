@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, whole
+from flowjax.facts import fact
 from flowjax.models.layers import (
     DEPTH,
     Condition,
@@ -50,6 +51,7 @@ class Layer(nnx.Module):
         return h + self.outer(drop(hidden, self.dropout, keys))
 
 
+@fact("network", "mlp", "residual perceptron for points", example=lambda: {"dim": 2, "width": 8})
 class MLP(nnx.Module):
     """Residual perceptron for points (B, dim).
 

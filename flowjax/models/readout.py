@@ -7,10 +7,21 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, whole
+from flowjax.facts import fact
 from flowjax.models.layers import check_dropout, dense, drop
 from flowjax.paths.base import at_least_single
 
 
+@fact(
+    "network",
+    "readout",
+    "an encoder and a dense layer: classes or numbers",
+    parts={"encoder": "encoder"},
+    example=lambda: {
+        "encoder": {"name": "vector", "options": {"size": 3, "dim": 4}},
+        "outputs": 2,
+    },
+)
 class Readout(nnx.Module):
     """outputs numbers for each input: dense(drop(silu(encoder(x)))), in at least float32.
 

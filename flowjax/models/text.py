@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowjax._checks import COUNT, sizes, whole
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.models.attention import attend
 from flowjax.models.layers import DEPTH, dense, look_up, named, normalize, per_token
 
@@ -37,6 +38,12 @@ def _split(text: Any, place: int) -> list[str]:
     return _PIECES.findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()))
 
 
+@fact(
+    "tokenizer",
+    "words",
+    "known words; others are spelled in bytes",
+    example=lambda: {"words": ("a", "circle", "red"), "length": 4},
+)
 @pytree
 class Words:
     """A tokenizer of words, learned from texts; words that it does not know are spelled in bytes.
@@ -178,6 +185,12 @@ class _Block(nnx.Module):
         return h + per_token(self.outer, jax.nn.gelu(per_token(self.inner, normalize(h))))
 
 
+@fact(
+    "encoder",
+    "text",
+    "a small transformer on tokens",
+    example=lambda: {"vocabulary": 260, "length": 3, "dim": 4, "width": 8, "heads": 2},
+)
 class TextEncoder(nnx.Module):
     """Tokens (B, length) to one vector per text, and to features of each token; see the module's formulas.
 

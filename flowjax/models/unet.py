@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, sizes, whole
+from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.layers import (
     Condition,
@@ -160,6 +161,19 @@ def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
     return block(h, c, keys)
 
 
+@fact(
+    "network",
+    "unet",
+    "convolutional U-Net for images",
+    example=lambda: {
+        "image_shape": (8, 8, 1),
+        "channels": 8,
+        "multipliers": (1,),
+        "groups": 2,
+        "attention_at": (),
+        "head": 8,
+    },
+)
 class UNet(nnx.Module):
     """U-Net for images (B, H, W, C).
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from flowjax._checks import choose, real, whole
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.objectives.base import keys, seed
 from flowjax.objectives.flow_matching import check_answer
 from flowjax.paths.base import at_least_single
@@ -57,6 +58,14 @@ class AutoencodingDraws:
     adversarial: Bool[Array, ""]
 
 
+@fact(
+    "objective",
+    "autoencoding",
+    "reconstruction, prior and an adversary that starts later",
+    cite="rombach2021high",
+    couples_batch=True,
+    tasks=("autoencoding",),
+)
 @pytree
 class Autoencoding:
     """Trains an autoencoder, and the discriminator that it plays against.

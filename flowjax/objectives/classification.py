@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.objectives.base import seed, with_keys
 
 
@@ -42,6 +43,13 @@ class ClassificationDraws:
     seeds: UInt32[Array, "B 2"] | None = None
 
 
+@fact(
+    "objective",
+    "classification",
+    "cross-entropy with smoothed labels on inputs prepared at random",
+    cite="szegedy2015rethinking",
+    tasks=("classification", "clouds"),
+)
 @pytree
 class Classification:
     """Trains `networks(*inputs) -> logits (B, C)`.

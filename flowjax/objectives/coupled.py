@@ -9,9 +9,18 @@ from jaxtyping import Array, Key
 
 from flowjax._pytree import part, pytree
 from flowjax.couplings import Coupling
+from flowjax.facts import fact
 from flowjax.objectives.base import Wrapped
 
 
+@fact(
+    "objective",
+    "coupled",
+    "an objective whose noise is paired with the data",
+    cite="tong2023improving",
+    couples_batch=True,
+    tasks=("generation", "distillation", "adapters"),
+)
 @pytree
 class Coupled(Wrapped):
     """An objective whose draws are paired by a coupling (OT-CFM, SB-CFM, stored pairs).

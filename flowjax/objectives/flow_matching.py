@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.objectives.base import seed, with_keys
-from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.paths.base import check_time_and_state
 
@@ -101,6 +102,13 @@ def check_answer(value: Array, target: Array) -> None:
         raise ValueError(f"the network answers with shape {value.shape}, but its targets have {target.shape}")
 
 
+@fact(
+    "objective",
+    "flow_matching",
+    "regression on the conditional prediction of any path",
+    cite="lipman2022flow",
+    tasks=("generation", "adapters"),
+)
 @pytree
 class FlowMatching:
     """The flow-matching objective on a Gaussian path.
@@ -113,7 +121,7 @@ class FlowMatching:
     Attributes:
         path: The path from noise to data.
         prediction: What the network outputs: "velocity", "noise", "data", "score" or "v".
-        times: Distribution of training times: an object whose `sample(key)` draws one time.
+        times: Distribution of training times: an object whose `sample(key)` draws one time (`TimeLaw`).
         weight: Function of t (B,) that returns the weights w(t) (B,); None is 1.
         label_dropout: Probability in [0, 1] that an example's condition is replaced by `null`.
         null: The null condition: a pytree like one example's condition (num_classes for class labels), or of scalars.
@@ -139,12 +147,13 @@ class FlowMatching:
         """Checks the options.
 
         Raises:
-            ValueError: unknown prediction, dropout outside [0, 1], or dropout without a null condition.
+            ValueError: unknown prediction, times that are no law, dropout outside [0, 1] or without a null condition.
         """
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction={self.prediction!r} is unknown; use one of {', '.join(PREDICTIONS)}")
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1]")
+        object.__setattr__(self, "times", check_law(self.times))
         if self.label_dropout and self.null is None:
             raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
 

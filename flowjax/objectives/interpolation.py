@@ -28,9 +28,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import Interpolant
 from flowjax.paths.base import check_time_and_state, divide, expand
 
@@ -66,6 +67,13 @@ class InterpolationDraws:
     seeds: UInt32[Array, "B 2"] | None = None
 
 
+@fact(
+    "objective",
+    "interpolation",
+    "regression on a field of a stochastic interpolant",
+    cite="albergo2023stochastic",
+    tasks=("generation", "adapters"),
+)
 @pytree
 class Interpolation:
     """Regression on a field of a stochastic interpolant.
@@ -100,7 +108,8 @@ class Interpolation:
     weight: Callable[[Float[Array, " B"]], Float[Array, " B"]] | None = part("weight", None)
 
     def __post_init__(self) -> None:
-        """Checks the names."""
+        """Checks the names and the law of the times."""
+        object.__setattr__(self, "times", check_law(self.times))
         for name, value, allowed in (
             ("prediction", self.prediction, get_args(Field)),
             ("form", self.form, ("regression", "energy")),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.objectives.flow_matching import FlowMatching
 from flowjax.objectives.times import LogitNormal, TimeLaw, Uniform
 from flowjax.paths import GaussianPath, Linear
@@ -20,6 +21,7 @@ from flowjax.paths.sde import as_diffusion
 WEIGHTINGS = ("none", "velocity", "likelihood")
 
 
+@fact("weight", "sit", "weights of SiT's losses of noise and score", cite="ma2024sit")
 @pytree
 class SiTWeight:
     """Weight of SiT's losses: |e' - x0|^2 for noise and |sigma s' + x0|^2 for the score, times w.
@@ -66,6 +68,15 @@ class SiTWeight:
         return sigma**2 * weight if self.prediction == "score" else weight
 
 
+@fact(
+    "objective",
+    "sit",
+    "flow matching as SiT trains it",
+    cite="ma2024sit",
+    parts={"path": "path"},
+    more=(FlowMatching,),
+    tasks=("generation", "adapters"),
+)
 def sit(
     path: GaussianPath | None = None,
     prediction: str = "velocity",
@@ -146,6 +157,15 @@ def _interval(path: GaussianPath, prediction: str, cut: float) -> tuple[float, f
     return (0.0, 1.0) if prediction == "velocity" else (1e-3, 1 - 1e-3)
 
 
+@fact(
+    "objective",
+    "sd3",
+    "flow matching as SD3 trains it",
+    cite="esser2024scaling",
+    parts={"times": "time_law"},
+    more=(FlowMatching,),
+    tasks=("generation", "adapters"),
+)
 def sd3(times: TimeLaw | None = None, *, path: GaussianPath | None = None, **options: Any) -> FlowMatching:
     """SD3's: the velocity on straight lines, at logit-normal times.
 

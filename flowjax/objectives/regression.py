@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key, Num, UInt32
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.flow_matching import check_answer
 from flowjax.paths.base import check_time_and_state
@@ -48,6 +49,13 @@ class RegressionDraws:
     seeds: UInt32[Array, "B 2"] | None = None
 
 
+@fact(
+    "objective",
+    "regression",
+    "squared or absolute distance to a target of each input",
+    cite="hastie2009elements",
+    tasks=("regression",),
+)
 @pytree
 class Regression:
     """Trains `networks(x1, t, cond) -> (B, ...)` with t = 1 on targets of the same shape as its answer.

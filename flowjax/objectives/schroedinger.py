@@ -9,13 +9,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.models.attention import require_jvp
 from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.interpolation import CUT, InterpolationDraws
-from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths.base import check_time_and_state, expand
 
 
+@fact(
+    "objective",
+    "schroedinger_bridge",
+    "Schroedinger bridge by optimising the interpolant (experimental)",
+    cite="albergo2023stochastic",
+    tasks=("generation",),
+)
 @pytree
 class SchroedingerBridge:
     """Both players of the saddle-point problem.
@@ -57,7 +65,8 @@ class SchroedingerBridge:
     prediction = "forward_drift"
 
     def __post_init__(self) -> None:
-        """Checks eps."""
+        """Checks eps and the law of the times."""
+        object.__setattr__(self, "times", check_law(self.times))
         if isinstance(self.diffusion, int | float) and not self.diffusion > 0:
             raise ValueError(f"diffusion must be positive, got {self.diffusion}")
 

@@ -23,16 +23,24 @@ from jaxtyping import Array, Float, Key
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.fields import guide
 from flowjax.flow import Field, check_field
 from flowjax.guidance import CFG
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
-from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import GaussianPath
 from flowjax.paths.base import check_prediction, check_time_and_state
 
 
+@fact(
+    "objective",
+    "teacher_regression",
+    "regression on the predictions of a teacher, guided or not",
+    cite="meng2022distillation",
+    tasks=("distillation", "adapters"),
+)
 @pytree
 class TeacherRegression:
     """Trains a student to predict what a teacher field predicts.
@@ -84,6 +92,7 @@ class TeacherRegression:
             raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1]")
         if self.label_dropout and self.null is None:
             raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
+        object.__setattr__(self, "times", check_law(self.times))
         if self.guidance is not None:
             object.__setattr__(self, "guidance", tuple(self.guidance))
             real("[0, inf)", **dict(zip(("guidance[0]", "guidance[1]"), self.guidance, strict=True)))

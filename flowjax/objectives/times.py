@@ -1,13 +1,62 @@
 """Distributions of training times t in (0, 1); t = 0 is noise, t = 1 data."""
 
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 
 
+@runtime_checkable
+class TimeLaw(Protocol):
+    """A distribution of training times: any object with this method, of a class that inherits and registers nothing.
+
+    A law whose times stay below 1 may say so in an attribute `end`: objectives whose target has no bound at t = 1 then
+    leave its times as they are. Numbers of a law that JAX knows as a pytree may change without a new compilation; those
+    of a plain class are constants of the compiled program, which is made anew when they have changed.
+
+    Example:
+        >>> class Late:
+        ...     def sample(self, key):
+        ...         return jnp.sqrt(jax.random.uniform(key, (), jnp.float32))
+        >>> law = Shifted(Late(), shift=3.0)
+        >>> law.sample(jax.random.key(0)).shape
+        ()
+    """
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Draws one float32 time in [0, 1]."""
+
+
+@pytree
+class _Own:
+    """A law of a class that JAX does not know, by its method: compiled code then notices what the law holds."""
+
+    sample: Callable[[Key[Array, ""]], Float[Array, ""]]
+
+    @property
+    def end(self) -> Any:
+        """The law's end, if it has one."""
+        return getattr(getattr(self.sample, "__self__", None), "end", 1.0)
+
+
+def check_law(times: Any) -> TimeLaw:
+    """The law, in a form that a pytree can hold.
+
+    Raises:
+        ValueError: no object with a method `sample`.
+    """
+    if isinstance(times, type) or not isinstance(times, TimeLaw) or not callable(times.sample):
+        raise ValueError(f"times must be a law with sample(key), such as Uniform(), got {times!r}")
+    return _Own(sample=times.sample) if jax.tree_util.all_leaves([times]) else times
+
+
+@fact("time_law", "uniform", "uniform training times")
 @pytree
 class Uniform:
     """Uniform times on [start, end].
@@ -41,6 +90,7 @@ class Uniform:
         return self.start + (self.end - self.start) * jax.random.uniform(key, (), jnp.float32)
 
 
+@fact("time_law", "logit_normal", "normal in logit(t)", cite="esser2024scaling")
 @pytree
 class LogitNormal:
     """Times t = sigmoid(mean + std n), n ~ N(0, 1): mass in the middle of the path.
@@ -78,6 +128,7 @@ class LogitNormal:
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (), jnp.float32))
 
 
+@fact("time_law", "mode", "a mode in the middle or at the ends", cite="esser2024scaling")
 @pytree
 class Mode:
     """Times with a mode in the middle (scale > 0) or at the ends (scale < 0).
@@ -113,6 +164,7 @@ class Mode:
         return u + self.scale * (jnp.cos(jnp.pi / 2 * u) ** 2 - 1 + u)
 
 
+@fact("time_law", "cos_map", "the law of a cosine schedule", cite="esser2024scaling")
 @pytree
 class CosMap:
     """Times whose log signal-to-noise ratio on straight lines has the law of a cosine schedule.
@@ -135,6 +187,13 @@ class CosMap:
         return jnp.cos(angle) / (jnp.sin(angle) + jnp.cos(angle))
 
 
+@fact(
+    "time_law",
+    "shifted",
+    "another law moved towards the noise",
+    cite="esser2024scaling",
+    example=lambda: {"times": LogitNormal(), "shift": 3.0},
+)
 @pytree
 class Shifted:
     """Times of another law, moved towards the noise: r -> shift r / (1 + (shift - 1) r) with r = 1 - t.
@@ -159,19 +218,15 @@ class Shifted:
 
     positional = ("times",)
 
-    times: Uniform | LogitNormal | Mode | CosMap = part("time_law")
+    times: TimeLaw = part("time_law")
     shift: float  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         """Checks both."""
-        if not hasattr(self.times, "sample"):
-            raise ValueError(f"times must be a law such as Uniform(), got {self.times!r}")
+        object.__setattr__(self, "times", check_law(self.times))
         real("(0, inf)", shift=self.shift)
 
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""
         r = 1 - self.times.sample(key)
         return 1 - self.shift * r / (1 + (self.shift - 1) * r)
-
-
-TimeLaw = Uniform | LogitNormal | Mode | CosMap | Shifted

@@ -10,10 +10,12 @@
 import math
 
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath, Time, namespace
 from flowjax.paths.gaussian import VP, _VariancePreserving
 
 
+@fact("path", "sub_vp", "sub-VP diffusion", cite="song2020score")
 @pytree
 class SubVP(VP):
     """The sub-variance-preserving path: alpha of `VP`, sigma = 1 - alpha^2 (2011.13456, eq. 34-35).
@@ -49,6 +51,7 @@ class SubVP(VP):
         return 1.0 - q / (xp.sqrt(self.beta_min**2 + q * width) + self.beta_min)
 
 
+@fact("path", "sbdm", "SiT's variance-preserving path", cite="ma2024sit")
 @pytree
 class SBDM(_VariancePreserving):
     """alpha = t, sigma = sqrt(1 - t^2): score-based diffusion in the time of its data (2303.08797, table 4).
@@ -78,6 +81,7 @@ class SBDM(_VariancePreserving):
         return xp.exp(-xp.logaddexp(xp.zeros_like(lam), -2 * lam) / 2)
 
 
+@fact("path", "edm", "EDM's sigma", cite="karras2022elucidating")
 @pytree
 class EDM(GaussianPath):
     """Data plus noise whose level falls along EDM's grid (2206.00364, eq. 5): uniform times are EDM's steps.

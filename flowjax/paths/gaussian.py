@@ -14,9 +14,16 @@ import math
 import numpy as np
 
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import INFINITE_SLOPE, GaussianPath, Time, namespace
 
 
+@fact(
+    "path",
+    "linear",
+    "straight lines: x_t = alpha(t) x1 + sigma(t) x0 with alpha = t, sigma = 1 - t",
+    cite="lipman2022flow",
+)
 @pytree
 class Linear(GaussianPath):
     """Straight lines from noise to data (2210.02747, 2209.03003): alpha = t, sigma = 1 - (1 - sigma_min) t.
@@ -67,6 +74,7 @@ class Linear(GaussianPath):
         return xp.exp(-xp.logaddexp(xp.full_like(lam, math.log1p(-self.sigma_min)), -lam))
 
 
+@fact("path", "trig", "variance-preserving, trigonometric", cite="albergo2023stochastic")
 @pytree
 class Trig(GaussianPath):
     """Constant-speed rotation (2303.08797; GVP of 2401.08740): alpha = sin(pi t / 2), sigma = cos(pi t / 2).
@@ -114,6 +122,7 @@ class _VariancePreserving(GaussianPath):
             return xp.maximum(xp.asarray(self.sigma_dsigma(t)) / self.sigma(t), -INFINITE_SLOPE)
 
 
+@fact("path", "vp", "variance-preserving diffusion, linear betas", cite="song2020score")
 @pytree
 class VP(_VariancePreserving):
     """Variance-preserving diffusion with linear beta(u) = beta_min + u (beta_max - beta_min), u = 1 - t.
@@ -164,6 +173,7 @@ class VP(_VariancePreserving):
         return 1.0 - q / (xp.sqrt(self.beta_min**2 + q * width) + self.beta_min)
 
 
+@fact("path", "cosine", "improved diffusion's cosine schedule", cite="nichol2021improved")
 @pytree
 class Cosine(_VariancePreserving):
     """The cosine schedule of Nichol and Dhariwal (2102.09672), eq. 17, in continuous time.
@@ -211,6 +221,7 @@ class Cosine(_VariancePreserving):
         return xp.minimum(xp.arcsin(alpha * math.sin(self._angle)) / self._angle, 1.0)  # not above 1 by rounding
 
 
+@fact("path", "ve", "variance-exploding diffusion", cite="song2020score")
 @pytree
 class VE(GaussianPath):
     """Variance-exploding path: alpha = 1, sigma falls geometrically from sigma_max to sigma_min.

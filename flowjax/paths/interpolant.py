@@ -26,6 +26,7 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import (
     INFINITE_SLOPE,
     Array,
@@ -61,6 +62,7 @@ class Coefficients(NamedTuple):
     gdg: Any
 
 
+@fact("path", "interpolant", "two-sided stochastic interpolant between two laws", cite="albergo2023stochastic")
 @pytree
 class Interpolant:
     """x_t = c0 x0 + c1 x1 + g z in one of the forms of the module's table.

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath, Time, namespace
 
 FORMS = ("constant", "sbdm", "sigma", "linear", "decreasing", "increasing_decreasing")
@@ -75,6 +76,10 @@ class Diffusion:
                 alpha = xp.asarray(path.alpha(t))
                 return self.norm * (path.dalpha(t) / alpha * path.sigma(t) - path.dsigma(t))
             return _ratio(self.value(path, t), path.sigma(t))
+
+
+for _form in FORMS:
+    fact("diffusion", _form, f"SiT's form {_form}", cite="ma2024sit", fixed={"form": _form})(Diffusion)
 
 
 @pytree

@@ -16,20 +16,30 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import Time, namespace
 from flowjax.paths.gaussian import _VariancePreserving
 
 
+@fact("array", "linear_betas", "DDPM's table")
 def linear_betas(n: int = 1000, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
     """The n values of DDPM (2006.11239): beta equally spaced; returns alpha_bar for `Tabulated`."""
     return np.cumprod(1 - np.linspace(start, end, n))
 
 
+@fact("array", "scaled_linear_betas", "the table of latent diffusion")
 def scaled_linear_betas(n: int = 1000, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
     """The n values of Stable Diffusion (2112.10752): sqrt(beta) equally spaced; returns alpha_bar for `Tabulated`."""
     return np.cumprod(1 - np.linspace(start**0.5, end**0.5, n) ** 2)
 
 
+@fact(
+    "path",
+    "tabulated",
+    "a table of betas of a discrete-time model",
+    cite="song2020denoising",
+    example=lambda: {"alphas_cumprod": [0.9, 0.5, 0.1]},
+)
 @pytree
 class Tabulated(_VariancePreserving):
     """The path through a table of alpha_bar.

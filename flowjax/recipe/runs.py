@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from flowjax import _checks
 from flowjax.calibration.store import model_hash
+from flowjax.facts import fact
 from flowjax.flow import Flow
 from flowjax.recipe.base import Base, from_values, shapes_of
 from flowjax.recipe.flow import Recipe
@@ -139,6 +140,7 @@ class Loaded:
             )
 
 
+@fact("run", "run", "a trained run", example=lambda: {"workdir": "runs/digits"})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """Which trained run another one stands on: a teacher, a base of adapters, a codec.

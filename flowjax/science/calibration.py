@@ -44,6 +44,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 
 MODELS = ("repeated", "diverse", "snapshots")
 METHODS = ("least_squares", "spectral")
@@ -110,6 +111,7 @@ def design(
     return jnp.concatenate([left, -right.reshape(snapshots * sensors, snapshots * size)], axis=1)
 
 
+@fact("system", "self_calibration", "unknown gains and signals by linear least squares", cite="ling2016selfcalibration")
 def solve(
     measurements: Inexact[Array, "p m"],
     matrices: Inexact[Array, "..."],

@@ -38,6 +38,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 
 METHODS = ("dsa", "source_iteration")
 BOUNDARIES = ("vacuum", "reflecting")
@@ -193,6 +194,12 @@ def diffusion_correction(slab: Slab, residual: Float[Array, " I"], angles: int =
     return (f[1:] + f[:-1]) / 2
 
 
+@fact(
+    "system",
+    "slab_transport",
+    "discrete ordinates in a slab with diffusion synthetic acceleration",
+    cite="adams2002fast",
+)
 def solve(
     slab: Slab,
     *,

@@ -7,6 +7,7 @@ import numpy as np
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_positive_alpha
 from flowjax.solvers.options import check_choice
@@ -15,6 +16,7 @@ from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "adams_bashforth", "Adams-Bashforth, PLMS, iPNDM", cite="liu2022pseudo", order=2)
 @pytree
 class AdamsBashforth(Solver):
     """Explicit Adams methods of order 1 to 5.

@@ -16,9 +16,18 @@ import jax.numpy as jnp
 from flowjax import _checks
 from flowjax._captured import tracing
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.flow import Field, count, term
 from flowjax.paths.base import at_least_single, precision
 from flowjax.times import check_times
+
+for _name, _make in {
+    "tsit5": diffrax.Tsit5,
+    "dopri5": diffrax.Dopri5,
+    "dopri8": diffrax.Dopri8,
+    "bosh3": diffrax.Bosh3,
+}.items():
+    fact("runge_kutta", _name, f"diffrax's {_make.__name__}", cite="kidger2022neural")(_make)
 
 
 class OwnSteps(abc.ABC):
@@ -38,6 +47,7 @@ class OwnSteps(abc.ABC):
         """Integrates from times[0] to times[-1]; returns the entries of a `flowjax.solving.Solution`."""
 
 
+@fact("solver", "adaptive", "adaptive Runge-Kutta of diffrax (Tsit5)", cite="kidger2022neural", couples_batch=True)
 @pytree
 class Adaptive(OwnSteps):
     """An explicit Runge-Kutta solver of diffrax under PID step-size control.

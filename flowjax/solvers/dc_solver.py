@@ -9,11 +9,13 @@ import numpy as np
 
 from flowjax import _checks
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.requests import Request, Updates, keep
 from flowjax.solvers.unipc import UniPC
 
 
+@fact("solver", "dc_solver", "UniPC with calibrated dynamic compensation", cite="zhao2024dcsolver", order=2)
 @pytree
 class DCSolver(UniPC):
     """UniPC with compensation ratios; the other arguments are those of `UniPC`.

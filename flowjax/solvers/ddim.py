@@ -5,12 +5,14 @@ from typing import Any
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_noise_left
 from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "ddim", "DDIM; ancestral sampling with eta=1", cite="song2020denoising", order=1)
 @pytree
 class DDIM(Solver):
     """DDIM on the data prediction.

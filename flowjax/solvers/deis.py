@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_positive_alpha
 from flowjax.solvers.options import LOWER_ORDER_FINAL, check_choice, lowers_final_order
@@ -14,6 +15,7 @@ from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "deis", "exponential Adams-Bashforth on the noise prediction", cite="zhang2022fast", order=2)
 @pytree
 class DEIS(Solver):
     """Exponential Adams-Bashforth methods.

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from flowjax import _checks
 from flowjax._captured import tracing
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.flow import Field, count
 from flowjax.paths.base import at_least_single, precision
 from flowjax.solvers.adaptive import OwnSteps
@@ -18,6 +19,7 @@ from flowjax.solvers.options import check_choice
 from flowjax.times import check_times
 
 
+@fact("solver", "dpm_adaptive", "DPM-Solver's adaptive embedded pairs", cite="lu2022dpmsolver", couples_batch=True)
 @pytree
 class DPMAdaptive(OwnSteps):
     """DPM-Solver-12 and -23 with step-size control.

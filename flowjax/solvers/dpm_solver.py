@@ -4,6 +4,7 @@ from typing import Any
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm.multistep import multistep
 from flowjax.solvers.dpm.singlestep import singlestep
@@ -13,6 +14,7 @@ from flowjax.solvers.requests import Updates
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "dpm_solver", "DPM-Solver++ and DPM-Solver, multistep", cite="lu2022dpmsolverpp", order=2)
 @pytree
 class DPMSolver(Solver):
     """DPM-Solver ("noise" form) and DPM-Solver++ ("data" form).

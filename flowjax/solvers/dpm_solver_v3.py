@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.options import LOWER_ORDER_FINAL, check_choice
 from flowjax.solvers.requests import Updates, evaluate, keep, pairs, step
@@ -10,6 +13,20 @@ from flowjax.solvers.solver import Solver
 from flowjax.solvers.statistics import Statistics
 
 
+def _plain_statistics() -> dict[str, Any]:
+    """Statistics with which DPM-Solver-v3 is DPM-Solver++."""
+    lam = np.linspace(-12.0, 12.0, 241)
+    return {"statistics": Statistics(lam=lam, l=np.ones(241), s=np.zeros(241), b=np.zeros(241))}
+
+
+@fact(
+    "solver",
+    "dpm_solver_v3",
+    "DPM-Solver-v3, around empirical model statistics",
+    cite="zheng2023dpmsolverv3",
+    order=2,
+    example=_plain_statistics,
+)
 @pytree
 class DPMSolverV3(Solver):
     """DPM-Solver-v3.

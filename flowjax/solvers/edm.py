@@ -7,12 +7,14 @@ import numpy as np
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_noise_left
 from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "edm_heun", "EDM's sampler: Heun in sigma/alpha, optional churn", cite="karras2022elucidating", order=2)
 @pytree
 class EDMHeun(Solver):
     """EDM's stochastic or deterministic second-order sampler.

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_noise_left
 from flowjax.solvers.options import check_choice
@@ -19,6 +20,7 @@ def default_scale(k: Any) -> Any:
     return k * (np.exp(k**0.3) + 10)
 
 
+@fact("solver", "er_sde", "extended reverse SDE", cite="cui2023elucidating")
 @pytree
 class ERSDE(Solver):
     """Solver of the extended reverse SDE.

@@ -3,11 +3,13 @@
 from typing import Any
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "euler", "Euler's method on the velocity", cite="lipman2022flow", order=1)
 @pytree
 class Euler(Solver):
     """Euler's method on the velocity.

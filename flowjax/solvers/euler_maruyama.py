@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.paths.sde import as_diffusion
 from flowjax.solvers.options import check_choice
 from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
@@ -87,6 +88,7 @@ class SDESolver(Solver):
         return float(path.alpha(t)) * m + float(path.sigma(t)) * e
 
 
+@fact("solver", "euler_maruyama", "Euler-Maruyama, diffusion chosen at sampling time", cite="ma2024sit")
 @pytree
 class EulerMaruyama(SDESolver):
     """Euler-Maruyama with a diffusion chosen at sampling time.

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.flow import check_field
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.options import check_choice
@@ -11,6 +12,14 @@ from flowjax.solvers.requests import Updates, direction, evaluate, keep, pairs, 
 from flowjax.solvers.solver import Solver
 
 
+@fact(
+    "solver",
+    "flowturbo",
+    "Heun, pseudo-corrector and velocity-refiner steps",
+    cite="zhao2024flowturbo",
+    order=2,
+    example=lambda: {"blocks": "H2P4"},
+)
 @pytree
 class FlowTurbo(Solver):
     """A schedule of Heun, pseudo-corrector and refiner steps.

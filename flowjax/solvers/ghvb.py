@@ -4,6 +4,7 @@ from typing import Any
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import EQUAL_STEPS, adams_weights, coordinates
 from flowjax.solvers.options import check_choice, check_newest_weight
@@ -11,6 +12,7 @@ from flowjax.solvers.requests import Updates, direction, evaluate, keep, pairs, 
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "ghvb", "momentum inside Adams-Bashforth", cite="wizadwongsa2023diffusion", order=2)
 @pytree
 class GHVB(Solver):
     """Generalised heavy ball, for stability at few steps and strong guidance without losing the order.

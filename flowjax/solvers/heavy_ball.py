@@ -3,6 +3,7 @@
 from typing import Any
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.dpm_solver import DPMSolver
 from flowjax.solvers.options import check_choice, check_newest_weight
@@ -10,6 +11,14 @@ from flowjax.solvers.requests import Direction, Evaluate, Request, Step, Updates
 from flowjax.solvers.solver import Solver
 
 
+@fact(
+    "solver",
+    "heavy_ball",
+    "heavy-ball momentum on another solver",
+    cite="wizadwongsa2023diffusion",
+    order=1,
+    example=lambda: {"solver": DPMSolver()},
+)
 @pytree
 class HeavyBall(Solver):
     """Momentum against divergence artifacts at few steps and strong guidance.

@@ -3,11 +3,13 @@
 from typing import Any
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "heun", "Heun's method (explicit trapezoid)", cite="hairer1993solving", order=2)
 @pytree
 class Heun(Solver):
     """Heun's method on the velocity (second order).

@@ -3,11 +3,13 @@
 from typing import Any
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "midpoint", "explicit midpoint rule", cite="hairer1993solving", order=2)
 @pytree
 class Midpoint(Solver):
     """The midpoint rule on the velocity (second order).

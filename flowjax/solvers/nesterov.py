@@ -3,9 +3,19 @@
 from typing import Any
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
+from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.heavy_ball import HeavyBall
 
 
+@fact(
+    "solver",
+    "nesterov",
+    "Nesterov momentum on another solver",
+    cite="wizadwongsa2023diffusion",
+    order=1,
+    example=lambda: {"solver": AdamsBashforth(order=2)},
+)
 @pytree
 class Nesterov(HeavyBall):
     """Nesterov momentum; arguments as for `HeavyBall`.

@@ -3,11 +3,13 @@
 from typing import Any
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.requests import Updates, direction, evaluate, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "rk4", "classical Runge-Kutta method", cite="hairer1993solving", order=4)
 @pytree
 class RK4(Solver):
     """The classical fourth-order Runge-Kutta method on the velocity.

@@ -7,6 +7,7 @@ import numpy as np
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_noise_left
 from flowjax.solvers.phi import data_weight
@@ -15,6 +16,7 @@ from flowjax.solvers.requests import Updates, evaluate, noise, pairs, step
 from flowjax.solvers.solver import Solver
 
 
+@fact("solver", "sa_solver", "stochastic Adams predictor-corrector", cite="xue2023sasolver")
 @pytree
 class SASolver(Solver):
     """Stochastic Adams predictor-corrector.

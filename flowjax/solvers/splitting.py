@@ -5,6 +5,7 @@ from collections.abc import Generator
 from typing import Any
 
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.flow import check_field
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.adams_bashforth import AdamsBashforth
@@ -13,6 +14,13 @@ from flowjax.solvers.requests import Evaluate, Request, Step, Updates, pairs, st
 from flowjax.solvers.solver import Solver
 
 
+@fact(
+    "solver",
+    "splitting",
+    "one method for the field, one with momentum for its guidance: order 1",
+    cite="wizadwongsa2023accelerating",
+    example=lambda: {"guidance": None},
+)
 @pytree
 class Splitting(Solver):
     """The field by one method, its guidance by another.

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.quadrature import derivative_weights
 
 
+@fact("statistics", "statistics", "empirical model statistics", cite="zheng2023dpmsolverv3")
 @pytree
 class Statistics:
     """The curves l, s, b on points of lam.

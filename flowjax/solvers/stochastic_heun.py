@@ -5,11 +5,13 @@ from typing import Any
 import numpy as np
 
 from flowjax._pytree import part, pytree, static
+from flowjax.facts import fact
 from flowjax.solvers.euler_maruyama import SDESolver
 from flowjax.solvers.options import check_choice
 from flowjax.solvers.requests import Updates, direction, evaluate, noise, pairs, step
 
 
+@fact("solver", "stochastic_heun", "stochastic Heun, diffusion chosen at sampling time", cite="ma2024sit")
 @pytree
 class StochasticHeun(SDESolver):
     """Stochastic Heun with a diffusion chosen at sampling time.

@@ -8,6 +8,7 @@ import numpy as np
 
 from flowjax import _checks
 from flowjax._pytree import pytree, static
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_ends
 from flowjax.solvers.options import LOWER_ORDER_FINAL, check_choice
@@ -18,6 +19,7 @@ from flowjax.solvers.solver import Solver
 ORDERS = "[1, 8]"  # beyond it the weights alternate in sign and grow faster than they gain
 
 
+@fact("solver", "unipc", "unified predictor-corrector", cite="zhao2023unipc", order=2)
 @pytree
 class UniPC(Solver):
     """The unified predictor-corrector.

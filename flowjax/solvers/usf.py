@@ -8,6 +8,7 @@ import numpy as np
 
 from flowjax import _checks
 from flowjax._pytree import part, pytree
+from flowjax.facts import fact
 from flowjax.paths.base import GaussianPath
 from flowjax.solvers.ends import check_noise_left
 from flowjax.solvers.options import check_choice
@@ -21,6 +22,7 @@ from flowjax.times import check_times
 RELAXATIONS = ("midpoint", "bh1", "bh2", "+exp", "-exp")
 
 
+@fact("decision", "decision", "one step of a schedule", cite="liu2023unified")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
     """The ingredients of one step.
@@ -87,6 +89,7 @@ class Decision:
         return self.estimation or (self.order - 1,) * (self.order - 1)
 
 
+@fact("schedule", "schedule", "a searched schedule", cite="liu2023unified")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A solver as data.
@@ -144,6 +147,13 @@ class Schedule:
         return len(self.decisions) - (self.first != "network")
 
 
+@fact(
+    "solver",
+    "usf",
+    "schedules whose ingredients are chosen step by step",
+    cite="liu2023unified",
+    example=lambda: {"schedule": Schedule(times=(0.0, 0.5, 1.0), decisions=(Decision(),) * 2)},
+)
 @pytree
 class USF(Solver):
     """Runs a schedule.

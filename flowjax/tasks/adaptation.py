@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from flowjax import specs
 from flowjax.data import Source
+from flowjax.facts import fact
 from flowjax.models import lora
 from flowjax.objectives import Assembled
 from flowjax.recipe import Loaded, Recipe
@@ -17,6 +18,7 @@ from flowjax.tasks.generation import Generation
 from flowjax.training.state import TrainState
 
 
+@fact("task", "adapters", "low-rank adapters on a trained flow")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptation(Generation):
     """Trains adapters (`config.adapters`) on the network of a trained flow (`config.base`), which stays as it is.

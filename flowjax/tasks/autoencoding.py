@@ -14,12 +14,14 @@ from flax import nnx
 from flowjax import _checks, specs
 from flowjax.data import Source
 from flowjax.evaluation import Extractor, pictures
+from flowjax.facts import fact
 from flowjax.recipe import Autoencoder, Request
 from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.report import has_picture, make_judge
 from flowjax.tasks.base import Part, Task
 
 
+@fact("task", "autoencoding", "an autoencoder, with or without a discriminator", cite="rombach2021high")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoding(Task):
     """Trains an autoencoder and looks at reconstructions, always of the same examples.

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+from flowjax.facts import fact
 from flowjax.tasks.supervised import Supervised
 
 
+@fact("task", "classification", "a classifier of data with labels")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifierTraining(Supervised):
     """Trains a network that answers with one logit for each class."""

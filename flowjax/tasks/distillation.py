@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from flowjax import specs
 from flowjax._trees import flatten
 from flowjax.data import Source
+from flowjax.facts import fact
 from flowjax.paths import GaussianPath
 from flowjax.recipe import Loaded, Recipe
 from flowjax.recipe.base import shapes_of
@@ -52,6 +53,7 @@ def check_flow(what: str, loaded: Loaded, source: Any, conditions: Any) -> Recip
     return recipe
 
 
+@fact("task", "distillation", "a student of a trained flow")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation(Generation):
     """Trains a student on what a trained flow, the teacher, predicts.

@@ -13,6 +13,7 @@ from flowjax import specs
 from flowjax.conditions import of_data, with_conditions
 from flowjax.data import Source
 from flowjax.evaluation import Extractor
+from flowjax.facts import fact
 from flowjax.objectives import Coupled
 from flowjax.paths import GaussianPath
 from flowjax.recipe import Loaded, Recipe, Request
@@ -22,6 +23,7 @@ from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture
 from flowjax.tasks.base import Part, Task
 
 
+@fact("task", "generation", "a generative flow")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation(Task):
     """Trains a flow and looks at its samples, always from the same noise.

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
 
+from flowjax.facts import fact
 from flowjax.tasks.supervised import Supervised
 
 
+@fact("task", "regression", "numbers from examples")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressionTraining(Supervised):
     """Trains a network that answers with the numbers of the field "target"."""

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from flowjax import _checks, specs
+from flowjax.facts import fact
 
 
 def _check_decay(decay: float) -> None:
@@ -37,6 +38,7 @@ def _check_decay(decay: float) -> None:
         raise ValueError(f"the decay of the average must lie in [0, 1), got {decay}")
 
 
+@fact("average", "constant", "the same decay at every step", example=lambda: {"decay": 0.999})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant:
     """The same decay at every step; keeps the initial network for about 1 / (1 - decay) steps.
@@ -58,6 +60,7 @@ class Constant:
         return jnp.float32(1 - self.decay)
 
 
+@fact("average", "warmup", "a decay that rises at first", example=lambda: {"decay": 0.999})
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warmup:
     """A decay that rises as min(decay, (1 + step) / (10 + step)), so that the initial network is soon forgotten.
@@ -80,6 +83,9 @@ class Warmup:
         return 1 - jnp.minimum(self.decay, (1 + count) / (10 + count))
 
 
+@fact(
+    "average", "power", "a length that grows with training", cite="karras2023analyzing", example=lambda: {"std": 0.05}
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Power:
     """An average whose length grows with training; the initial network has no weight in it.

@@ -8,14 +8,17 @@ parameters by a factor: the first pattern that fits a parameter's path (blocks.0
 """
 
 import fnmatch
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 from flowjax import _checks
+from flowjax.facts import fact
 
 Groups = tuple[tuple[str, float], ...]
 DECAYS = ("cosine", "linear", "constant")
@@ -108,3 +111,14 @@ def optimizer(
     inner = make(schedule(rate, steps, warmup, decay, final), **(defaults | options))
     chain = inner if clip is None else optax.chain(optax.clip_by_global_norm(clip), inner)
     return grouped(chain, groups)
+
+
+for _name, _make, _summary, _cite in (
+    ("adamw", optax.adamw, "Adam with decoupled weight decay", "loshchilov2017decoupled"),
+    ("adam", optax.adam, "Adam", "kingma2014adam"),
+    ("adan", optax.adan, "adaptive Nesterov momentum", "xie2022adan"),
+    ("lion", optax.lion, "the sign of a momentum", "chen2023symbolic"),
+    ("muon", contrib.muon, "orthogonal updates of matrices, Adam for the rest", "liu2025muon"),
+    ("sgd", optax.sgd, "gradient descent, with momentum if asked for", None),
+):
+    fact("optimizer", _name, _summary, cite=_cite, more=(_make,))(functools.partial(optimizer, _make))

@@ -35,6 +35,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.video.motion import (
     Fit,
     Matrix,
@@ -223,6 +224,7 @@ class Stabilized:
     degenerate: Bool[Array, " T1"]
 
 
+@fact("system", "video_stabilization", "full-frame stabilisation from optical flow", cite="zhao2023faststab")
 def stabilize(
     frames: Float[Array, "T H W C"],
     flows: Float[Array, "T1 H W 2"],

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 
 VectorField = Callable[[Any, Any, Any], Any]
 
@@ -54,6 +55,12 @@ def ftle(gradient: Float[Array, "... d d"], duration: Any) -> Float[Array, "..."
     return jnp.log(largest_stretch(gradient)) / jnp.where((length > 0) & (length < jnp.inf), length, jnp.nan)
 
 
+@fact(
+    "system",
+    "lyapunov_exponents",
+    "finite-time Lyapunov exponents of vector fields, samplers and tracks",
+    cite="haller2015lagrangian",
+)
 def stretching(
     vector_field: VectorField, points: Float[Array, "... d"], t0: Any, t1: Any, *, steps: int, args: Any = None
 ) -> Stretching:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from flowjax._pytree import pytree
+from flowjax.facts import fact
 from flowjax.science.coherent_structures.neighbours import nearest
 
 
@@ -93,6 +94,12 @@ def baseline(chains: Chains) -> Tracks:
     return _accept(chains, _third_difference(chains))
 
 
+@fact(
+    "system",
+    "coherent_tracks",
+    "particle tracks from four frames, chosen by coherence with their neighbours",
+    cite="rahimikhojasteh2021lagrangian",
+)
 def lcti(
     chains: Chains,
     *,
