@@ -35,6 +35,14 @@ class Augment:
 
     Raises:
         ValueError: `crop` is negative.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.data import Augment
+        >>> x = np.arange(4.0).reshape(1, 1, 4, 1)
+        >>> u = np.array([[0.2, 0.0, 0.0]])  # three numbers for each image; the first below 1/2 mirrors
+        >>> Augment(flip=True)(u, x).ravel().tolist()
+        [3.0, 2.0, 1.0, 0.0]
     """
 
     flip: bool = False
@@ -76,6 +84,16 @@ class Batches:
     Raises:
         ValueError: A number outside its range, a batch that takes more than half of this machine's memory, a field of
             texts, or an augmentation of data that are not images or have fields beside labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.data import Batches, Source
+        >>> batches = Batches(Source(x=np.arange(6.0).reshape(6, 1)), batch_size=4)
+        >>> batches.batch(0)["x1"].shape
+        (4, 1)
+        >>> epoch = np.concatenate([batches.indices(step) for step in range(3)])[:6]  # 12 rows: two epochs
+        >>> sorted(epoch.tolist())
+        [0, 1, 2, 3, 4, 5]
     """
 
     source: Source

@@ -95,6 +95,16 @@ class Reader:
 
     Attributes:
         animations: Names of the animations met so far; of each the first frame was read.
+
+    Example:
+        >>> import io
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from flowjax.data.pictures import Reader
+        >>> file = io.BytesIO()
+        >>> Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(file, format="png")
+        >>> Reader(8, 1, max_pixels=1000).read(file, "black.png").shape  # cut to a square, scaled, grey
+        (8, 8, 1)
     """
 
     def __init__(self, size: int | None, channels: int, max_pixels: int):

@@ -49,6 +49,13 @@ class Records:
         shape: (N, ...).
         dtype: Of every example.
         read: Example of a row number; called from several threads.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.data import Records
+        >>> records = Records((1000, 2), np.dtype("float32"), read=lambda row: np.full(2, row))
+        >>> records[5:7].tolist()  # two rows are read
+        [[5.0, 5.0], [6.0, 6.0]]
     """
 
     shape: tuple[int, ...]

@@ -39,6 +39,14 @@ class Source:
         ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
             or outside their range, a number of labels, names or rows of a field that does not fit, or a condition that
             is no field.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.data import Source
+        >>> pixels = np.array([[0.0], [255.0]])
+        >>> source = Source(x=pixels, cond=np.array([0, 1]), num_classes=2, shift=127.5, scale=127.5)
+        >>> source.normalize(pixels).tolist()
+        [[-1.0], [1.0]]
     """
 
     x: Num[np.ndarray, "N ..."] | Records

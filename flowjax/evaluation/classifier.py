@@ -36,6 +36,14 @@ class Classifier:
         accuracy: Fraction of the real examples kept out of its training that it recognises.
         digest: First 8 hexadecimal digits of a hash of its weights. Distances in the features of classifiers
             with different digests cannot be compared.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.evaluation import train_classifier
+        >>> x, cond = np.concatenate([np.zeros((10, 2)), np.ones((10, 2))]), np.repeat([0, 1], 10)
+        >>> judge = train_classifier(x + 0.01 * np.arange(20)[:, None], cond, num_classes=2)
+        >>> judge.accuracy, judge.predict(np.array([[0.0, 0.0], [1.0, 1.0]])).tolist()
+        (1.0, [0, 1])
     """
 
     machine: SVC

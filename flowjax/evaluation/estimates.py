@@ -8,7 +8,15 @@ from scipy import stats
 
 
 class Estimate(NamedTuple):
-    """`value` with a 95 % confidence interval from `low` to `high`."""
+    """`value` with a 95 % confidence interval from `low` to `high`.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.evaluation import estimates
+        >>> estimate = estimates.mean(np.array([1.0, 2.0, 3.0]))
+        >>> round(estimate.value, 2), round(estimate.low, 2), round(estimate.high, 2)
+        (2.0, -0.48, 4.48)
+    """
 
     value: float
     low: float

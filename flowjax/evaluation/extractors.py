@@ -30,7 +30,18 @@ _STANDARD = 5000  # examples whose activations are standardised
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Features of examples in the data's own scale, and a name for exactly these features."""
+    """Features of examples in the data's own scale, and a name for exactly these features.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.evaluation import Extractor
+        >>> class Sums:
+        ...     digest = "sums"
+        ...     def features(self, x):
+        ...         return x.reshape(len(x), -1).sum(axis=1, keepdims=True)
+        >>> isinstance(Sums(), Extractor), Sums().features(np.ones((2, 3))).tolist()
+        (True, [[3.0], [3.0]])
+    """
 
     @property
     def digest(self) -> str:
@@ -42,7 +53,14 @@ class Extractor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """The numbers themselves, for points and other small examples."""
+    """The numbers themselves, for points and other small examples.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.evaluation import Raw
+        >>> Raw().features(np.ones((5, 2, 2))).shape
+        (5, 4)
+    """
 
     digest: str = "raw"
 
@@ -101,6 +119,19 @@ class ImageClassifier:
         spread: Standard deviation of them.
         accuracy: Fraction of the examples kept out of its training that it recognises.
         digest: First 8 hexadecimal digits of a hash of its weights.
+
+    Example:
+        >>> import numpy as np
+        >>> from flax import nnx
+        >>> class Means(nnx.Module):  # in the place of trained convolutions
+        ...     def __init__(self):
+        ...         self.head = nnx.Linear(1, 10, rngs=nnx.Rngs(0))
+        ...     def features(self, x):
+        ...         return x.mean((1, 2))
+        >>> judge = ImageClassifier(Means(), 0.5, 0.25, np.zeros(1), np.ones(1), accuracy=0.1, digest="means")
+        >>> x = np.ones((2, 8, 8, 1))
+        >>> judge.features(x).tolist(), judge.predict(x).shape
+        ([[2.0], [2.0]], (2,))
     """
 
     network: Any
@@ -225,7 +256,15 @@ def default_extractor(source: Source, seed: int = 0) -> Extractor:
 
 @dataclasses.dataclass(frozen=True)
 class Foreign:
-    """Features of somebody else's network, from `load_extractor`; `digest` begins the hash of the weights' file."""
+    """Features of somebody else's network, from `load_extractor`; `digest` begins the hash of the weights' file.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.evaluation import Foreign
+        >>> extractor = Foreign(lambda x: x.mean(axis=(1, 2, 3))[:, None], digest="means")
+        >>> extractor.features(np.ones((3, 4, 4, 1))).tolist()
+        [[1.0], [1.0], [1.0]]
+    """
 
     function: Callable[[Any], Any]
     digest: str

@@ -19,6 +19,14 @@ class TwoSample(NamedTuple):
         low: Lower end of the 95 % interval of the accuracy.
         high: Upper end.
         p_value: Probability of at least this accuracy if both samples have the same law.
+
+    Example:
+        >>> import numpy as np
+        >>> from flowjax.evaluation import two_sample_test
+        >>> a = np.random.default_rng(0).normal(size=(100, 2))
+        >>> result = two_sample_test(a, a + 5.0)
+        >>> result.accuracy, result.p_value < 1e-6
+        (1.0, True)
     """
 
     accuracy: float

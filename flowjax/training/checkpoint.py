@@ -35,7 +35,18 @@ Like = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what was written, or is of no use."""
+    """A checkpoint that is not what was written, or is of no use.
+
+    Example:
+        >>> import tempfile
+        >>> from flowjax.training.checkpoint import Damaged, Store
+        >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+        ...     try:
+        ...         store.get(7, {})
+        ...     except Damaged as error:
+        ...         print("damaged" in str(error))
+        True
+    """
 
 
 def _checksum(array: jax.Array, ordered: bool) -> jax.Array:
@@ -128,6 +139,17 @@ class Store:
 
     Raises:
         FileNotFoundError: `write` is False and there is no such folder.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> from flowjax.training import Store
+        >>> trees = {"network": {"w": jnp.ones(2)}}
+        >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
+        ...     store.put(10, trees, score=0.5)
+        ...     store.wait()
+        ...     store.latest, store.get(10, trees)["network"]["w"].tolist()
+        (10, [1.0, 1.0])
     """
 
     def __init__(self, folder: str | Path, keep: int | None = None, write: bool = True):
@@ -329,6 +351,13 @@ class Checkpoints(Store):
     Attributes:
         damaged: Steps of the damaged checkpoints that `restore` passed over and removed.
         damage: What is wrong with the newest of them.
+
+    Example:
+        >>> import tempfile
+        >>> from flowjax.training import Checkpoints
+        >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder, keep=2) as checkpoints:
+        ...     checkpoints.latest is None, checkpoints.damaged  # a run that begins
+        (True, [])
     """
 
     def __init__(self, folder: str | Path, keep: int = 2):

@@ -48,6 +48,12 @@ class Constant:
 
     Raises:
         ValueError: `decay` is outside [0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flowjax.training import ema
+        >>> round(float(ema.Constant(decay=0.999).weight(jnp.int32(0))), 4)
+        0.001
     """
 
     decay: float
@@ -70,6 +76,13 @@ class Warmup:
 
     Raises:
         ValueError: `decay` is outside [0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flowjax.training import ema
+        >>> law = ema.Warmup(decay=0.999)
+        >>> [round(float(law.weight(jnp.int32(step))), 4) for step in (0, 100, 100_000)]
+        [0.9, 0.0818, 0.001]
     """
 
     decay: float
@@ -96,6 +109,13 @@ class Power:
 
     Raises:
         ValueError: `std` is outside its range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flowjax.training import ema
+        >>> law = ema.Power(std=0.1)
+        >>> round(law.exponent, 2), float(law.weight(jnp.int32(0)))  # the first step replaces the initial network
+        (6.94, 1.0)
     """
 
     std: float

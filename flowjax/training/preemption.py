@@ -20,6 +20,12 @@ class Preemption:
 
     Attributes:
         cause: "SIGTERM" or "Ctrl-C".
+
+    Example:
+        >>> from flowjax.training import Preemption
+        >>> with Preemption() as stop:
+        ...     stop.reached(1)  # no signal has come
+        False
     """
 
     def __init__(self):

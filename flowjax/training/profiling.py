@@ -16,6 +16,13 @@ class Profile:
 
     Raises:
         ValueError: `span` is not of this form.
+
+    Example:
+        >>> from flowjax.training import Profile
+        >>> with Profile("5:9", folder="trace") as profile:
+        ...     for step in range(1, 4):  # ends before step 5: nothing is recorded
+        ...         profile.before(step)
+        ...         profile.after(step, state=())
     """
 
     def __init__(self, span: str | None, folder: str | Path):

@@ -39,6 +39,14 @@ class TrainState:
         memory: What the objective remembers, otherwise None.
         counts: For each label its updates, its bad steps in a row up to now, and all its bad steps; int32, (3,). A step
             is bad where the loss, or the label's gradient or new network, is not finite.
+
+    Example:
+        >>> import optax
+        >>> from flax import nnx
+        >>> from flowjax.training import create_state, make_mesh
+        >>> state = create_state(lambda: nnx.Linear(2, 1, rngs=nnx.Rngs(0)), optax.sgd(0.1), make_mesh())
+        >>> int(state.step), list(state.averages), state.counts["network"].tolist()
+        (0, ['average'], [0, 0, 0])
     """
 
     step: Int[Array, ""]

@@ -30,6 +30,16 @@ class Lock:
 
     Raises:
         ValueError: Another process holds it, which the message names; or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from flowjax.training.workdir import Lock
+        >>> with tempfile.TemporaryDirectory() as folder, Lock(folder):
+        ...     try:
+        ...         Lock(folder).__enter__()  # as a second run would
+        ...     except ValueError as error:
+        ...         print("is in use" in str(error))
+        True
     """
 
     def __init__(self, folder: str | Path, name: str = "train"):

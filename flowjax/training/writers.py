@@ -63,6 +63,14 @@ class Writer:
         console: For other output, so that it does not tear the bar.
         last: The newest report, empty before the first.
         losses: The reported losses since it was last emptied.
+
+    Example:
+        >>> from flowjax.training.writers import Writer
+        >>> writer = Writer("run", steps=100, batch=32, active=False)  # True writes run/metrics.jsonl and shows the bar
+        >>> writer.report(10, {"loss": 0.5})
+        >>> writer.last, writer.losses
+        ({'step': 10, 'loss': 0.5}, [0.5])
+        >>> writer.close()
     """
 
     def __init__(self, workdir: str | Path, steps: int, batch: int, start: int = 0, active: bool = True):
