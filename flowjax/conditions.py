@@ -38,6 +38,12 @@ class Label:
 
     Raises:
         ValueError: No class, or another number of names.
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> label = fj.conditions.Label.learn(np.array([0, 2, 1]), names=("cat", "dog", "owl"))
+        >>> label.classes, int(label.null)
+        (3, 3)
     """
 
     classes: int
@@ -121,6 +127,12 @@ class Vector:
 
     Raises:
         ValueError: A length below 1.
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> wind = fj.conditions.Vector.learn(np.ones((5, 3), np.float32))
+        >>> wind.dim, wind.null.tolist(), wind.struct.shape
+        (3, [0.0, 0.0, 0.0], (3,))
     """
 
     dim: int
@@ -204,6 +216,12 @@ class Text:
 
     Raises:
         ValueError: Words that are none, a length below 1, or too many examples.
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> text = fj.conditions.Text.learn(np.array(["a red cross", "a blue cross"]))
+        >>> text.length, text.tokenizer.decode(text.encode(np.array(["a red cross"])))
+        (3, ['a red cross'])
     """
 
     words: tuple[str, ...]

@@ -43,6 +43,12 @@ class Finding:
         value: What was found.
         status: "ok", "note" (works, but worth knowing) or "problem" (something essential does not work).
         advice: What to do about it; empty if nothing.
+
+    Example:
+        >>> from flowjax import doctor
+        >>> finding = doctor.python_version()[0]
+        >>> finding.name, finding.status
+        ('python', 'ok')
     """
 
     name: str

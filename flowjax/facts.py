@@ -21,6 +21,12 @@ class Reference:
         year: the year.
         url: an address that stays, of arXiv or a DOI.
         text: the entry as the file has it.
+
+    Example:
+        >>> import flowjax as fj
+        >>> reference = fj.catalogue.solvers["unipc"].reference
+        >>> reference.year, reference.url
+        (2023, 'https://arxiv.org/abs/2302.04867')
     """
 
     key: str
@@ -77,6 +83,12 @@ class Entry:
         more: whatever else takes the options that `make` passes on.
         fixed: options that this name stands for.
         tasks: of an objective, the tasks (`flowjax.tasks`) in which it makes sense.
+
+    Example:
+        >>> import flowjax as fj
+        >>> heun = fj.catalogue.solvers["heun"]
+        >>> heun.order, heun.stochastic, heun.evaluations(10)
+        (2, False, 20)
     """
 
     make: Callable[..., Any]

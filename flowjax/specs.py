@@ -227,7 +227,16 @@ def table_of(kind: str) -> Mapping[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One argument of a constructor: the kind of spec it takes, if any, and its default, or that it has none."""
+    """One argument of a constructor: the kind of spec it takes, if any, and its default, or that it has none.
+
+    Example:
+        >>> import flowjax as fj
+        >>> options = fj.specs.options_of(fj.specs.find("solver", "dpm_solver"))
+        >>> options["order"].default, options["order"].required
+        (2, False)
+        >>> fj.specs.options_of(fj.specs.find("solver", "heavy_ball"))["solver"].kind
+        'solver'
+    """
 
     kind: str | None
     required: bool

@@ -25,6 +25,13 @@ class Calibrated:
         solver: the solver, or None for that of the recipe.
         times: the times to sample at.
         start: the map that the start states come from, in place of `path.start`, or None.
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flowjax.calibration.use import Calibrated
+        >>> found = Calibrated(solver=fj.solvers.UniPC(order=2), times=fj.times.uniform(8))
+        >>> found.start is None, len(found.times)
+        (True, 9)
     """
 
     solver: Solver | None

@@ -97,6 +97,15 @@ class CloudClassification:
         mesh: Devices, among which test clouds are split.
         size: Number of test clouds, drawn independently of the training clouds.
         levels: Levels of the corruptions, each in 0..4.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.data import shapes
+        >>> from flowjax.training import make_mesh
+        >>> source = shapes.source(size=24, points=32)
+        >>> system = CloudClassification(source=source, network={"width": 16}, mesh=make_mesh(), key_points=8)
+        >>> system.objective.smoothing, system.levels
+        (0.2, (0, 2, 4))
     """
 
     source: Source
@@ -211,6 +220,18 @@ class Clouds(Task):
     Attributes:
         protocol: Whether the sampling protocol is used.
         key_points: Number of groups.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.configs.base import base, spec
+        >>> from flowjax.data import shapes
+        >>> from flowjax.tasks import make_task
+        >>> from flowjax.training import make_mesh
+        >>> network, objective = spec("pointnet", width=16), spec("classification", smoothing=0.2)
+        >>> config = base("clouds", data=spec("shapes"), network=network, objective=objective)
+        >>> task = make_task(config, shapes.source(size=24, points=32), make_mesh(), jax.random.key(0))
+        >>> list(task.networks()), task.objective.smoothing
+        (['network'], 0.2)
     """
 
     protocol: bool = True

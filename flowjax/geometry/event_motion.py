@@ -62,6 +62,14 @@ class LineMotion:
         degenerate: True if the events do not determine the result: fewer than five, crowded, no motion, or one along
             the line or towards it, for which e1 and e3 are arbitrary; as many of them in front of the camera as
             behind it; for `ransac`, no more inliers than chance gives.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.geometry import event_simulation
+        >>> scene = jax.jit(lambda key: event_simulation.simulate(key, lines=2, events=5))(jax.random.key(0))
+        >>> lines = jax.jit(jax.vmap(solve_line))(scene.bearings, scene.t)
+        >>> abs((lines.e1 * scene.direction).sum(-1)).round(2).tolist()  # the cosine of the angle, but for its sign
+        [1.0, 1.0]
     """
 
     e1: Float[Array, "*batch 3"]
@@ -95,6 +103,14 @@ class Velocity:
         direction: Unit vector.
         degenerate: True if the lines do not determine it: fewer than two usable ones, or all parallel, as far as the
             errors of the lines can tell.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.geometry import event_simulation
+        >>> scene = jax.jit(lambda key: event_simulation.simulate(key, lines=2, events=5))(jax.random.key(0))
+        >>> found = jax.jit(lambda scene: average(jax.vmap(solve_line)(scene.bearings, scene.t)))(scene)
+        >>> round(float((found.direction * scene.velocity).sum() / 0.5), 2)  # the cosine of the angle between them
+        1.0
     """
 
     direction: Float[Array, "*batch 3"]

@@ -26,6 +26,13 @@ class Scene:
         foot: Their nearest points to the camera at t = 0, metres.
         outlier: True for events put at random places.
         visible: True for lines wholly in front of the camera where there are events.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.geometry import event_simulation
+        >>> scene = jax.jit(lambda key: event_simulation.simulate(key, lines=2, events=5))(jax.random.key(0))
+        >>> scene.pixels.shape, round(float((scene.velocity**2).sum()), 3)  # 0.5 metres per second
+        ((2, 5, 2), 0.25)
     """
 
     pixels: Float[Array, "L N 2"]

@@ -41,6 +41,15 @@ class Autoencoder(Base):
 
     Its network has `encode(x) -> (mean, log variance)` and `decode(z)`, of normalised examples and plain latents z. The
     scale of latents is not part of it: whoever trains on them measures and keeps it (`flowjax.recipe.Codec`).
+
+    Example:
+        >>> from flax import nnx
+        >>> options = {"image_shape": (8, 8, 1), "channels": 8, "multipliers": (1, 2), "groups": 4, "latent": 3}
+        >>> scale = {"shift": 8.0, "scale": 8.0, "low": 0.0, "high": 16.0}
+        >>> network, digits = {"name": "autoencoder", "options": options}, {"name": "digits", "options": {}}
+        >>> recipe = Autoencoder(network=network, data=digits, shape=(8, 8, 1), num_classes=10, **scale)
+        >>> recipe.latent_shape(nnx.eval_shape(lambda: recipe.build_network(nnx.Rngs(0))))
+        (4, 4, 3)
     """
 
     kind: str = "autoencoder"

@@ -30,6 +30,12 @@ class Samples:
         cond: (N,) labels, a dict of conditions by name with texts as texts, or None.
         evaluations: Solver evaluations per sample that reached a network; a guided pair is one.
         network_calls: Network rows per sample; a guided pair is two.
+
+    Example:
+        >>> import numpy as np
+        >>> samples = Samples(x=np.array([[1.0], [np.nan]]), cond=None, evaluations=20, network_calls=40)
+        >>> samples.bad, samples.network_calls // samples.evaluations  # guided: two rows for each evaluation
+        (1, 2)
     """
 
     x: Float[np.ndarray, "N ..."]
@@ -58,6 +64,11 @@ class Request:
         guidance: A scale, or the spec of a rule.
         fields: Specs of fields around the flow, the first innermost.
         calibration: A file of `flowjax.calibrate`, which brings solver and times.
+
+    Example:
+        >>> request = Request(num=100, steps=8, solver="dpm_solver(order=3)", guidance=4.0)
+        >>> request.steps, request.times  # None: the grid is the recipe's
+        (8, None)
     """
 
     num: int = 100
@@ -90,6 +101,11 @@ class Base(abc.ABC):
         runs: Other runs that this one needs, by label: {"workdir": where, as seen from this one's, "model": the hash of
             its weights, "recipe": its own recipe}. Only weights are read there, and others are refused.
         kind: Which kind of recipe it is.
+
+    Example:
+        >>> from flowjax.recipe import KINDS
+        >>> sorted(KINDS)
+        ['autoencoder', 'chain', 'flow', 'regression']
     """
 
     network: Mapping[str, Any]

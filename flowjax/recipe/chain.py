@@ -24,6 +24,22 @@ class Chain(Base):
         stages: Labels of `runs`, in order.
         into: For each stage but the first, where the samples before it go: "start" (it begins from them) or the name of
             one of its conditions.
+
+    Example:
+        >>> import dataclasses
+        >>> import flowjax as fj
+        >>> mlp = {"name": "mlp", "options": {"dim": 2, "width": 8}}
+        >>> law = {"name": "toy2d", "options": {"law": "moons"}}
+        >>> scale = {"shift": 0.0, "scale": 1.0, "low": None, "high": None}
+        >>> of_data = {"data": law, "shape": (2,), "num_classes": None, **scale}
+        >>> path, solver = {"name": "linear", "options": {}}, {"name": "heun", "options": {}}
+        >>> first = fj.Recipe(network=mlp, prediction="velocity", path=path, solver=solver, steps=10, **of_data)
+        >>> second = dataclasses.replace(first, start={"name": "data", "options": {"field": "x0"}})
+        >>> runs = {"a": first, "b": second}
+        >>> runs = {k: {"workdir": k, "model": "", "recipe": dataclasses.asdict(recipe)} for k, recipe in runs.items()}
+        >>> chain = Chain(network={}, stages=("a", "b"), into=("start",), runs=runs, **of_data)
+        >>> [recipe.start is None for recipe in chain.recipes]  # the second begins from what the first samples
+        [True, False]
     """
 
     stages: tuple[str, ...]

@@ -60,6 +60,19 @@ class Recipe(Base):
     Raises:
         ValueError: An unknown name, unknown, missing or wrong options, a number outside its range, or a network with
             fewer classes than the data.
+
+    Example:
+        >>> import flowjax as fj
+        >>> from flax import nnx
+        >>> mlp = {"name": "mlp", "options": {"dim": 2, "width": 8}}
+        >>> law = {"name": "toy2d", "options": {"law": "moons"}}
+        >>> scale = {"shift": 0.0, "scale": 1.0, "low": None, "high": None}
+        >>> of_data = {"data": law, "shape": (2,), "num_classes": None, **scale}
+        >>> path, solver = {"name": "linear", "options": {}}, {"name": "heun", "options": {}}
+        >>> recipe = fj.Recipe(network=mlp, prediction="velocity", path=path, solver=solver, steps=10, **of_data)
+        >>> flow = recipe.flow(recipe.build_network(nnx.Rngs(0)))
+        >>> flow.prediction, recipe.build_path()
+        ('velocity', Linear(sigma_min=0.0))
     """
 
     path: Mapping[str, Any]

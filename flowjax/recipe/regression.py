@@ -28,6 +28,17 @@ class RegressionRecipe(Base):
         answer: Shape of one answer.
         held_out: Part of the data that training has not seen, in (0, 1).
         seed: Of the choice of this part.
+
+    Example:
+        >>> from flax import nnx
+        >>> encoder = {"name": "image", "options": {"image_shape": (8, 8, 1), "dim": 16}}
+        >>> network = {"name": "readout", "options": {"encoder": encoder, "outputs": 10}}
+        >>> scale = {"shift": 8.0, "scale": 8.0, "low": 0.0, "high": 16.0}
+        >>> digits = {"data": {"name": "digits", "options": {}}, "shape": (8, 8, 1), "num_classes": 10, **scale}
+        >>> recipe = RegressionRecipe(network=network, answers="classes", answer=(10,), held_out=0.1, **digits)
+        >>> recipe.check_networks({"network": nnx.eval_shape(lambda: recipe.build_network(nnx.Rngs(0)))})
+        >>> recipe.kind, recipe.label
+        ('regression', 'network')
     """
 
     answers: str

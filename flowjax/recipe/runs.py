@@ -115,6 +115,12 @@ class Loaded:
         networks: By label.
         recipe: Its recipe.
         model: The hash of its weights in their own precision.
+
+    Example:
+        >>> from pathlib import Path
+        >>> loaded = Loaded(workdir=Path("runs/digits"), networks={}, recipe=Run(workdir="runs/digits"), model="00ff")
+        >>> loaded.entry("runs/student")["workdir"]  # as seen from there
+        '../digits'
     """
 
     workdir: Path
@@ -153,6 +159,11 @@ class Run:
 
     Raises:
         ValueError: No folder is named, an unknown `which`, or a type that is none.
+
+    Example:
+        >>> run = Run(workdir="runs/digits", which="best", dtype="bfloat16")  # run.load() reads it
+        >>> run.which, run.average
+        ('best', None)
     """
 
     workdir: str

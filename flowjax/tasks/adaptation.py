@@ -26,6 +26,12 @@ class Adaptation(Generation):
     Path, network, prediction and normalisation are those of the base. Its weights are arguments of a training step, in
     their own or a given precision; the checkpoints hold the adapters alone, and the recipe names the run they belong to
     with the hash of its weights.
+
+    Example:
+        >>> from flowjax.configs.base import base, spec
+        >>> config = base("adapters", data=spec("digits"), base=spec("run", workdir="runs/digits"))
+        >>> set(Adaptation.sections) <= set(config), config.adapters.name, config.adapters.options.rank
+        (True, 'lora', 4)
     """
 
     sections: ClassVar[tuple[str, ...]] = ("base", "adapters", "objective", "coupling", "sample")

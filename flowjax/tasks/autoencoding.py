@@ -29,6 +29,19 @@ class Autoencoding(Task):
     Attributes:
         num: Examples that are measured.
         batch: Examples that are measured at once.
+
+    Example:
+        >>> import jax
+        >>> from flowjax import data
+        >>> from flowjax.configs.base import base, spec
+        >>> from flowjax.tasks import make_task
+        >>> from flowjax.training import make_mesh
+        >>> network = spec("autoencoder", image_shape=(8, 8, 1), channels=8, multipliers=(1, 2), groups=4)
+        >>> objective = spec("autoencoding", adversary=None)
+        >>> config = base("autoencoding", data=spec("digits"), network=network, objective=objective)
+        >>> task = make_task(config, data.digits(), make_mesh(), jax.random.key(0))
+        >>> list(task.networks()), task.recipe.kind
+        (['autoencoder'], 'autoencoder')
     """
 
     num: int = 1000

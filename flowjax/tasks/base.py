@@ -29,6 +29,14 @@ class Part:
         averaged: Whether sampling uses an average of it.
         start: Initial weights in place of those that `build` makes, a tree like it (arguments of the state's creation,
             never constants of a program), or None.
+
+    Example:
+        >>> import optax
+        >>> from flax import nnx
+        >>> from flowjax.models import MLP
+        >>> part = Part(build=lambda rngs: MLP(2, width=8, rngs=rngs), optimizer=optax.adam(1e-3))
+        >>> part.averaged, nnx.eval_shape(lambda: part.build(nnx.Rngs(0))).embed.kernel.shape
+        (True, (2, 8))
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
@@ -48,6 +56,17 @@ class Task(abc.ABC):
         key: Of all noise in pictures and measurements, so that they can be compared.
         sections: Names of the sections of the config that are read, beside those of every config.
         metrics: What the best checkpoint may be chosen by, beside the loss: 1 where small is good, -1 where large is.
+
+    Example:
+        >>> import jax
+        >>> from flowjax import data
+        >>> from flowjax.configs.base import base, spec
+        >>> from flowjax.tasks import make_task
+        >>> from flowjax.training import make_mesh
+        >>> config = base(data=spec("toy2d", law="spiral"), network=spec("mlp", dim=2, width=8))
+        >>> task = make_task(config, data.toy2d("spiral", size=60), make_mesh(), jax.random.key(0))
+        >>> type(task).__name__, list(task.networks()), task.training.x.shape
+        ('Generation', ['network'], (60, 2))
     """
 
     config: ConfigDict

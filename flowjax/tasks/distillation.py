@@ -69,6 +69,12 @@ class Distillation(Generation):
             `guidance=True`).
         start: Whether the student starts from the teacher's weights, where it has parameters of the same names and
             shapes; others start as in a new network.
+
+    Example:
+        >>> from flowjax.configs.base import base, spec
+        >>> config = base("distillation", data=spec("digits"), teacher=spec("run", workdir="runs/digits"))
+        >>> set(Distillation.sections) <= set(config), config.objective.name
+        (True, 'teacher_regression')
     """
 
     guidance: Any = None

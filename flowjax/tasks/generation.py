@@ -34,6 +34,17 @@ class Generation(Task):
             classes.
         partner: The network that an objective of two trains beside the flow's, from the catalogue: the interpolant of
             `SchroedingerBridge`, on pairs that are concatenated along the last axis.
+
+    Example:
+        >>> import jax
+        >>> from flowjax import data
+        >>> from flowjax.configs.base import base, spec
+        >>> from flowjax.tasks import make_task
+        >>> from flowjax.training import make_mesh
+        >>> config = base(data=spec("toy2d", law="spiral"), network=spec("mlp", dim=2, width=8))
+        >>> task = make_task(config, data.toy2d("spiral", size=60), make_mesh(), jax.random.key(0))
+        >>> type(task.objective).__name__, task.objective.prediction, task.recipe.solver["name"]
+        ('FlowMatching', 'velocity', 'heun')
     """
 
     conditions: Mapping[str, Any] | None = None

@@ -23,6 +23,11 @@ class Supervised(Task):
 
     Attributes:
         held_out: Part of the data that training does not see, in (0, 1).
+
+    Example:
+        >>> from flowjax.tasks import ClassifierTraining, RegressionTraining
+        >>> [task.answers for task in (ClassifierTraining, RegressionTraining)], sorted(RegressionTraining.metrics)
+        (['classes', 'values'], ['mae', 'mse', 'r2'])
     """
 
     held_out: float = 0.1

@@ -22,6 +22,13 @@ class Clip:
         motions: True (theta, log s, dx, dy) between frames.
         path: True camera path.
         waves: The painting: sums of waves with wave vector (2), phase and three colours.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.video import clips
+        >>> clip = jax.eval_shape(lambda key: clips.shaken(key, frames=4, height=8, width=8), jax.random.key(0))
+        >>> clip.frames.shape, clip.flows.shape
+        ((4, 8, 8, 3), (3, 8, 8, 2))
     """
 
     frames: Float[Array, "T H W 3"]

@@ -52,6 +52,12 @@ class Fit:
         degenerate: True where fewer than 3 pixels (or only collinear ones) have weight, and where what the map makes of
             the frame is no larger than what the map misses: flow that collapses, mirrors or is of no such kind. The
             map is then the identity.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> fit = jax.jit(fit_motion)(jnp.ones((8, 8, 2)))  # everything moves by one pixel along both axes
+        >>> bool(fit.degenerate), [round(float(m), 3) for m in fit.motion[2:]]
+        (False, [1.0, 1.0])
     """
 
     matrix: Float[Array, "*batch 3 3"]

@@ -147,6 +147,13 @@ class Metrics:
         distortion: Smallest ratio of the eigenvalues (modulus) of the linear parts; 1 for similarities.
         stability: Share of low frequencies (bins 1 to 5, without the mean) in translation and rotation. Below a
             thousandth of a pixel or degree (root mean square) there is no motion: 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> still = jnp.broadcast_to(jnp.eye(3), (8, 3, 3))
+        >>> found = jax.jit(metrics)(still, still[:7])
+        >>> float(found.cropping), float(found.distortion), float(found.stability)
+        (1.0, 1.0, 1.0)
     """
 
     cropping: Float[Array, ""]
@@ -212,6 +219,14 @@ class Stabilized:
         jerk: Of the path before and after each round.
         metrics: Cropping, distortion, stability; NaN if no motion at all could be fitted.
         degenerate: True for frames whose motion could not be fitted and was taken as none.
+
+    Example:
+        >>> import jax
+        >>> from flowjax.video import clips
+        >>> clip = jax.eval_shape(lambda key: clips.shaken(key, frames=4, height=8, width=8), jax.random.key(0))
+        >>> result = jax.eval_shape(stabilize, clip.frames, clip.flows, clip.confidences)
+        >>> result.frames.shape, result.jerk.shape  # of the path, and after each of two rounds
+        ((4, 8, 8, 3), (3,))
     """
 
     frames: Float[Array, "T h w C"]

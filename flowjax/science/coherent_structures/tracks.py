@@ -20,6 +20,15 @@ class Chains:
         links: index into frames 1, 2 and 3, (N, K, 3).
         positions: of the chain in all frames, (N, K, 4, d).
         valid: whether the candidate exists, (N, K).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> first = jnp.array([[0.0, 0.0], [5.0, 0.0]])
+        >>> frames = jnp.stack([first + 0.1 * step for step in range(4)])
+        >>> find = lambda x: candidates(x, search_radius=1.0, prediction_radius=0.5, counts=(2, 1, 1))
+        >>> chains = jax.jit(find)(frames)
+        >>> chains.links.shape, chains.valid[:, 0].tolist()
+        ((2, 2, 3), [True, True])
     """
 
     links: Int[Array, "N K 3"]
@@ -36,6 +45,14 @@ class Tracks:
         positions: in the four frames, the first frame's where untracked, (N, 4, d).
         accepted: False where untracked, (N,).
         cost: of the chosen chain, infinite where there is none, (N,).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> first = jnp.array([[0.0, 0.0], [5.0, 0.0]])
+        >>> frames = jnp.stack([first + 0.1 * step for step in range(4)])
+        >>> find = lambda x: baseline(candidates(x, search_radius=1.0, prediction_radius=0.5, counts=(2, 1, 1)))
+        >>> jax.jit(find)(frames).links.tolist()  # each stays itself
+        [[0, 0, 0], [1, 1, 1]]
     """
 
     links: Int[Array, "N 3"]
