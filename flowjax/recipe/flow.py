@@ -1,10 +1,9 @@
 """The recipe of a flow: what sampling from it needs besides the weights."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +12,21 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from flowjax import _checks, evaluation, specs
+from flowjax import evaluation, specs
 from flowjax.calibration.use import calibrated
-from flowjax.conditions import Label, resized, with_conditions
+from flowjax.conditions import resized
 from flowjax.data import Source
-from flowjax.fields import Embedded, InterpolantFlow, guide
-from flowjax.flow import Field, Flow
-from flowjax.guidance import CFG, Rule
+from flowjax.flow import Field
 from flowjax.keys import noise
-from flowjax.models import lora
-from flowjax.paths import PREDICTIONS, GaussianPath
-from flowjax.recipe.autoencoder import Autoencoder, decode
-from flowjax.recipe.base import Base, Request, Samples, compare, from_values, shapes_of, traced
-from flowjax.solvers.euler_maruyama import SDESolver
+from flowjax.recipe.autoencoder import decode
+from flowjax.recipe.base import Request, Samples, compare
+from flowjax.recipe.definition import Definition
 from flowjax.solving import solve
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe(Base):
+class Recipe(Definition):
     """How to rebuild a trained flow and how it is sampled by default; further attributes are those of `Base`.
 
     Attributes:
@@ -74,301 +69,6 @@ class Recipe(Base):
         >>> flow.prediction, recipe.build_path()
         ('velocity', Linear(sigma_min=0.0))
     """
-
-    path: Mapping[str, Any]
-    prediction: str
-    solver: Mapping[str, Any]
-    steps: int
-    guidance: float | Mapping[str, Any] = 1.0
-    times: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform", "options": {}})
-    fields: tuple[Mapping[str, Any], ...] = ()
-    conditions: Mapping[str, Any] | None = None
-    start: Mapping[str, Any] | None = None
-    head: str | int | None = None
-    embedded: tuple[float, float] | None = None
-    diffusion: float | None = None
-    stored_as: str = "network"
-    codec: Mapping[str, Any] | None = None
-    adapters: Mapping[str, Any] | None = None
-    kind: str = "flow"
-
-    specs: ClassVar[tuple[str, ...]] = ("network", "data", "path", "solver", "times")
-
-    def __post_init__(self) -> None:
-        """Checks names and numbers."""
-        super().__post_init__()
-        _checks.whole(_checks.STEPS, steps=self.steps)
-        two_sided = not isinstance(self.build_path(), GaussianPath)
-        _checks.choose("prediction", self.prediction, ("velocity", "forward_drift") if two_sided else PREDICTIONS)
-        if (self.prediction == "forward_drift") != (self.diffusion is not None):
-            raise ValueError("a forward drift has its diffusion, and only a forward drift")
-        _checks.real("(0, inf)", diffusion=1.0 if self.diffusion is None else self.diffusion)
-        if two_sided and self.start is None:
-            raise ValueError("a path between two laws needs start, the field of the data where sampling starts")
-        if self.embedded is not None:
-            _checks.real("[0, inf)", **dict(zip(("embedded[0]", "embedded[1]"), self.embedded, strict=True)))
-        self.build_rule()
-        self.build_times()
-        self.build_solver()
-        for spec in self.fields:
-            specs.find("field", spec["name"])
-        if self.adapters is not None:
-            specs.find("adapters", self.adapters["name"])
-            if "base" not in self.runs:
-                raise ValueError("adapters need the run 'base', whose network they are for")
-        self._check_codec()
-        known = self.network["options"].get("num_classes")
-        if self.num_classes is not None and self.conditions is None and (known is None or known < self.num_classes):
-            raise ValueError(
-                f"the data have {self.num_classes} classes, but the network is built with num_classes={known}; "
-                f"set num_classes={self.num_classes} in its options, or read the data without labels"
-            )
-        self.balanced(1)  # builds the conditions
-
-    def _check_codec(self) -> None:
-        if self.codec is None:
-            return
-        if set(self.codec) != {"shape", "shift", "scale"}:
-            raise ValueError(f"codec must have shape, shift and scale, got {self.codec!r}")
-        _checks.sizes(**{"codec.shape": self.codec["shape"]})
-        _checks.real("(-inf, inf)", **{"codec.shift": self.codec["shift"]})
-        _checks.real("(0, inf)", **{"codec.scale": self.codec["scale"]})
-        if "codec" not in self.runs or self.start is not None:
-            raise ValueError("a flow on latents needs the run 'codec', and starts from noise")
-        other = from_values(self.runs["codec"]["recipe"])
-        if not isinstance(other, Autoencoder):
-            raise ValueError(f"the run 'codec' is of the kind {other.kind}, and an autoencoder is needed")
-        if (tuple(other.shape), other.shift, other.scale) != (tuple(self.shape), self.shift, self.scale):
-            raise ValueError("the run 'codec' is an autoencoder of examples of another shape or scale")
-
-    @property
-    def state_shape(self) -> tuple[int, ...]:
-        """Shape of what the flow moves: latents, or examples."""
-        return self.shape if self.codec is None else tuple(self.codec["shape"])
-
-    @property
-    def starts_from_data(self) -> bool:
-        """Whether sampling needs the data."""
-        return self.start is not None
-
-    # ------------------------------------------------------------------------------------------------------ networks
-
-    def stored(self) -> dict[str, Any]:
-        """The network, or the adapters on the one of the run "base"."""
-        if self.adapters is None:
-            return {self.stored_as: self.build_network}
-        shapes = shapes_of(self.build_network)
-        return {"network": lambda rngs: specs.build("adapters", self.adapters, network=shapes, rngs=rngs)}
-
-    def alone(self) -> "Recipe":
-        """Without adapters, other labels and the run "base"."""
-        runs = {label: run for label, run in self.runs.items() if label != "base"}
-        return dataclasses.replace(self, adapters=None, stored_as="network", runs=runs)
-
-    def assemble(self, networks: Mapping[str, Any]) -> dict[str, Any]:
-        """The network by its label here; with adapters, the base that they are added to."""
-        if self.adapters is None:
-            return {"network" if label == self.stored_as else label: found for label, found in networks.items()}
-        merged = lora.merge(networks["base"], networks["network"])
-        return {label: network for label, network in networks.items() if label != "base"} | {"network": merged}
-
-    def call(self) -> tuple[Any, Any, Any]:
-        """Shapes of (x, t, cond) for one sample."""
-        x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.state_shape), (1,)))
-        structs = {name: condition.struct for name, condition in self.inputs.items()}
-        return x, t, jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), self._shaped(structs))
-
-    def check_networks(self, shapes: Mapping[str, Any]) -> None:
-        """A call with samples and conditions must answer with samples."""
-        x, t, cond = self.call()
-        more = {} if self.embedded is None else {"guidance": t}
-        try:
-            answer = traced(shapes["network"], x, t, cond, **more)
-        except ValueError as error:
-            named = (
-                f" with the conditions {', '.join(self.conditions)}, as conditioned(...) does"
-                if self.conditions
-                else ""
-            )
-            raise ValueError(
-                f"the network does not take samples of shape {self.state_shape}{named}: {error.__cause__}"
-            ) from error
-        if self.head is not None:
-            try:
-                answer = answer[self.head]
-            except (KeyError, IndexError, TypeError):
-                raise ValueError(f"the network has no output head={self.head!r}") from None
-        if not hasattr(answer, "shape"):
-            raise ValueError("the network has several outputs; head= says which one is the prediction")
-        if answer.shape != x.shape:
-            raise ValueError(f"the network answers {answer.shape[1:]} where samples have the shape {self.state_shape}")
-        if self.codec is not None:
-            other: Any = from_values(self.runs["codec"]["recipe"])
-            if (found := other.latent_shape(shapes["codec"])) != self.state_shape:
-                raise ValueError(f"the codec makes latents of the shape {found}, the flow moves {self.state_shape}")
-
-    def flows(self, networks: Mapping[str, Any]) -> dict[str, Field]:
-        """The flows of the other runs, which solvers and rules may name."""
-        found = {
-            label: (networks[label], from_values(run["recipe"]))
-            for label, run in self.runs.items()
-            if label in networks
-        }
-        return {label: other.flow(network) for label, (network, other) in found.items() if isinstance(other, Recipe)}
-
-    @functools.cached_property
-    def inputs(self) -> dict[str, Any]:
-        """The conditions by name; a bare label is called "label"."""
-        if self.conditions is not None:
-            return {name: specs.build("condition", spec) for name, spec in self.conditions.items()}
-        return {} if self.num_classes is None else {"label": Label(classes=self.num_classes)}
-
-    @property
-    def null(self) -> Any:
-        """The condition that stands for none: for a bare label the number behind the last class."""
-        return self._shaped({name: condition.null for name, condition in self.inputs.items()})
-
-    def _shaped(self, conditions: dict[str, Any]) -> Any:
-        """Conditions by name as the network takes them."""
-        return conditions.get("label") if self.conditions is None else conditions
-
-    def build_path(self) -> Any:
-        """The path."""
-        return specs.build("path", self.path)
-
-    def build_solver(self, spec: Any = None, flows: Mapping[str, Field] | None = None) -> Any:
-        """The default solver, or the one that `spec` says; a bare name of the default one keeps its options.
-
-        Args:
-            spec: Object, text or data.
-            flows: Those of the other runs, by label, from `flows`; without them only the spec is checked.
-        """
-        if spec is None or (isinstance(spec, str) and specs.plain(spec) == specs.plain(self.solver["name"])):
-            spec = self.solver
-        solver = specs.build("solver", spec, flows=self._shapes_of_flows if flows is None else flows)
-        if self.diffusion is not None:
-            own = isinstance(solver, SDESolver) and solver.drift == "field" and not solver.backward
-            if not own or any(solver.eps(self.build_path(), t) != self.diffusion for t in (0.25, 0.75)):
-                raise ValueError(
-                    "this network is the drift of an SDE: it is sampled by euler_maruyama(drift=field, "
-                    f"diffusion={self.diffusion}), not by {specs.text(spec)}"
-                )
-        return solver
-
-    @functools.cached_property
-    def _shapes_of_flows(self) -> dict[str, Field]:
-        others = {label: from_values(run["recipe"]) for label, run in self.runs.items()}
-        return self.flows({label: shapes_of(other.build_network) for label, other in others.items()})
-
-    def build_times(self, spec: Any = None, steps: int | None = None) -> np.ndarray:
-        """The default grid, or the one that `spec` says, with `steps` steps."""
-        given = {"path": self.build_path(), "n": self.steps if steps is None else steps}
-        return specs.build("times", self.times if spec is None else spec, **given)
-
-    def build_rule(self, guidance: Any = None) -> Rule | None:
-        """The guidance rule of a scale or a spec; None where it is the conditional prediction itself, scale 1."""
-        guidance = self.guidance if guidance is None else guidance
-        if isinstance(guidance, int | float):
-            _checks.real("[0, inf)", guidance=guidance)
-            return None if guidance == 1 or self.embedded is not None else CFG(scale=guidance)
-        if self.embedded is not None:
-            raise ValueError("the network of this run answers with guidance itself: guidance is a number")
-        return specs.build("rule", guidance)
-
-    def flow(self, network: Any) -> Field:
-        """The flow of a network of this recipe."""
-        path = self.build_path()
-        if isinstance(path, GaussianPath):
-            return Flow(network=network, path=path, prediction=self.prediction, null=self.null, head=self.head)
-        return InterpolantFlow(network, path=path)  # a forward drift stands in the place of the velocity
-
-    def plain_scale(self, guidance: Any = None) -> float:
-        """The scale of plain guidance that a calibration belongs to: the one given, or the recipe's.
-
-        Raises:
-            ValueError: It is a rule.
-        """
-        if self.embedded is not None:
-            raise ValueError("calibrations are for plain guidance by a pair; this network answers with guidance itself")
-        if not self.inputs:
-            return 1.0
-        chosen = self.guidance if guidance is None else guidance
-        if not isinstance(chosen, int | float):
-            raise ValueError(f"calibrations are for plain guidance, not {specs.text(chosen)}: pass a scale")
-        return float(chosen)
-
-    def field(self, flow: Any, guidance: Any = None, fields: Sequence[Any] | None = None) -> Any:
-        """The field to solve: `flow`, guided where there are conditions and the scale is not 1, and fields around it.
-
-        Args:
-            flow: From `flow`.
-            guidance: A scale, a rule or the spec of one; the recipe's by default.
-            fields: Specs of fields put around it, the first innermost; the recipe's by default.
-        """
-        rule = self.build_rule(guidance)
-        if self.embedded is not None:
-            (low, high), scale = self.embedded, self.guidance if guidance is None else guidance
-            assert isinstance(scale, int | float)  # `build_rule` refuses others
-            if not low <= scale <= high:
-                raise ValueError(f"guidance={scale}: the network has learned scales from {low:g} to {high:g}")
-            field: Any = Embedded(flow, guidance=scale)
-        else:
-            field = flow if rule is None or not self.inputs else guide(flow, rule)
-        for spec in self.fields if fields is None else fields:
-            field = specs.build("field", spec, field=field)
-        return field
-
-    def balanced(self, num: int, classes: tuple[int, ...] | None = None) -> Any:
-        """Conditions of samples 0..num-1: the classes in turn (all of them by default); None without conditions."""
-        chosen = {name: condition.default(num) for name, condition in self.inputs.items()}
-        if classes and "label" in chosen:
-            chosen["label"] = np.resize(np.asarray(classes, np.int32), num)
-        return self._shaped(chosen)
-
-    def with_conditions(self, source: Source) -> Source:
-        """The data with its conditions as the network takes them; as it is for a recipe without names.
-
-        Raises:
-            ValueError: Data without these conditions.
-        """
-        return source if self.conditions is None else with_conditions(source, self.inputs)
-
-    def matching(self, source: Source, num: int, among: int | None = None) -> Any:
-        """Conditions to compare `num` samples with data under.
-
-        By name they are those of the data, spread evenly over the first `among` examples (all by default); a bare
-        label takes the classes in turn.
-
-        Raises:
-            ValueError: Data without these conditions.
-        """
-        if self.conditions is None:
-            return self.balanced(num)
-        rows = np.arange(num) * (len(source.x) if among is None else among) // num
-        held = {name: field[rows] for name, field in source.fields.items() if name in self.inputs}
-        cond = None if source.cond is None else source.cond[rows]
-        blank = np.zeros(num, np.float32)  # the examples themselves may lie on disk
-        some = self.with_conditions(dataclasses.replace(source, x=blank, cond=cond, fields=held, conditions=()))
-        return {name: some.fields[name] for name in some.conditions}
-
-    def read_conditions(self, asked: Mapping[str, str], num: int) -> Any:
-        """Conditions of `num` samples from texts of a command line, by name; those not asked for are the default.
-
-        Raises:
-            ValueError: A condition that this recipe does not have, or a text that it cannot read.
-        """
-        for name in asked:
-            if name == "label" and name not in self.inputs:
-                raise ValueError("labels are given, but the data of this run has no classes")
-            _checks.choose("condition of this run", name, self.inputs)
-        return self._shaped(
-            {
-                name: condition.read(asked[name], num) if name in asked else condition.default(num)
-                for name, condition in self.inputs.items()
-            }
-        )
-
-    # ------------------------------------------------------------------------------------------------------ requests
 
     def check(self, request: Request) -> None:
         """Builds all that the request names.
