@@ -18,7 +18,7 @@ from flowjax.data import Records, Source, cache_latents, tfds
 from flowjax.recipe.autoencoder import Autoencoder, encode, gathered
 from flowjax.recipe.base import from_values
 from flowjax.recipe.runs import Loaded
-from flowjax.training.checkpoint import everywhere
+from flowjax.training.store import everywhere
 
 _SAMPLE = 256  # examples of a set on disk that its hash reads
 _BLOCK = 64

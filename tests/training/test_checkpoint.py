@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from flowjax._trees import flatten, unflatten
-from flowjax.training import checkpoint
-from flowjax.training.checkpoint import Checkpoints, Store, reconstruct, restore_average
+from flowjax.training import store
+from flowjax.training.checkpoint import Checkpoints, reconstruct, restore_average
 from flowjax.training.ema import Constant, Power, snapshot_items
+from flowjax.training.store import Store
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -115,7 +116,7 @@ def test_checksum_knows_the_order_and_every_bit(problem):
     x = jax.random.normal(jax.random.key(0), (8, 3, 2))
 
     def checksum(x):
-        manifest, bad = checkpoint._manifest({"average": {"x": x}})
+        manifest, bad = store._manifest({"average": {"x": x}})
         assert bad is None
         return manifest["average"]["x"][2]
 
@@ -133,10 +134,10 @@ def test_checksum_knows_the_order_and_every_bit(problem):
 
 def test_checkpoints_with_the_older_checksum_are_read(problem, tmp_path, monkeypatch):
     """Those were numbers, the sums of the bit patterns, and the manifest had no checksum of its own."""
-    new, save = checkpoint._manifest, checkpoint.ocp.args.JsonSave
-    monkeypatch.setattr(checkpoint, "_manifest", lambda items, ordered=False: new(items, False))
+    new, save = store._manifest, store.ocp.args.JsonSave
+    monkeypatch.setattr(store, "_manifest", lambda items, ordered=False: new(items, False))
     monkeypatch.setattr(
-        checkpoint.ocp.args, "JsonSave", lambda value: save({k: v for k, v in value.items() if k != "sha256"})
+        store.ocp.args, "JsonSave", lambda value: save({k: v for k, v in value.items() if k != "sha256"})
     )
     p, states = saved(problem, tmp_path)
     monkeypatch.undo()
@@ -164,8 +165,8 @@ def test_networks_that_are_not_finite_are_neither_written_nor_read(problem, tmp_
             checkpoints.save(dataclasses.replace(state, networks=spoiled(state.networks)))
         assert checkpoints.steps == [1, 2, 3]
         # As they were written before.
-        whole = checkpoint._manifest
-        monkeypatch.setattr(checkpoint, "_manifest", lambda *arguments: (whole(*arguments)[0], None))
+        whole = store._manifest
+        monkeypatch.setattr(store, "_manifest", lambda *arguments: (whole(*arguments)[0], None))
         checkpoints.save(bad)
     monkeypatch.undo()
     with pytest.warns(UserWarning, match=r"\[4\]; step 3 is used; .*4 is of no use: average/\S+ has values"):
