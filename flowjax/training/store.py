@@ -34,7 +34,7 @@ class Damaged(ValueError):
 
     Example:
         >>> import tempfile
-        >>> from flowjax.training.checkpoint import Damaged, Store
+        >>> from flowjax.training.store import Damaged, Store
         >>> with tempfile.TemporaryDirectory() as folder, Store(folder) as store:
         ...     try:
         ...         store.get(7, {})
