@@ -62,7 +62,8 @@ def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, wh
     code, text, err = run(capsys, sample_main, *chosen, "--guidance=1.0", f"--out={out}")
     assert (code, err) == (0, "")
     assert "3 evaluations" in text
-    assert np.isfinite(np.load(out)["x"]).all()
+    with np.load(out) as samples:
+        assert np.isfinite(samples["x"]).all()
     code, _, err = run(capsys, sample_main, *chosen, "--guidance=2.0", f"--out={tmp_path / 'other.npz'}")
     assert code == 2
     assert "calibrated for guidance=1.0, not 2.0" in err
@@ -79,10 +80,11 @@ def test_samples_start_where_a_map_says(capsys, tmp_path, workdir):
     out, options = tmp_path / "samples.npz", ["--num=12", "--guidance=1.0", f"--calibration={tmp_path / 'map.npz'}"]
     code, _, err = run(capsys, sample_main, f"--workdir={workdir}", *options, "--steps=1", f"--out={out}")
     assert (code, err) == (0, "")
-    x = (np.load(out)["x"] - recipe.shift) / recipe.scale
+    with np.load(out) as samples:
+        x, cond = (samples["x"] - recipe.shift) / recipe.scale, samples["cond"]
     distance = np.abs(x[:, None] - targets[None]).max(axis=(2, 3, 4))
     assert np.all(distance.min(axis=1) < 0.1)
-    assert np.array_equal(labels[distance.argmin(axis=1)], np.load(out)["cond"])
+    assert np.array_equal(labels[distance.argmin(axis=1)], cond)
     code, _, err = run(capsys, sample_main, f"--workdir={workdir}", *options, f"--out={tmp_path / 'other.npz'}")
     assert (code, "say how many" in err) == (2, True)
     other = dataclasses.replace(flow, path=fj.paths.Trig())
@@ -186,8 +188,8 @@ def test_grids_solvers_and_fields_are_specs_and_part_of_the_record(capsys, tmp_p
     code, text, err = run(capsys, calibrate, "compensation", *common, *specs, field, "--steps=3", "--num=4")
     assert (code, err) == (0, "")
     file = text.split(" in ")[0].splitlines()[-1]
-    found = np.load(file)
-    np.testing.assert_allclose(found["times"], fj.times.quadratic(3, 0.01, 0.95))
+    with np.load(file) as found:
+        np.testing.assert_allclose(found["times"], fj.times.quadratic(3, 0.01, 0.95))
     flow, _ = load(workdir)
     made = calibrated(file, flow, 1.25, fields=["thresholded(max=1.5)"])
     assert (made.solver.order, made.solver.variant, len(made.solver.ratios)) == (2, "bh1", 3)

@@ -48,7 +48,8 @@ def test_samples_labels_and_picture(capsys, tmp_path, workdir):
     )
     assert (code, err) == (0, "")
     assert "6 evaluations (12 network calls) each" in text
-    found = np.load(out)
+    with np.load(out) as file:
+        found = dict(file)
     assert found["x"].shape == (20, 8, 8, 1)
     assert found["cond"].tolist() == [*range(10), *range(10)]
     # Data scale: an untrained flow gives noise around the middle of 0..16.
@@ -62,7 +63,8 @@ def test_sample_depends_on_seed_index_and_label_only(capsys, tmp_path, workdir):
     def samples(name, *arguments):
         code, _, err = run(capsys, f"--workdir={workdir}", f"--out={tmp_path / name}.npz", *arguments)
         assert (code, err) == (0, "")
-        return np.load(tmp_path / f"{name}.npz")
+        with np.load(tmp_path / f"{name}.npz") as file:
+            return dict(file)
 
     whole = samples("whole", "--num=24", "--labels=3,1")
     assert whole["cond"].tolist() == [3, 1] * 12
@@ -118,7 +120,8 @@ def test_existing_files_are_kept_unless_asked(capsys, tmp_path, workdir, name):
     assert list(tmp_path.iterdir()) == [kept]
     code, _, _ = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}", "--overwrite")
     assert code == 0
-    assert np.load(out)["x"].shape == (8, 8, 8, 1)
+    with np.load(out) as file:
+        assert file["x"].shape == (8, 8, 8, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.npz", "samples.png"]
 
 
@@ -173,7 +176,8 @@ def test_samples_are_kept_where_their_picture_fails(capsys, tmp_path, workdir, m
     out = tmp_path / "x.npz"
     code, _, err = run(capsys, f"--workdir={workdir}", "--num=8", "--batch=8", f"--out={out}")
     assert (code, err) == (2, f"error: {out} is written, but not {out.with_suffix('.png')}: no data\n")
-    assert np.load(out)["x"].shape == (8, 8, 8, 1)
+    with np.load(out) as file:
+        assert file["x"].shape == (8, 8, 8, 1)
 
 
 def test_weights_that_are_not_finite_are_one_line(capsys, tmp_path, workdir):
@@ -212,7 +216,8 @@ def test_specs_on_the_command_line(capsys, workdir, tmp_path):
     )
     assert (code, err) == (0, "")
     assert "3 evaluations (6 network calls)" in out
-    assert np.load(tmp_path / "a.npz")["cond"].tolist() == [1, 2] * 4
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["cond"].tolist() == [1, 2] * 4
     for flag, message in (
         ("--solver=dpm_solver(ordr=3)", "dpm_solver has no option ordr; did you mean order?"),
         ("--solver=dpm_solver(order=3", "at character"),

@@ -329,7 +329,7 @@ def _ascend(
         from ott.problems.linear.semidiscrete_linear_problem import SemidiscreteLinearProblem
         from ott.solvers.linear.semidiscrete import SemidiscreteSolver
     except ImportError as error:
-        raise ImportError("semi-discrete maps are solved by ott-jax: pip install 'flowjax-generative[ot]'") from error
+        raise ImportError("semi-discrete maps are solved by ott-jax: pip install ott-jax") from error
 
     solver = SemidiscreteSolver(
         num_iterations=steps,

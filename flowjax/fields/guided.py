@@ -122,7 +122,8 @@ class Guided(FieldWrapper):
                     to=space,
                     **{k: v if jnp.ndim(v) == 0 else _interleave(v, v) for k, v in extra.items() if v is not None},
                 )
-                c, u = both[0::2], both[1::2]
+                # Every second row by steps would be a gather in jax 0.7, for which devices exchange rows.
+                c, u = jnp.unstack(both.reshape(-1, 2, *both.shape[1:]), axis=1)
             value, state = self.rule.combine(t, c, u, state)
             if space != to:
                 value = self.path.convert(value, given=space, to=to, t=t, x=x)

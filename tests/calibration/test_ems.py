@@ -23,10 +23,7 @@ def normal_batch(shape):
 
 @pytest.mark.parametrize("name", ["vp", "linear", "ve"])
 def test_gaussian_data(name):
-    """l = sigma^2/V; f does not vary, so s = 0, and one first-order step is the whole flow.
-
-    Exactly so without the smoothing of l.
-    """
+    """l = sigma^2/V; f does not vary, so s = 0, and one first-order step is the whole flow."""
     path = PATHS[name]
     target = Gaussian(mean=0.7, std=0.5, path=path)
     low, high = 0.1, 0.9
@@ -40,7 +37,8 @@ def test_gaussian_data(name):
     law = np.tile((path.sigma(t) ** 2 / variance)[:, None], 2)
     assert relative(exact.l, law) < 1e-5
     assert relative(smoothed.l, law) < 1e-3
-    assert np.array_equal(exact.s, np.zeros((151, 2)))
+    assert not smoothed.s.any()
+    assert not exact.s.any()
 
     def noise(request):
         alpha, sigma = path.alpha(request.t), path.sigma(request.t)
@@ -51,6 +49,28 @@ def test_gaussian_data(name):
     for statistics in (smoothed, exact):
         end = run_on_arrays(DPMSolverV3(statistics=statistics, order=1), path, [low, high], x, noise)[-1]
         assert relative(end, expected) < 2e-3
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 20.0])
+def test_what_smoothing_and_rounding_make_of_gaussian_data_is_no_variation(mean, double):
+    """Whether f is nothing but its error, or a constant beside which the error is small."""
+    path = PATHS["ve"]
+    with jax.enable_x64(double):
+        dtype = jnp.float64 if double else jnp.float32
+        batch = lambda i: (mean + 0.5 * fj.noise(jax.random.key(i), (8, 1)).astype(dtype), None)  # noqa: E731
+        flow = flow_of(Gaussian(mean=mean, std=0.5, path=path).network("noise"), path)
+        for compat in (None, "official"):
+            assert not ems.estimate(flow, batch, KEY, start=0.1, end=0.9, points=40, compat=compat).s.any()
+
+
+def test_a_mixture_varies_but_where_noise_is_nearly_all():
+    path = PATHS["linear"]
+    target = Mixture.default(path)
+    flow = flow_of(target.network("noise"), path)
+    found = ems.estimate(flow, lambda i: (target.sample(jax.random.key(i), 512), None), KEY, points=60)
+    assert found.s[found.lam > -2].all()
+    assert not found.s[found.lam < -6].any()
 
 
 @pytest.mark.slow

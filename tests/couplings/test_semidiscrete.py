@@ -286,5 +286,5 @@ def test_refusals(monkeypatch):
         with pytest.raises(ValueError, match=message):
             make()
     monkeypatch.setitem(sys.modules, "ott.geometry.semidiscrete_pointcloud", None)
-    with pytest.raises(ImportError, match=r"pip install 'flowjax-generative\[ot\]'"):
+    with pytest.raises(ImportError, match="pip install ott-jax"):
         optimal_heights(key(), found.targets)
