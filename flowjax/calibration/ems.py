@@ -128,7 +128,8 @@ def estimate(
                 store.save(file, {f"sum{j}": v for j, v in enumerate(sums)}, belongs | {"done": i + 1})
         return sums or []
 
-    diagonal, error = mean(passes("first", _diagonal)[0]), 0.0
+    diagonal = mean(passes("first", _diagonal)[0])
+    error: Any = 0.0
     if compat == "official":
         slope = _moving_average(np.gradient(diagonal, lam, axis=0))
     else:
