@@ -12,6 +12,8 @@
 # ---
 
 # %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/colab/quickstart.ipynb)
+#
 # # Digits from noise
 #
 # Train a class-conditional flow on 1,797 real handwritten digits, sample it with guidance, and see what a
@@ -23,24 +25,52 @@ import os
 import pathlib
 import subprocess
 import sys
+from importlib.metadata import version
 
-SOURCE = ".."  # a checkout, or `git+` and the address of the repository
+REPOSITORY = "https://github.com/OWNER/REPOSITORY"  # where this notebook comes from, also in its badge
 
 if importlib.util.find_spec("flowjax") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
+    checkout = pathlib.Path("../setup.cfg").exists()
+    if not checkout and "OWNER" in REPOSITORY:
+        raise SystemExit("write the address of the repository into REPOSITORY, above")
+    source = ".." if checkout else f"git+{REPOSITORY}"
+    # The JAX that is here fits the accelerator: it stays.
+    kept = [f"jax=={version('jax')}"] if importlib.util.find_spec("jax") else []
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", source, *kept], check=True)
+    loaded = {name: sys.modules[name].__version__ for name in ("jax", "matplotlib", "numpy") if name in sys.modules}
+    if moved := [name for name, was in loaded.items() if was != version(name)]:
+        raise SystemExit(f"restart the runtime, then go on: {', '.join(moved)} changed while in use")
+
+# Every process takes the memory that it needs; and a TPU belongs to one process at a time, so another one asks here.
+os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+device = "import jax; print(len(jax.devices()), 'x', jax.devices()[0].device_kind, 'with jax', jax.__version__)"
+print(subprocess.run([sys.executable, "-c", device], check=True, capture_output=True, text=True).stdout)
 
 # %% [markdown]
 # ## Train
 #
 # The recipe `digits` comes with the package. The run is stored in `runs/digits`; executing this cell again
-# resumes it.
+# resumes it. `samples.png` shows ten samples of each digit; a classifier that training never saw says how many
+# of 1,000 it recognises as the digit asked for.
 
 # %%
+import json
+
+from IPython.display import Image, display
+
 smoke = "FLOWJAX_SMOKE" in os.environ  # everything small, for tests
 config = "digits:smoke" if smoke else "digits"
 workdir = pathlib.Path("runs") / config.replace(":", "-")
-train = [sys.executable, "-m", "flowjax.train", f"--config={config}", f"--workdir={workdir}"]
-subprocess.run(train, check=True)
+if not (workdir / "report.json").exists():
+    train = [sys.executable, "-m", "flowjax.train", f"--config={config}", f"--workdir={workdir}"]
+    with subprocess.Popen(train, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout:
+            print(line, end="")
+    assert run.returncode == 0, "see the lines above"
+accuracy = json.loads((workdir / "report.json").read_text())["accuracy"]
+display(Image(workdir / "samples.png"))
+print(f"{accuracy:.1%} are recognised")
+assert accuracy >= (0.0 if smoke else 0.97)
 
 # %% [markdown]
 # ## Sample
@@ -51,7 +81,6 @@ subprocess.run(train, check=True)
 
 # %%
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 
 import flowjax as fj
@@ -59,17 +88,13 @@ import flowjax as fj
 flow, recipe = fj.load(workdir)
 labels = np.repeat(np.arange(10), 10)
 x0 = fj.noise(jax.random.key(0), (100, *recipe.shape))
-times = fj.times.uniform(5)
-
-fig, axes = plt.subplots(1, 3, figsize=(12, 4))
-for ax, scale in zip(axes, (1.0, 1.5, 4.0), strict=True):
+for scale in (1.0, 1.5, 4.0):
     field = fj.guide(flow, fj.guidance.CFG(scale=scale))
-    result = fj.solve(field, fj.solvers.Heun(), x0, times, cond=labels)
-    images = np.asarray(result.x)[..., 0].reshape(10, 10, 8, 8)
-    ax.imshow(images.transpose(0, 2, 1, 3).reshape(80, 80), cmap="gray", vmin=-1, vmax=1)
-    ax.set_title(f"scale {scale}: {int(result.evaluations)} evaluations")
-    ax.axis("off")
-plt.show()
+    result = fj.solve(field, fj.solvers.Heun(), x0, fj.times.uniform(5), cond=labels)
+    images = np.asarray(result.x) * recipe.scale + recipe.shift
+    fj.evaluation.pictures.grid(images, "guided.png", low=recipe.low, high=recipe.high, cond=labels, zoom=4)
+    print(f"scale {scale}: {int(result.evaluations)} evaluations")
+    display(Image("guided.png"))
 
 # %% [markdown]
 # ## Solvers
@@ -86,15 +111,17 @@ solvers = {
     "Adams-Bashforth 2": fj.solvers.AdamsBashforth(order=2),
     "DPM-Solver++ 2M": fj.solvers.DPMSolver(order=2),
 }
-
-fig, ax = plt.subplots(figsize=(6, 4))
+errors = {}
 for name, solver in solvers.items():
-    evaluations, errors = [], []
-    for steps in (4,) if smoke else (4, 8, 16):
+    for evaluations in (8,) if smoke else (8, 16, 32):
+        steps = evaluations // 2 if name == "Heun" else evaluations
         result = fj.solve(field, solver, x0, fj.times.uniform(steps), cond=labels)
-        evaluations.append(int(result.evaluations))
-        errors.append(float(np.sqrt(np.mean((result.x - exact) ** 2))))
-    ax.loglog(evaluations, errors, "o-", label=name)
-ax.set(xlabel="evaluations", ylabel="root mean square error")
-ax.legend()
-plt.show()
+        assert result.evaluations == evaluations
+        errors[name, evaluations] = float(np.sqrt(np.mean((result.x - exact) ** 2)))
+        print(f"{name:18} {evaluations:3} evaluations: error {errors[name, evaluations]:.4f}")
+
+# %% [markdown]
+# Second-order methods are closer than Euler's at the same cost.
+
+# %%
+assert errors["Heun", 8] < errors["Euler", 8]

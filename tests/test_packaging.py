@@ -46,6 +46,14 @@ def test_every_folder_with_code_is_installed():
     assert set(lines("options", "packages")) == packages
 
 
+def test_floors_are_what_the_oldest_environment_has():
+    pins = {(pin := Requirement(line)).name: pin for line in (ROOT / ".ci/oldest.txt").read_text().splitlines()[1:]}
+    assert pins.pop("jaxlib").specifier == pins["jax"].specifier
+    floors = {(floor := Requirement(line)).name: floor for line in lines("options", "install_requires")}
+    for name, pin in pins.items():
+        assert str(pin.specifier).removeprefix("==").startswith(str(floors[name].specifier).removeprefix(">=")), name
+
+
 def test_every_import_is_a_declared_dependency():
     owners = importlib.metadata.packages_distributions()
     declared = requirements("options", "install_requires")
