@@ -277,7 +277,8 @@ def _build(kind: str, name: str, entry: Any, options: dict[str, Any], given: dic
     values = {key: given[key] for key in known if key in given and key not in options} | dict(entry.fixed)
     for key, value in options.items():
         values[key] = _part(known[key].kind, value, given)
-    _checks.check_kinds(name, entry.make, options)
+    for make in (entry.make, *entry.more):
+        _checks.check_kinds(name, make, options)
     with _checks.value_errors(name):
         return entry.make(**values)
 

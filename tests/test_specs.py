@@ -8,56 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from kinds import ENTRIES, FILES, FLOW, PATH, given_for, options_for
 
 import flowjax as fj
 from flowjax import catalogue, specs
-
-PATH = fj.paths.Linear()
-FLOW = fj.Flow(lambda x, t, cond: -x, path=PATH, null=0.0)
-
-
-def given_for(kind, name):
-    """What the mains give to the constructors of a kind."""
-    if kind in ("network", "encoder"):
-        return {"rngs": nnx.Rngs(0)}
-    if kind == "adapters":
-        return {"network": fj.models.MLP(2, width=4, depth=1, rngs=nnx.Rngs(0)), "rngs": nnx.Rngs(1)}
-    if kind == "times":
-        return {"path": PATH, "n": 4} | ({"start": 1e-3, "end": 1 - 1e-3} if name == "log_snr" else {})
-    if kind == "field":
-        rule, other = fj.guidance.CFG(scale=2.0), fj.paths.Trig()
-        field = FLOW if name != "converted" else fj.Flow(lambda x, t, cond: x, path=PATH, prediction="noise")
-        objects = {"field": field, "rule": rule, "against": 0.0, "path": other}
-        return objects | {"log_density": jnp.sum, "network": lambda x, t, cond: x}
-    if kind in ("objective", "weight"):
-        inner = fj.objectives.FlowMatching(path=PATH)
-        interpolant = fj.paths.Interpolant()
-        return {
-            "path": PATH,
-            "objective": inner,
-            "coupling": fj.couplings.Independent(),
-            "interpolant": interpolant,
-            "teacher": FLOW,
-        } | {"diffusion": 0.5}
-    return {"steps": 100} if kind == "optimizer" else {}
-
-
-# Tasks are built by the tests of the train main, which runs every config.
-ENTRIES = [(kind, name) for kind, table in catalogue.tables.items() for name in table if kind != "task"]
-# Those that read files are built in the tests of their readers.
-FILES = {
-    ("data", "images"),
-    ("data", "fashion"),
-    ("data", "npz"),
-    ("data", "parquet"),
-    ("data", "tfds"),
-    ("array", "npz"),
-}
-OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
-OPTIONS |= {("data", "captions"): {"size": 8}, ("data", "laws"): {"size": 8}}
-OPTIONS |= {("schedule", "schedule"): {"times": (0.0, 0.5, 1.0), "decisions": ("decision", "decision(order=1)")}}
-OPTIONS |= {("statistics", "statistics"): {k: [0.0, 0.5, 1.0] for k in ("lam", "l", "s", "b")}}
 
 
 def equal(a, b):
@@ -76,7 +30,7 @@ def equal(a, b):
 @pytest.mark.parametrize(("kind", "name"), [entry for entry in ENTRIES if entry not in FILES])
 def test_every_entry_is_built_printed_and_built_again(kind, name):
     entry, given = catalogue.tables[kind][name], given_for(kind, name)
-    options = OPTIONS.get((kind, name)) or entry.example()
+    options = options_for(kind, name)
     thing = specs.build(kind, {"name": name, "options": options}, **given)
     printed = {"name": name, "options": options}  # of functions and networks: what they were made from
     if dataclasses.is_dataclass(thing) and entry.make is type(thing):

@@ -44,8 +44,7 @@ class Embedded(FieldWrapper):
     def __post_init__(self) -> None:
         """Checks the field and a concrete scale."""
         super().__post_init__()
-        if isinstance(self.guidance, int | float):
-            real("[0, inf)", guidance=self.guidance)
+        real("[0, inf)", guidance=self.guidance)
         inner: Any = self.field
         while isinstance(inner, FieldWrapper):
             if isinstance(inner, Embedded):

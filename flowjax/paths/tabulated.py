@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flowjax._checks import real
 from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
 from flowjax.paths.base import Time, namespace
@@ -23,13 +24,15 @@ from flowjax.paths.gaussian import _VariancePreserving
 
 @fact("array", "linear_betas", "DDPM's table")
 def linear_betas(n: int = 1000, start: float = 1e-4, end: float = 0.02) -> np.ndarray:
-    """The n values of DDPM (2006.11239): beta equally spaced; returns alpha_bar for `Tabulated`."""
+    """The n values of DDPM (2006.11239): beta in (0, 1) equally spaced; returns alpha_bar for `Tabulated`."""
+    real("(0, 1)", start=start, end=end)
     return np.cumprod(1 - np.linspace(start, end, n))
 
 
 @fact("array", "scaled_linear_betas", "the table of latent diffusion")
 def scaled_linear_betas(n: int = 1000, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
     """The n values of Stable Diffusion (2112.10752): sqrt(beta) equally spaced; returns alpha_bar for `Tabulated`."""
+    real("(0, 1)", start=start, end=end)
     return np.cumprod(1 - np.linspace(start**0.5, end**0.5, n) ** 2)
 
 

@@ -103,11 +103,13 @@ def optimizer(
     _checks.whole(_checks.COUNT, steps=steps)
     if clip is not None:
         _checks.real("(0, inf)", clip=clip)
+    known = inspect.signature(make).parameters
     for name, value in options.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            decays = name.rpartition("_")[2] in ("b1", "b2", "b3", "beta", "momentum")
+        decays = name.rpartition("_")[2] in ("b1", "b2", "b3", "beta", "momentum")
+        usual = known[name].default if name in known else None
+        if (decays and value is not None) or any(type(number) in (int, float) for number in (value, usual)):
             _checks.real("[0, 1)" if decays else "[0, inf)", **{name: value})
-    defaults = {"weight_decay": 0.0} if "weight_decay" in inspect.signature(make).parameters else {}
+    defaults = {"weight_decay": 0.0} if "weight_decay" in known else {}
     inner = make(schedule(rate, steps, warmup, decay, final), **(defaults | options))
     chain = inner if clip is None else optax.chain(optax.clip_by_global_norm(clip), inner)
     return grouped(chain, groups)

@@ -1,0 +1,81 @@
+"""How a test makes any entry of the catalogue: what the mains give, and typical options."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+import flowjax as fj
+from flowjax import catalogue, specs
+
+PATH = fj.paths.Linear()
+
+
+def network(x, t, cond=None, guidance=None):
+    """Something smooth of all that it gets."""
+    shift = 0 if cond is None else jnp.asarray(cond, x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.tanh(x + t.reshape(-1, *(1,) * (x.ndim - 1)) + shift)
+
+
+def log_density(x, t, cond):
+    return -jnp.sum(x**2, axis=1)
+
+
+FLOW = fj.Flow(network, path=PATH, null=0.0)
+
+
+def given_for(kind, name):
+    """What the mains give to the constructors of a kind."""
+    if kind in ("network", "encoder"):
+        return {"rngs": nnx.Rngs(0)}
+    if kind == "adapters":
+        return {"network": fj.models.MLP(2, width=4, depth=1, rngs=nnx.Rngs(0)), "rngs": nnx.Rngs(1)}
+    if kind == "times":
+        return {"path": PATH, "n": 4} | ({"start": 1e-3, "end": 1 - 1e-3} if name == "log_snr" else {})
+    if kind == "field":
+        rule, other = fj.guidance.CFG(scale=2.0), fj.paths.Trig()
+        field = FLOW if name != "converted" else fj.Flow(network, path=PATH, prediction="noise")
+        objects = {"field": field, "rule": rule, "against": 0.0, "path": other}
+        return objects | {"log_density": log_density, "network": network}
+    if kind in ("objective", "weight"):
+        inner = fj.objectives.FlowMatching(path=PATH)
+        interpolant = fj.paths.Interpolant()
+        return {
+            "path": PATH,
+            "objective": inner,
+            "coupling": fj.couplings.OptimalTransport(),
+            "interpolant": interpolant,
+            "teacher": FLOW,
+            "null": 0.0,
+        } | {"diffusion": 0.5}
+    return {"steps": 100} if kind == "optimizer" else {}
+
+
+# Tasks are built by the tests of the train main, which runs every config.
+ENTRIES = [(kind, name) for kind, table in catalogue.tables.items() for name in table if kind != "task"]
+# Those that read files are built in the tests of their readers.
+FILES = {
+    ("data", "images"),
+    ("data", "fashion"),
+    ("data", "npz"),
+    ("data", "parquet"),
+    ("data", "tfds"),
+    ("array", "npz"),
+}
+OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
+OPTIONS |= {("data", "captions"): {"size": 8}, ("data", "laws"): {"size": 8}}
+OPTIONS |= {
+    ("coupling", "semidiscrete_map"): {"targets": [[0.1, 0, 0], [0, 0.1, 0]], "heights": [0.0, 0.0], "time": 0.5}
+}
+OPTIONS |= {("weight", "sit"): {"weighting": "velocity"}, ("diffusion", "constant"): {"norm": 0.3}}
+OPTIONS |= {("schedule", "schedule"): {"times": (0.0, 0.5, 1.0), "decisions": ("decision", "decision(order=1)")}}
+OPTIONS |= {("statistics", "statistics"): {k: [0.0, 0.5, 1.0] for k in ("lam", "l", "s", "b")}}
+
+
+def options_for(kind, name):
+    """Options of a typical instance."""
+    return OPTIONS.get((kind, name)) or catalogue.tables[kind][name].example()
+
+
+def make(kind, name, **changes):
+    """A typical instance, built as a config builds it."""
+    options = {**options_for(kind, name), **changes}
+    return specs.build(kind, {"name": name, "options": options}, **given_for(kind, name))

@@ -1,0 +1,420 @@
+"""Laws of every kind of the catalogue; those of solvers alone are in `test_conformance.py`.
+
+What is drawn, computed or converted is the same compiled and eagerly, in whatever precision it is asked, for each
+example by itself unless the entry says that it couples its batch, and from the key alone. Options survive as text, and
+what no option can be is refused in one line. Each law counts what it has looked at: a law that nothing was held to, or
+that everything escaped, fails.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flowjax.configs.base import base
+from kinds import ENTRIES, FILES, PATH, given_for, make, network, options_for
+
+import flowjax as fj
+from flowjax import catalogue, specs
+from flowjax.tasks.base import SHARED
+
+pytestmark = pytest.mark.standard_promotion  # optax promotes
+
+
+# ------------------------------------------------------------------------------------------- how a kind is used
+
+
+class Decoder(nnx.Module):
+    def __init__(self, rngs):
+        self.unembed = nnx.Linear(2, 3, rngs=rngs)
+
+    def __call__(self, z):
+        return self.unembed(jnp.tanh(z))
+
+
+class Autoencoder(nnx.Module):
+    """Three pixels, two latents."""
+
+    def __init__(self, rngs):
+        self.encoder, self.decoder = nnx.Linear(3, 4, rngs=rngs), Decoder(rngs)
+
+    def encode(self, x):
+        return tuple(jnp.split(self.encoder(x), 2, axis=-1))
+
+    def decode(self, z):
+        return self.decoder(z)
+
+
+OWN_NETWORKS = {
+    "classification": lambda x: jnp.sin(x),
+    "regression": lambda x, t, cond: jnp.sin(x[:, :2]) + t[:, None],
+    "schroedinger_bridge": {"velocity": network, "interpolant": lambda x, t, cond: network(x[:, :3], t, cond)},
+}
+
+
+def players():
+    return {"autoencoder": Autoencoder(nnx.Rngs(0)), "discriminator": nnx.Linear(3, 2, rngs=nnx.Rngs(1))}
+
+
+def batch_of(x):
+    cond = jnp.arange(len(x), dtype=jnp.int32) % 2
+    return {"x1": x, "cond": cond, "target": jnp.cos(x[:, :2])}
+
+
+def use_objective(name):
+    def use(objective, key, x):
+        draws = objective.draw(key, batch_of(x))
+        networks = players() if name == "autoencoding" else OWN_NETWORKS.get(name, network)
+        if name == "autoencoding":
+            networks = jax.tree.map(lambda leaf: leaf.astype(x.dtype), networks)
+        loss, metrics = objective.loss(networks, draws)
+        # Times are drawn in single precision, whatever the data.
+        return {"loss": loss, "x0": getattr(draws, "x0", None), **metrics}
+
+    return use
+
+
+def use_coupling(coupling, key, x):
+    x0 = jnp.sin(5 * x) + x[:, ::-1]
+    if isinstance(coupling, fj.couplings.SemidiscreteMap):
+        return coupling.start(x0, coupling.time)
+    return coupling.couple(key, x0, batch_of(x) | {"x0": jnp.cos(x)})
+
+
+def use_path(path, key, x):
+    t = jax.nn.sigmoid(x[:, 0])
+    if isinstance(path, fj.paths.Interpolant):
+        other, z = jnp.cos(x), jnp.sin(3 * x)
+        return path.interpolate(t, x, other, z), path.conditional_velocity(t, x, other, z), path.score(t, x)
+    noise = jnp.cos(x)
+    converted = [path.convert(noise, given="noise", to=to, t=t, x=x) for to in ("velocity", "data", "score", "v")]
+    return path.interpolate(t, noise, x), path.conditional_velocity(t, noise, x), *converted
+
+
+def use_rule(rule, key, x):
+    c, u = jnp.sin(x), jnp.cos(x)
+    first, state = rule.combine(0.3, c, u, rule.init(x))
+    second, state = rule.combine(0.5, u, c * u, state)
+    return first, second, rule.report(state)
+
+
+def use_field(field, key, x):
+    value, memory = field.evaluate(0.5, x, jnp.arange(1.0, len(x) + 1, dtype=x.dtype), field.init(x))
+    return value, field.report(memory)
+
+
+def inputs(name, x):
+    """What a network or encoder takes: the state, its times and its condition."""
+    n, t = len(x), jax.nn.sigmoid(x[:, 0])
+    image = jnp.sin(jnp.arange(1, 65).reshape(1, 8, 8, 1) * x[:, 0].reshape(-1, 1, 1, 1))
+    return {
+        "mlp": (x[:, :2], t),
+        "dit": (image[:, :4, :4], t),
+        "unet": (image, t),
+        "autoencoder": (image[:, :4, :4],),
+        "discriminator": (image,),
+        "conditioned": (x[:, :2], t, {"label": jnp.arange(n) % 3}),
+        "readout": (x, t),
+        "pointnet": (jnp.sin(jnp.arange(1, 37).reshape(1, 12, 3) * x[:, :1, None]), jnp.ones((n, 12), bool)),
+        "label": (jnp.arange(n) % 3,),
+        "vector": (x,),
+        "text": (jnp.arange(3 * n).reshape(n, 3) % 5,),
+        "image": (image[:, :4, :4],),
+    }[name]
+
+
+def use_network(name):
+    if name == "autoencoder":
+        return lambda network, key, x: (
+            network.encode(*inputs(name, x)),
+            network.decode(network.encode(*inputs(name, x))[0]),
+        )
+    return lambda network, key, x: network(*inputs(name, x))
+
+
+def use_time_law(law, key, x):
+    return jax.vmap(lambda index: law.sample(jax.random.fold_in(key, index)))(jnp.arange(len(x)))
+
+
+USES = {
+    "path": use_path,
+    "rule": use_rule,
+    "field": use_field,
+    "coupling": use_coupling,
+    "time_law": use_time_law,
+    "weight": lambda weight, key, x: weight(jax.nn.sigmoid(x[:, 0])),
+    "diffusion": lambda diffusion, key, x: diffusion.value(PATH, jax.nn.sigmoid(x[:, 0])),
+}
+MAKERS = {"objective": use_objective, "network": use_network, "encoder": use_network}
+USED = [(kind, name) for kind, name in ENTRIES if kind in {**USES, **MAKERS}]
+# Kinds of which nothing runs in a compiled program, or only within another kind, and where their laws are.
+HOST = {
+    "solver": "test_conformance.py",
+    "times": "here",
+    "average": "here",
+    "condition": "here",
+    "optimizer": "here",
+    "task": "tasks/test_every_task.py and tasks/test_objectives.py",
+    "adapters": "models/test_lora.py",
+    "tokenizer": "models/test_text.py",
+    "run": "recipe/test_runs.py",
+    "data": "data/",
+    "array": "test_specs.py",
+    "runge_kutta": "solvers/test_diffrax.py",
+    "schedule": "solvers/test_usf.py",
+    "decision": "solvers/test_usf.py",
+    "statistics": "solvers/test_dpm_solver_v3.py",
+}
+
+
+def used(kind, name):
+    return USES.get(kind) or MAKERS[kind](name)
+
+
+def states(n=8, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(0).standard_normal((n, 3)), dtype)
+
+
+def floats(tree):
+    found = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert found, "there is nothing to compare"
+    return found
+
+
+def rows(tree, n):
+    """The leaves with one row for each of n examples."""
+    found = [np.asarray(leaf) for leaf in floats(tree) if leaf.ndim and leaf.shape[0] == n]
+    assert found, "nothing belongs to an example"
+    return found
+
+
+def close(a, b):
+    return all(np.allclose(x, y, rtol=1e-5, atol=1e-5) for x, y in zip(a, b, strict=True))
+
+
+@functools.cache
+def compiled(kind, name):
+    """The entry as an argument of a program of its own, shared by the laws."""
+    use = used(kind, name)
+    return jax.jit(lambda *inputs: use(*inputs))
+
+
+def run(kind, name, seed=1, n=8):
+    """The floats of every example."""
+    return rows(compiled(kind, name)(make(kind, name), jax.random.key(seed), states(n)), n)
+
+
+# Networks of images take long to compile, most of all one operation at a time.
+IMAGES = ("dit", "unet", "autoencoder", "discriminator", "pointnet")
+every = pytest.mark.parametrize(
+    ("kind", "name"), [pytest.param(k, n, marks=pytest.mark.slow) if n in IMAGES else (k, n) for k, n in USED]
+)
+
+
+def test_every_kind_is_used_here_or_elsewhere():
+    assert set(USES) | set(MAKERS) | set(HOST) == set(catalogue.tables)
+    assert not set(HOST) & (set(USES) | set(MAKERS))
+    for kind in (*USES, *MAKERS):
+        assert [name for k, name in USED if k == kind] == list(catalogue.tables[kind])
+
+
+# ------------------------------------------------------------------------------------------------ laws of what is used
+
+
+@every
+def test_is_a_pytree_and_compiled_equals_eager(kind, name):
+    """As an argument of compiled code all its numbers are traced; taken apart and put together it is itself."""
+    thing = make(kind, name)
+    leaves, structure = jax.tree.flatten(thing)
+    assert all(isinstance(leaf, int | float | jax.Array | np.ndarray) for leaf in leaves)
+    again = jax.tree.unflatten(structure, leaves)
+    assert jax.tree.structure(again) == structure
+    eager = floats(used(kind, name)(again, jax.random.key(1), states()))
+    found = floats(compiled(kind, name)(thing, jax.random.key(1), states()))
+    assert close(found, eager)
+    assert all(np.all(np.isfinite(leaf)) for leaf in found)
+    programs = compiled(kind, name)._cache_size()
+    run(kind, name)
+    assert compiled(kind, name)._cache_size() == programs, "an equal thing is compiled again"
+
+
+@every
+def test_an_example_depends_on_its_batch_only_where_the_entry_says_so(kind, name):
+    independent = close(run(kind, name, n=4), [leaf[:4] for leaf in run(kind, name)])
+    assert independent != catalogue.tables[kind][name].couples_batch
+
+
+RANDOM = {"time_law": set(catalogue.tables["time_law"]), "coupling": {"sinkhorn"}}
+RANDOM["objective"] = set(catalogue.objectives) - {"classification", "regression"}
+
+
+@every
+def test_the_key_matters_to_all_examples_or_to_none(kind, name):
+    first, again, other = (run(kind, name, seed) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    differs = [np.any(a.reshape(8, -1) != b.reshape(8, -1), axis=1) for a, b in zip(first, other, strict=True)]
+    differs = np.any(differs, axis=0)
+    if name == "sinkhorn":  # of few candidates the same may be drawn twice
+        assert np.any(differs)
+    else:
+        assert np.all(differs) if name in RANDOM.get(kind, ()) else not np.any(differs)
+
+
+# Single by contract, or made with a precision of their own (`tests/test_precision.py`).
+SINGLE = ("time_law", "network", "encoder")
+
+
+@pytest.mark.parametrize(("kind", "name"), [entry for entry in USED if entry[0] not in SINGLE])
+def test_double_precision_is_kept(kind, name, x64):
+    """No float64 state is rounded on the way, and none of float32 becomes one of float64."""
+    use = used(kind, name)
+
+    @jax.jit
+    def both(thing):
+        return [use(thing, jax.random.key(1), states(dtype=dtype)) for dtype in (jnp.float64, jnp.float32)]
+
+    fine, rough = (rows(found, 8) for found in both(make(kind, name)))
+    assert {leaf.dtype for leaf in fine} == {np.dtype(np.float64)}
+    assert any(np.any(leaf != leaf.astype(np.float32)) for leaf in fine)
+    # A map is as precise as its targets.
+    assert {leaf.dtype for leaf in rough} == {np.dtype(np.float64 if name == "semidiscrete_map" else np.float32)}
+
+
+# ------------------------------------------------------------------------------------------------- laws of all options
+
+
+def literals(kind, name):
+    """The options of an entry that are plain numbers, or flags, by default or in its example."""
+    known, given = specs.options_of(catalogue.tables[kind][name]), given_for(kind, name)
+    values = {key: option.default for key, option in known.items() if option.kind is None}
+    values |= {key: value for key, value in options_for(kind, name).items() if key in values}
+    return {key: value for key, value in values.items() if key not in given and isinstance(value, int | float)}
+
+
+def others(value):
+    """Values near by, one of which should be allowed."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1]
+    return [0.8 * value + 0.013, 1.1 * value + 0.02] if math.isfinite(value) else [1.5]
+
+
+BUILT = [entry for entry in ENTRIES if entry not in FILES]
+NUMBERED = [entry for entry in BUILT if literals(*entry)]
+PRINTED = [(k, n) for k, n in NUMBERED if dataclasses.is_dataclass(catalogue.tables[k][n].make)]
+
+
+def test_most_kinds_have_numbers():
+    assert len(PRINTED) > 30
+    assert {kind for kind, _ in PRINTED} >= {"solver", "rule", "path", "objective", "coupling", "time_law", "average"}
+
+
+@pytest.mark.parametrize(("kind", "name"), PRINTED)
+def test_every_number_survives_as_text(kind, name):
+    entry, given = catalogue.tables[kind][name], given_for(kind, name)
+    for key, value in literals(kind, name).items():
+        for other in others(value):
+            try:
+                thing = make(kind, name, **{key: other})
+            except ValueError:
+                continue
+            printed = specs.text(specs.spec_of(kind, thing, **given))
+            assert f"{key}={other!r}" in printed
+            again = specs.build(kind, printed, **given)
+            assert type(again) is entry.make
+            assert getattr(again, key) == other
+            break
+        else:
+            pytest.fail(f"no number but {value} was allowed for {key}")
+
+
+@pytest.mark.parametrize(("kind", "name"), BUILT)
+def test_unknown_options_are_refused_in_one_line(kind, name):
+    with pytest.raises(ValueError, match=f"{name} has no option nonsense") as error:
+        make(kind, name, nonsense=1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "name"), NUMBERED)
+def test_what_is_no_number_is_refused_in_one_line(kind, name):
+    for key, value in literals(kind, name).items():
+        for wrong in ["much", [value]] + [float("nan")] * (not isinstance(value, bool)):
+            with pytest.raises(ValueError, match=f"{key}|much|nan") as error:
+                make(kind, name, **{key: wrong})
+            assert "\n" not in str(error.value), (key, wrong)
+
+
+# ------------------------------------------------------------------------------------- laws of what runs on the host
+
+
+@pytest.mark.parametrize("name", catalogue.tables["times"])
+def test_grids_rise_from_noise_to_data_in_double_precision(name):
+    grid = make("times", name)
+    assert type(grid) is np.ndarray
+    assert (grid.dtype, grid.shape) == (np.float64, (given_for("times", name)["n"] + 1,))
+    assert np.all(np.diff(grid) > 0)
+    assert 0 <= grid[0] < 0.1
+    assert 0.9 < grid[-1] <= 1
+
+
+@pytest.mark.parametrize("name", catalogue.tables["average"])
+def test_averages_are_equal_by_value_and_move_towards_the_network(name):
+    law = make("average", name)
+    assert law == make("average", name)
+    assert hash(law) == hash(make("average", name))
+    steps = jnp.array([0, 1, 10, 10_000], jnp.int32)
+    eager = np.array([law.weight(step) for step in steps])
+    np.testing.assert_allclose(jax.jit(jax.vmap(law.weight))(steps), eager, rtol=1e-6)
+    assert eager.dtype == np.float32
+    assert np.all((eager > 0) & (eager <= 1))
+    assert np.all(np.diff(eager) <= 0)
+
+
+READ = {  # what a command line may say, and may not
+    "label": ("2,0", "9"),
+    "vector": ("0.5,2", "0.5"),
+    "text": ("a red circle", "a circle that is much too long"),
+}
+
+
+@pytest.mark.parametrize("name", catalogue.tables["condition"])
+def test_conditions_have_one_shape_and_come_back(name):
+    condition, (good, bad) = make("condition", name), READ[name]
+    read = condition.read(good, 2)
+    for row in (condition.null, *condition.default(5), *read):
+        assert (np.shape(row), np.asarray(row).dtype) == (condition.struct.shape, condition.struct.dtype)
+    assert not np.array_equal(read[0], condition.null)
+    np.testing.assert_array_equal(condition.encode(condition.decode(read)), read)
+    with pytest.raises(ValueError, match=bad.partition(" ")[0]) as error:
+        condition.read(bad, 2)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", catalogue.tables["optimizer"])
+def test_optimisers_are_the_same_compiled_and_descend(name):
+    optimizer = make("optimizer", name, rate=1e-2, warmup=0.0)
+
+    def descend(x):
+        params = {"kernel": x}
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(jax.tree.map(lambda p: 2 * p, params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params["kernel"]
+
+    found = descend(states())
+    np.testing.assert_allclose(jax.jit(descend)(states()), found, rtol=1e-4, atol=1e-6)
+    assert found.dtype == jnp.float32
+    assert np.sum(found**2) < np.sum(states() ** 2)
+
+
+@pytest.mark.parametrize("name", catalogue.tables["task"])
+def test_the_base_config_has_just_what_a_task_reads(name):
+    assert set(base(name)) == {*SHARED, *catalogue.tables["task"][name].make.sections}
+    assert set(catalogue.tables["task"][name].make.metrics.values()) <= {1, -1}
