@@ -107,7 +107,7 @@ class ERSDE(Solver):
                     y = y + second * curve
                 y = y + first * slope
             variance = end**2 - r**2 * k**2
-            if variance > 1e-12 * end**2:
+            if variance > 1e-12 * end**2:  # what rounding leaves of zero is some 1e-16 end^2
                 y = y + math.sqrt(variance) * (yield noise())
             x = yield step(alpha_t * y)
 
