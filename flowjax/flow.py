@@ -8,7 +8,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from flowjax._captured import captured_callables
 from flowjax._pytree import pytree, static
@@ -49,12 +49,12 @@ class Field(abc.ABC):
     convertible: bool = True
 
     @abc.abstractmethod
-    def init(self, x: Array, times: Any = None) -> Memory:
+    def init(self, x: Float[Array, "batch ..."], times: Any = None) -> Memory:
         """Memory before the first evaluation of a run that starts from x (B, ...) on the grid `times` (n + 1,)."""
 
     @abc.abstractmethod
     def evaluate(
-        self, t: Any, x: Array, cond: Any, memory: Memory, *, to: str = "velocity", **extra: Any
+        self, t: Any, x: Float[Array, "batch ..."], cond: Any, memory: Memory, *, to: str = "velocity", **extra: Any
     ) -> tuple[Any, Memory]:
         """The prediction `to` ("raw": the network's output as it is) at (t, x), and the next memory.
 
@@ -74,19 +74,21 @@ class Field(abc.ABC):
         """A small pytree of this evaluation, stacked over the run into `Solution.report`; None for nothing."""
         return None
 
-    def velocity(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+    def velocity(
+        self, t: Any, x: Float[Array, "batch ..."], cond: Any = None, **extra: Any
+    ) -> Float[Array, "batch ..."]:
         """dx/dt at (t, x), (B, ...)."""
         return self.evaluate(t, x, cond, self.init(x), to="velocity", **extra)[0]
 
-    def data(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+    def data(self, t: Any, x: Float[Array, "batch ..."], cond: Any = None, **extra: Any) -> Float[Array, "batch ..."]:
         """E[x1 | x_t = x], (B, ...)."""
         return self.evaluate(t, x, cond, self.init(x), to="data", **extra)[0]
 
-    def noise(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+    def noise(self, t: Any, x: Float[Array, "batch ..."], cond: Any = None, **extra: Any) -> Float[Array, "batch ..."]:
         """E[x0 | x_t = x], (B, ...)."""
         return self.evaluate(t, x, cond, self.init(x), to="noise", **extra)[0]
 
-    def score(self, t: Any, x: Array, cond: Any = None, **extra: Any) -> Array:
+    def score(self, t: Any, x: Float[Array, "batch ..."], cond: Any = None, **extra: Any) -> Float[Array, "batch ..."]:
         """Gradient of log p_t at x, (B, ...)."""
         return self.evaluate(t, x, cond, self.init(x), to="score", **extra)[0]
 
@@ -128,7 +130,7 @@ class Counts:
         )
 
 
-def count(memory: Memory) -> tuple[Array, Array]:
+def count(memory: Memory) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """(evaluations, network_calls) summed over all networks in a field's memory."""
     counts = [c for c in jax.tree.leaves(memory, is_leaf=lambda m: isinstance(m, Counts)) if isinstance(c, Counts)]
     zero = jnp.int32(0)
@@ -176,13 +178,13 @@ class Flow(Field):
             raise ValueError(f"path must be one of flowjax.paths, such as flowjax.paths.Linear(), got {self.path!r}")
         check_network(self.network)
 
-    def init(self, x: Array, times: Any = None) -> Counts:
+    def init(self, x: Float[Array, "batch ..."], times: Any = None) -> Counts:
         """Counters at zero; refuses a network in training mode."""
         check_inference(self.network)
         return Counts.zero(x.shape[0])
 
     def evaluate(
-        self, t: Any, x: Array, cond: Any, memory: Counts, *, to: str = "velocity", **extra: Any
+        self, t: Any, x: Float[Array, "batch ..."], cond: Any, memory: Counts, *, to: str = "velocity", **extra: Any
     ) -> tuple[Any, Counts]:
         """One network call, converted to `to`."""
         check_prediction("to", to, ("raw",))
@@ -202,7 +204,7 @@ class Flow(Field):
                 check_determined(self.path, self.prediction, to, float(t))
 
 
-def check_answer(value: Any, x: Array) -> Array:
+def check_answer(value: Any, x: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
     """What a network answered, which must have the shape of the state: others would be stretched over it."""
     if getattr(value, "shape", None) != x.shape:
         what = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else f"a {type(value).__name__}"
@@ -212,7 +214,7 @@ def check_answer(value: Any, x: Array) -> Array:
     return value
 
 
-def network_times(t: Any, x: Array) -> Array:
+def network_times(t: Any, x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
     """A time as a network gets it: (B,), in the precision of the state x (B, ...), at least single."""
     return jnp.broadcast_to(jnp.asarray(t, precision(x)), x.shape[:1])
 
@@ -316,7 +318,7 @@ class FieldTerm(diffrax.AbstractTerm):
     key: Any = None
     index: Any = 0
 
-    def vf(self, t: Any, y: Array, args: Any) -> Any:
+    def vf(self, t: Any, y: Float[Array, "batch ..."], args: Any) -> Any:
         """The velocity at (t, y) under condition `args`, or the answer to an `Ask`."""
         if not isinstance(args, Ask):
             return self.field.velocity(t, y, args)
@@ -334,7 +336,7 @@ class FieldTerm(diffrax.AbstractTerm):
         """The length of the interval."""
         return t1 - t0
 
-    def prod(self, vf: Array, control: Any) -> Array:
+    def prod(self, vf: Float[Array, "batch ..."], control: Any) -> Float[Array, "batch ..."]:
         """Velocity times length."""
         return jnp.asarray(control, vf.dtype) * vf
 
@@ -351,7 +353,7 @@ class Velocity(eqx.Module):
 
     field: Any
 
-    def __call__(self, t: Any, y: Array, args: Any) -> Array:
+    def __call__(self, t: Any, y: Float[Array, "batch ..."], args: Any) -> Float[Array, "batch ..."]:
         """Velocity at (t, y) under condition `args`."""
         return self.field.velocity(t, y, args)
 

@@ -14,13 +14,20 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import install_import_hook
 
 # With the numeric tower, an integer is a float, as in type hints.
-# Left out are paths and solvers, whose functions run once per coefficient on the host: checking doubles the time of
-# their tests, and their arguments are plain numbers.
+# Left out are paths and the methods of solvers, whose functions run once per coefficient on the host: checking doubles
+# the time of their tests, and their arguments are plain numbers; and `calibration.ems`, which answers for numbers of
+# another type itself.
 CHECKED = (
+    "calibration.compensation",
+    "calibration.reference",
+    "calibration.schedules",
+    "calibration.store",
+    "calibration.use",
     "couplings",
     "data",
     "evaluation",
     "fields",
+    "flow",
     "geometry",
     "guidance",
     "keys",
@@ -28,7 +35,8 @@ CHECKED = (
     "models",
     "objectives",
 )
-CHECKED += ("recipe", "science", "solving", "training", "video")
+CHECKED += ("recipe", "science", "solvers.adaptive", "solvers.bound", "solvers.dpm_adaptive", "solvers.executor")
+CHECKED += ("solving", "training", "video", "weights")
 install_import_hook(
     [f"flowjax.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )

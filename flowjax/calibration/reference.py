@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flowjax import _checks
 from flowjax.flow import Field
@@ -14,7 +14,7 @@ from flowjax.solving import solve
 from flowjax.times import check_times
 
 
-def refine(times: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def refine(times: Any, steps: int) -> tuple[Float[np.ndarray, " fine"], Int[np.ndarray, " times"]]:
     """A grid of at least `steps` steps that divides each interval of `times` equally, and the positions of `times`."""
     _checks.whole(_checks.COUNT, steps=steps)
     times = check_times(times)
@@ -24,7 +24,13 @@ def refine(times: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reference(
-    field: Field, x: Array, times: Any, cond: Any = None, *, steps: int = 200, solver: Solver | None = None
+    field: Field,
+    x: Float[Array, "batch ..."],
+    times: Any,
+    cond: Any = None,
+    *,
+    steps: int = 200,
+    solver: Solver | None = None,
 ) -> Float[Array, "times batch ..."]:
     """The states at `times` of a run of at least `steps` steps from x at times[0]; DPM-Solver++(2M) by default.
 

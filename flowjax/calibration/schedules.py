@@ -45,8 +45,8 @@ FEATURES = 27  # of an encoded step
 def errors(
     field: Field,
     schedules: Sequence[Schedule],
-    x: Array,
-    target: Array,
+    x: Float[Array, "batch ..."],
+    target: Float[Array, "batch ..."],
     cond: Any = None,
     *,
     statistics: Statistics | None = None,
@@ -231,7 +231,13 @@ class Ranker(nnx.Module):
         return self.head(state)[:, 0]
 
 
-def fit_ranker(lines: Any, scores: Any, seed: int = 0, steps: int = 300, margin: float = 0.1) -> Ranker:
+def fit_ranker(
+    lines: Float[np.ndarray | Array, "schedules steps features"],
+    scores: Float[np.ndarray | Array, " schedules"],
+    seed: int = 0,
+    steps: int = 300,
+    margin: float = 0.1,
+) -> Ranker:
     """Trains a ranker by pairwise hinge loss: max(0, margin - (score of the worse - score of the better))."""
     lines, scores = jnp.asarray(lines, jnp.float32), jnp.asarray(scores, jnp.float32)
     ranker = Ranker(lines.shape[-1], rngs=nnx.Rngs(seed))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from flowjax import specs, times
 from flowjax._checks import choose
@@ -35,7 +36,7 @@ class Calibrated:
     """
 
     solver: Solver | None
-    times: np.ndarray
+    times: Float[np.ndarray, " times"]
     start: SemidiscreteMap | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from flowjax import _checks
 from flowjax._captured import tracing
@@ -42,7 +43,14 @@ class OwnSteps(abc.ABC):
 
     @abc.abstractmethod
     def solve(
-        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False
+        self,
+        field: Field,
+        x: Float[Array, "batch ..."],
+        times: Any,
+        cond: Any = None,
+        *,
+        trajectory: bool = False,
+        invert: bool = False,
     ) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; returns the entries of a `flowjax.solving.Solution`."""
 
@@ -93,7 +101,14 @@ class Adaptive(OwnSteps):
             raise ValueError(f"Adaptive wraps explicit adaptive Runge-Kutta solvers of diffrax, got {self.solver!r}")
 
     def solve(
-        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False
+        self,
+        field: Field,
+        x: Float[Array, "batch ..."],
+        times: Any,
+        cond: Any = None,
+        *,
+        trajectory: bool = False,
+        invert: bool = False,
     ) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; the times between are only where `trajectory` is read off.
 

@@ -13,7 +13,7 @@ from flowjax.flow import Ask, Field, FieldTerm
 from flowjax.keys import noise as standard_normal
 from flowjax.paths.base import at_least_single, namespace
 from flowjax.solvers import executor
-from flowjax.solvers.rows import FIELD, SECOND, Line, Pattern, Registers
+from flowjax.solvers.rows import FIELD, SECOND, Line, Pattern, Registers, State
 
 
 class Bound(diffrax.AbstractSolver):
@@ -52,19 +52,19 @@ class Bound(diffrax.AbstractSolver):
 
     # ------------------------------------------------------------------------------------------- in any Python loop
 
-    def start(self, x: Any) -> Registers:
+    def start(self, x: State) -> Registers:
         """The registers before the first row: x of shape (B, ...) in at least single precision, then zeros."""
         return self._free(-1, self.allocate(x))
 
-    def point(self, row: Any, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
+    def point(self, row: Any, registers: Registers, noise: tuple[State, ...] = ()) -> tuple[Any, State]:
         """The (t, x) at which row `row` evaluates the network; its prediction type is `bound.pattern.to`."""
         return executor.point(self.pattern, self.line(self._stage(row)), registers, noise)
 
-    def velocity(self, row: Any, registers: Registers) -> Any:
+    def velocity(self, row: Any, registers: Registers) -> State | None:
         """What row `row` passes to the second field as `velocity=`, or None."""
         return executor.velocity(self.pattern, self.line(self._stage(row)), registers)
 
-    def advance(self, row: Any, registers: Registers, value: Any, noise: tuple[Any, ...] = ()) -> Registers:
+    def advance(self, row: Any, registers: Registers, value: State, noise: tuple[State, ...] = ()) -> Registers:
         """The registers after a row, given the network's value there; register 0 is the solution."""
         stage = self._stage(row)
         registers = executor.advance(self.pattern, self.line(stage), registers, value, noise)
@@ -93,7 +93,7 @@ class Bound(diffrax.AbstractSolver):
         lines = Line(self.times, self.ends, self.weights, self.arrays)
         return jax.tree.map(lambda numbers: numbers[stage], lines)
 
-    def allocate(self, x: Any) -> Registers:
+    def allocate(self, x: State) -> Registers:
         """The registers before the first stage: x, then zeros.
 
         Raises:
@@ -109,7 +109,7 @@ class Bound(diffrax.AbstractSolver):
                 )
         return (x, *(namespace(x).zeros_like(x) for _ in range(self.pattern.registers - 1)))
 
-    def draw(self, stage: Any, x: Any, key: Any, index: Any) -> tuple[Any, ...]:
+    def draw(self, stage: Any, x: State, key: Any, index: Any) -> tuple[State, ...]:
         """The noises of a stage for the samples `index`, `index + 1`, ...; () for a deterministic method."""
         if not self.pattern.noises:
             return ()

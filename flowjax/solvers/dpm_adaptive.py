@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from flowjax import _checks
 from flowjax._captured import tracing
@@ -75,7 +75,14 @@ class DPMAdaptive(OwnSteps):
         _checks.whole(_checks.COUNT, max_trials=self.max_trials)
 
     def solve(
-        self, field: Field, x: Any, times: Any, cond: Any = None, *, trajectory: bool = False, invert: bool = False
+        self,
+        field: Field,
+        x: Float[Array, "batch ..."],
+        times: Any,
+        cond: Any = None,
+        *,
+        trajectory: bool = False,
+        invert: bool = False,
     ) -> dict[str, Any]:
         """Integrates from times[0] to times[-1]; the times between do not matter."""
         times = check_times(times, invert=invert)

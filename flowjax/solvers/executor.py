@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from flowjax.paths.base import namespace
-from flowjax.solvers.rows import FREE, SECOND, Line, Pattern, Registers
+from flowjax.solvers.rows import FREE, SECOND, Line, Pattern, Registers, State
 
 
-def point(pattern: Pattern, line: Line, registers: Registers, noise: tuple[Any, ...] = ()) -> tuple[Any, Any]:
+def point(pattern: Pattern, line: Line, registers: Registers, noise: tuple[State, ...] = ()) -> tuple[Any, State]:
     """The (t, x) at which a stage evaluates."""
     return line.time, line.combine(pattern.point, (*registers, None, *noise))
 
 
-def velocity(pattern: Pattern, line: Line, registers: Registers) -> Any:
+def velocity(pattern: Pattern, line: Line, registers: Registers) -> State | None:
     """What a stage passes to the second field as `velocity=`, or None."""
     return None if pattern.velocity is None else line.combine(pattern.velocity, registers)
 
 
 def advance(
-    pattern: Pattern, line: Line, registers: Registers, value: Any = None, noise: tuple[Any, ...] = ()
+    pattern: Pattern, line: Line, registers: Registers, value: State | None = None, noise: tuple[State, ...] = ()
 ) -> Registers:
     """The registers after a stage; value is None for one without an evaluation."""
     xp = namespace(registers[0])
@@ -39,7 +39,7 @@ def run(
     registers: Registers,
     memories: Any,
     ask: Callable[[Any, Any, Any, dict[str, Any]], tuple[Any, Any]],
-    draw: Callable[[], tuple[Any, ...]],
+    draw: Callable[[], tuple[State, ...]],
 ) -> tuple[Registers, Any]:
     """Runs a stage of this kind: the next registers and memories of the fields.
 

@@ -11,11 +11,13 @@ import importlib
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from flowjax.paths.base import namespace
 from flowjax.solvers.symbols import CONSTANT, Combination, Stage, is_number
 
-Registers = tuple[Any, ...]
+State = Float[Any, "batch ..."]  # of NumPy or JAX
+Registers = tuple[State, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from flowjax._pytree import pytree
 from flowjax.paths.base import GaussianPath
@@ -91,7 +92,7 @@ class Solver(abc.ABC):
         lines, pattern = tabulate(stages, registers)
         return Bound(grid, *lines, second=self.second, pattern=pattern)
 
-    def grid(self, times: Any, *, invert: bool = False) -> np.ndarray:
+    def grid(self, times: Any, *, invert: bool = False) -> Float[np.ndarray, " times"]:
         """The times as a float64 array.
 
         Raises:

@@ -100,7 +100,13 @@ class Curves:
         ([-1.0, 0.5, 1.0], [-1.0, 0.5, 1.0])
     """
 
-    def __init__(self, lam: np.ndarray, l: np.ndarray, s: np.ndarray, b: np.ndarray):  # noqa: E741 - the paper's letter
+    def __init__(
+        self,
+        lam: Float[np.ndarray, " n"],
+        l: Float[np.ndarray, "n ..."],  # noqa: E741 - the paper's letter
+        s: Float[np.ndarray, "n ..."],
+        b: Float[np.ndarray, "n ..."],
+    ):
         self.lam, self.l, self.s, self.b = lam, l, s, b
 
     def output(self, path: GaussianPath, t: float, lam: float, e: Any, x: Any) -> Any:
