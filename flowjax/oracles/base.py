@@ -27,7 +27,15 @@ def prepare(t: Time, x: Any) -> tuple[Time, Array]:
 
 
 class Target(abc.ABC):
-    """A closed-form target. `cond` selects a component; targets with one component ignore it."""
+    """A closed-form target. `cond` selects a component; targets with one component ignore it.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> law = fj.oracles.Gaussian(mean=2.0, std=0.5, path=fj.paths.Linear())  # one of them
+        >>> x = jnp.zeros((1, 2))  # at t = 0 it says nothing of the data
+        >>> law.data(0.0, x).tolist(), law.noise(0.0, x).tolist(), law.velocity(0.0, x).tolist()
+        ([[2.0, 2.0]], [[0.0, 0.0]], [[2.0, 2.0]])
+    """
 
     path: GaussianPath
 

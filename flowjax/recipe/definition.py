@@ -24,7 +24,19 @@ from flowjax.solvers.euler_maruyama import SDESolver
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Definition(Base):
-    """How to rebuild a trained flow; `Recipe` samples from it."""
+    """How to rebuild a trained flow; `Recipe` samples from it.
+
+    Example:
+        >>> import flowjax as fj
+        >>> mlp = {"name": "mlp", "options": {"dim": 2, "width": 8}}
+        >>> law = {"name": "toy2d", "options": {"law": "moons"}}
+        >>> scale = {"shift": 0.0, "scale": 1.0, "low": None, "high": None}
+        >>> of_data = {"data": law, "shape": (2,), "num_classes": None, **scale}
+        >>> path, solver = {"name": "linear", "options": {}}, {"name": "heun", "options": {}}
+        >>> recipe = fj.Recipe(network=mlp, prediction="velocity", path=path, solver=solver, steps=10, **of_data)
+        >>> recipe.build_path(), recipe.build_solver(), len(recipe.build_times())
+        (Linear(sigma_min=0.0), Heun(), 11)
+    """
 
     path: Mapping[str, Any]
     prediction: str
