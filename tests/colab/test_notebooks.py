@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 import jupytext
 import pytest
@@ -26,3 +27,10 @@ def test_notebook_runs(source, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]))
     notebook = jupytext.read(source.with_suffix(".ipynb"))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_badge_opens_what_is_installed(source):
+    text = source.read_text()
+    repository = re.search(r'REPOSITORY = "https://github\.com/([^"]+)"', text)[1]
+    assert f"(https://colab.research.google.com/github/{repository}/blob/main/colab/{source.stem}.ipynb)" in text
