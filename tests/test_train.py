@@ -338,6 +338,11 @@ def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
     assert "resumed after step 4" in out
 
 
+def said(stderr):
+    """Lines of the run itself; grain warns of a jaxlib before 0.11 while it is imported."""
+    return [line for line in stderr.splitlines() if not line.startswith("WARNING:absl:Grain multiprocess worker")]
+
+
 @pytest.mark.parametrize("limit", [pytest.param(200, id="config", marks=pytest.mark.slow), 20_000])
 def test_full_disk_is_one_line(tmp_path, tiny, limit):
     """A limit of the size of files makes writes fail as a full disk does, small or large ones."""
@@ -350,8 +355,8 @@ def test_full_disk_is_one_line(tmp_path, tiny, limit):
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_ENABLE_COMPILATION_CACHE="0")
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
-    assert done.stderr.count("\n") == 1
+    (line,) = said(done.stderr)
+    assert line.startswith(f"error: cannot write to {tmp_path / 'run'}: File too large; free space")
 
 
 @pytest.mark.slow
@@ -388,7 +393,7 @@ def test_a_signal_saves_and_exits_with_zero(tmp_path, cause):
             break
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert err.count("\n") == (number == signal.SIGINT)
+    assert len(said(err)) == (number == signal.SIGINT)
     stopped = int(re.search(rf"stopped by {cause}; saved after step (\d+)", out)[1])
     assert 20 <= stopped < 100000
     step, found = final(tmp_path / "run")
