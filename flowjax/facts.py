@@ -140,8 +140,9 @@ class Entry:
 
         if not hasattr(self.make, "bind"):
             return None
+        typical: Any = self.make(**self.example(), **self.fixed)
         try:
-            return self.make(**self.example(), **self.fixed).bind(paths.Linear(), times.uniform(n, start, end))
+            return typical.bind(paths.Linear(), times.uniform(n, start, end))
         except ValueError:
             return None
 

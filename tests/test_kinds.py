@@ -112,6 +112,7 @@ def inputs(name, x):
     """What a network or encoder takes: the state, its times and its condition."""
     n, t = len(x), jax.nn.sigmoid(x[:, 0])
     image = jnp.sin(jnp.arange(1, 65).reshape(1, 8, 8, 1) * x[:, 0].reshape(-1, 1, 1, 1))
+    cloud = jnp.sin(jnp.arange(1, 37).reshape(1, 12, 3) * x[:, :1, None]) / 2
     return {
         "mlp": (x[:, :2], t),
         "dit": (image[:, :4, :4], t),
@@ -120,7 +121,7 @@ def inputs(name, x):
         "discriminator": (image,),
         "conditioned": (x[:, :2], t, {"label": jnp.arange(n) % 3}),
         "readout": (x, t),
-        "pointnet": (jnp.sin(jnp.arange(1, 37).reshape(1, 12, 3) * x[:, :1, None]), jnp.ones((n, 12), bool)),
+        "pointnet": (cloud, jnp.ones((n, 12)), jnp.tile(jnp.arange(4), (n, 1))),
         "label": (jnp.arange(n) % 3,),
         "vector": (x,),
         "text": (jnp.arange(3 * n).reshape(n, 3) % 5,),
