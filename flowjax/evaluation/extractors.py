@@ -122,16 +122,11 @@ class ImageClassifier:
 
     Example:
         >>> import numpy as np
-        >>> from flax import nnx
-        >>> class Means(nnx.Module):  # in the place of trained convolutions
-        ...     def __init__(self):
-        ...         self.head = nnx.Linear(1, 10, rngs=nnx.Rngs(0))
-        ...     def features(self, x):
-        ...         return x.mean((1, 2))
-        >>> judge = ImageClassifier(Means(), 0.5, 0.25, np.zeros(1), np.ones(1), accuracy=0.1, digest="means")
-        >>> x = np.ones((2, 8, 8, 1))
-        >>> judge.features(x).tolist(), judge.predict(x).shape
-        ([[2.0], [2.0]], (2,))
+        >>> from flowjax.evaluation import train_network
+        >>> x, cond = np.random.default_rng(0).normal(size=(20, 4, 4, 1)), np.arange(20) % 2
+        >>> judge = train_network(x, cond, num_classes=2, steps=1, batch=4, width=1)
+        >>> judge.features(x).shape, judge.predict(x).shape, len(judge.digest)
+        ((20, 4), (20,), 8)
     """
 
     network: Any

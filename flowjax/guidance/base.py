@@ -20,7 +20,7 @@ class Rule(abc.ABC):
         stateless: whether the rule needs nothing from one evaluation to the next.
 
     Example:
-        >>> import flowjax as fj
+        >>> import flowjax as fj, jax.numpy as jnp
         >>> from flowjax._pytree import pytree
         >>> @pytree
         ... class Difference(fj.guidance.Rule):
@@ -28,8 +28,9 @@ class Rule(abc.ABC):
         ...         return True
         ...     def combine(self, t, c, u, state):
         ...         return c + (c - u), state  # CFG with w = 2
-        >>> Difference().combine(0.5, 3.0, 1.0, ())[0], float(fj.guidance.CFG(scale=2.0).combine(0.5, 3.0, 1.0, ())[0])
-        (5.0, 5.0)
+        >>> c, u = jnp.full((1, 2), 3.0), jnp.ones((1, 2))
+        >>> [rule.combine(0.5, c, u, ())[0].tolist() for rule in (Difference(), fj.guidance.CFG(scale=2.0))]
+        [[[5.0, 5.0]], [[5.0, 5.0]]]
     """
 
     space: str = "any"
