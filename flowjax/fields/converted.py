@@ -1,10 +1,4 @@
-"""A network trained on one path, sampled along another.
-
-Two Gaussian paths a, b hold the same mixtures of data and noise, scaled: at equal signal-to-noise ratio,
-lam_a(u) = lam_b(t), the state x of b is c x on a with c^2 = (alpha_a^2 + sigma_a^2) / (alpha_b^2 + sigma_b^2), and the
-data and noise predictions are the same. Where b has more noise or more data than a ever has, the nearest time of a is
-taken, and the prediction is completed with the state of b.
-"""
+"""A network trained on one path, sampled along another."""
 
 from typing import Any
 
@@ -23,6 +17,11 @@ from flowjax.paths.base import GaussianPath, check_time_and_state, expand, names
 @pytree
 class Converted(FieldWrapper):
     """A field along another path than its own.
+
+    Two Gaussian paths a, b hold the same mixtures of data and noise, scaled: at equal signal-to-noise ratio,
+    lam_a(u) = lam_b(t), the state x of b is c x on a with c^2 = (alpha_a^2 + sigma_a^2) / (alpha_b^2 + sigma_b^2), and
+    the data and noise predictions are the same. Where b has more noise or more data than a ever has, the nearest time
+    of a is taken, and the prediction is completed with the state of b.
 
     Args:
         field: a field on the path its network was trained on.

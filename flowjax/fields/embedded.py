@@ -1,8 +1,4 @@
-"""A field whose network answers with guidance in one call: the scale is one of its inputs.
-
-References:
-    Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
-"""
+"""A field whose network answers with guidance in one call: the scale is one of its inputs."""
 
 from typing import Any
 
@@ -28,6 +24,9 @@ class Embedded(FieldWrapper):
 
     Raises:
         ValueError: a scale that is negative or not finite, or a field inside that has one.
+
+    References:
+        Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp

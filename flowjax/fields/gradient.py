@@ -1,9 +1,4 @@
-"""Guidance by the gradient of a log density, such as a classifier's (Dhariwal and Nichol, 2105.05233, section 4).
-
-With s = scale * d log p(y | x_t)/dx added to the score, every prediction changes by the linear part of its conversion
-from the score: the noise by -sigma s, the data by sigma^2/alpha s, the velocity by
-sigma (alpha' sigma/alpha - sigma') s.
-"""
+"""Guidance by the gradient of a log density, such as a classifier's (Dhariwal and Nichol, 2105.05233, section 4)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +18,10 @@ from flowjax.paths.base import GaussianPath, check_time_and_state, expand
 @pytree
 class Gradient(Field):
     """What the gradient of a log density adds to each prediction, as a field for `flowjax.solvers.Splitting`.
+
+    With s = scale * d log p(y | x_t)/dx added to the score, every prediction changes by the linear part of its
+    conversion from the score: the noise by -sigma s, the data by sigma^2/alpha s, the velocity by
+    sigma (alpha' sigma/alpha - sigma') s.
 
     Args:
         log_density: called as `log_density(x, t, cond)` with x (B, ...), t (B,) in [0, 1] and the condition of the run;

@@ -1,14 +1,4 @@
-"""A small autoencoder of images with a Gaussian posterior.
-
-    encode(x) = (mean, log variance),   z = mean + exp(log variance / 2) noise,   decode(z) ~ x
-
-Both halves are residual blocks of the U-Net without condition, with attention between two blocks at the lowest
-resolution. Latents as flows see them are latent_scale z, with latent_scale about one over the standard deviation of z.
-
-References:
-    Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114.
-    Rombach et al. (2021), High-Resolution Image Synthesis with Latent Diffusion Models, section 3.1, arXiv:2112.10752.
-"""
+"""A small autoencoder of images with a Gaussian posterior."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -106,11 +96,21 @@ class Decoder(nnx.Module):
     example=lambda: {"image_shape": (4, 4, 1), "channels": 4, "multipliers": (1, 1), "groups": 2},
 )
 class Autoencoder(nnx.Module):
-    """Autoencoder of images (B, H, W, C) with a Gaussian posterior; see the module's formulas.
+    """Autoencoder of images (B, H, W, C) with a Gaussian posterior.
+
+        encode(x) = (mean, log variance),   z = mean + exp(log variance / 2) noise,   decode(z) ~ x
+
+    Both halves are residual blocks of the U-Net without condition, with attention between two blocks at the lowest
+    resolution. Latents as flows see them are latent_scale z, with latent_scale about one over the deviation of z.
 
     Computes in `dtype` (normalisations, softmax and results in at least float32), stores parameters in `param_dtype`.
     Kernels start Glorot-uniform with zero bias; the second convolution of every block and the projection of attention
     at zero. The parts are `encoder` and `decoder`, for patterns of labels and rates.
+
+    References:
+        Kingma and Welling (2013), Auto-Encoding Variational Bayes, arXiv:1312.6114.
+        Rombach et al. (2021), High-Resolution Image Synthesis with Latent Diffusion Models, section 3.1,
+        arXiv:2112.10752.
 
     Example:
         >>> import jax.numpy as jnp
@@ -119,9 +119,6 @@ class Autoencoder(nnx.Module):
         >>> mean, log_variance = network.encode(jnp.ones((2, 8, 8, 3)))
         >>> mean.shape, network.latent_shape, network.decode(mean).shape
         ((2, 4, 4, 4), (4, 4, 4), (2, 8, 8, 3))
-
-    References:
-        Rombach et al. (2021), High-Resolution Image Synthesis with Latent Diffusion Models, arXiv:2112.10752.
     """
 
     def __init__(

@@ -1,10 +1,4 @@
-"""Conditions by name: each is turned into a vector by its encoder, and the network sees the sum.
-
-    network(x, t, {"label": (B,), "text": (B, L), ...}) = inner(x, t, sum_name encoder_name(cond[name]))
-
-An encoder is a module called with one condition, (B, ...) -> (B, dim), that has `shape`, that of one example's
-condition; `dim`; and `null`, a number that fills the condition which stands for none.
-"""
+"""Conditions by name: each is turned into a vector by its encoder, and the network sees the sum."""
 
 import itertools
 from collections.abc import Mapping
@@ -159,7 +153,12 @@ class ImageEncoder(nnx.Module):
     },
 )
 class Conditioned(nnx.Module):
-    """A network for vectors that is conditioned on named things; see the module's formula.
+    """A network for vectors that is conditioned on named things.
+
+        network(x, t, {"label": (B,), "text": (B, L), ...}) = inner(x, t, sum_name encoder_name(cond[name]))
+
+    An encoder is a module called with one condition, (B, ...) -> (B, dim), that has `shape`, that of one example's
+    condition; `dim`; and `null`, a number that fills the condition which stands for none.
 
     Example:
         >>> import jax.numpy as jnp

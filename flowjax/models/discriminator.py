@@ -1,14 +1,4 @@
-"""A discriminator of overlapping patches (PatchGAN).
-
-Convolutions of 4 x 4 pixels: `layers` of stride 2, one of stride 1, and one that answers with a logit for each patch;
-with three layers a logit sees 70 x 70 pixels. Between them a leaky rectifier, and behind all but the first and the last
-a normalisation. Here it is that of groups in one image: no batch statistics, so that a logit does not depend on
-the batch mates or on the number of devices.
-
-References:
-    Isola et al. (2016), Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.2,
-    arXiv:1611.07004. Esser et al. (2020), Taming Transformers for High-Resolution Image Synthesis, arXiv:2012.09841.
-"""
+"""A discriminator of overlapping patches (PatchGAN)."""
 
 import itertools
 from typing import Any
@@ -35,8 +25,18 @@ from flowjax.paths.base import at_least_single
 class Discriminator(nnx.Module):
     """Logits (B, h, w, 1) of the patches of images (B, H, W, C), positive for real ones; see the module.
 
+    Convolutions of 4 x 4 pixels: `layers` of stride 2, one of stride 1, and one that answers with a logit for each
+    patch; with three layers a logit sees 70 x 70 pixels. Between them a leaky rectifier, and behind all but the first
+    and the last a normalisation. Here it is that of groups in one image: no batch statistics, so that a logit does not
+    depend on the batch mates or on the number of devices.
+
     Computes in `dtype` (normalisations in at least float32), stores parameters in `param_dtype`. Kernels start as
     N(0, 0.02^2).
+
+    References:
+        Isola et al. (2016), Image-to-Image Translation with Conditional Adversarial Networks, section 3.2.2,
+        arXiv:1611.07004.
+        Esser et al. (2020), Taming Transformers for High-Resolution Image Synthesis, arXiv:2012.09841.
 
     Example:
         >>> import jax.numpy as jnp

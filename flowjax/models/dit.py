@@ -1,15 +1,4 @@
-"""Diffusion transformer with adaLN-zero conditioning.
-
-Patches of the image are tokens; a vector c made from the time, the optional span end and the condition
-modulates every block: h <- h + g1 * attention((1 + a1) * norm(h) + b1), h <- h + g2 * mlp((1 + a2) * norm(h)
-+ b2), with (b, a, g) affine in silu(c). These affine maps and the output layer start at zero, so every block
-starts as the identity and the network as the zero function.
-
-References:
-    Peebles and Xie (2022), Scalable Diffusion Models with Transformers, section 3.2, arXiv:2212.09748.
-    Geng et al. (2025), Mean Flows for One-step Generative Modeling, arXiv:2505.13447 (embedding of t and of
-    the span).
-"""
+"""Diffusion transformer with adaLN-zero conditioning."""
 
 from typing import Any
 
@@ -66,7 +55,7 @@ def _modulate(h: Array, shift: Array, scale: Array) -> Array:
 
 
 class Block(nnx.Module):
-    """One transformer block; see the module's formula.
+    """One transformer block; see `DiT` for its formula.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -117,6 +106,11 @@ def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
 class DiT(nnx.Module):
     """Diffusion transformer for images (B, H, W, C).
 
+    Patches of the image are tokens; a vector c made from the time, the optional span end and the condition
+    modulates every block: h <- h + g1 * attention((1 + a1) * norm(h) + b1), h <- h + g2 * mlp((1 + a2) * norm(h)
+    + b2), with (b, a, g) affine in silu(c). These affine maps and the output layer start at zero, so every block
+    starts as the identity and the network as the zero function.
+
     The network computes in `dtype` (normalisations and softmax in at least float32), stores its parameters in
     `param_dtype` and answers in the type of x. Dense layers start Glorot-uniform with zero bias, embeddings
     as N(0, 0.02^2), modulations and the output layer at zero. Times in [0, 1] enter as sines and cosines of
@@ -131,15 +125,17 @@ class DiT(nnx.Module):
     gives the same parameters in both layouts, and `with_scan` converts one into the other. With `remat`, the
     backward pass recomputes the inside of each block, so that only the tokens between blocks are stored.
 
+    References:
+        Peebles and Xie (2022), Scalable Diffusion Models with Transformers, section 3.2, arXiv:2212.09748.
+        Geng et al. (2025), Mean Flows for One-step Generative Modeling, arXiv:2505.13447 (embedding of t and of
+        the span).
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
         >>> network = DiT((8, 8, 1), patch=2, width=32, depth=2, heads=2, num_classes=10, rngs=nnx.Rngs(0))
         >>> network(jnp.ones((4, 8, 8, 1)), jnp.full((4,), 0.5), jnp.arange(4)).shape
         (4, 8, 8, 1)
-
-    References:
-        Peebles and Xie (2022), Scalable Diffusion Models with Transformers, arXiv:2212.09748.
     """
 
     def __init__(

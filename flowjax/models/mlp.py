@@ -1,8 +1,4 @@
-"""Residual multilayer perceptron for points in a plane and other short vectors.
-
-h <- h + outer(silu(inner(silu(h)) + modulation(c))), with c made from the time, the optional span end and the
-condition. The output layer starts at zero, so the network starts as the zero function.
-"""
+"""Residual multilayer perceptron for points in a plane and other short vectors."""
 
 from typing import Any
 
@@ -27,7 +23,7 @@ from flowjax.models.layers import (
 
 
 class Layer(nnx.Module):
-    """One residual layer; see the module's formula.
+    """One residual layer; see `MLP` for its formula.
 
     Example:
         >>> import jax.numpy as jnp
@@ -54,6 +50,9 @@ class Layer(nnx.Module):
 @fact("network", "mlp", "residual perceptron for points", example=lambda: {"dim": 2, "width": 8})
 class MLP(nnx.Module):
     """Residual perceptron for points (B, dim).
+
+    h <- h + outer(silu(inner(silu(h)) + modulation(c))), with c made from the time, the optional span end and the
+    condition. The output layer starts at zero, so the network starts as the zero function.
 
     Computes in `dtype`, stores parameters in `param_dtype`, answers in the type of x. Dense layers start
     Glorot-uniform with zero bias, embeddings as N(0, 0.02^2), the output layer at zero. Times in [0, 1] enter

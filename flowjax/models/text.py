@@ -1,12 +1,4 @@
-"""Texts as conditions: a tokenizer that is learned from the texts, and an encoder that trains with the model.
-
-The encoder is a small transformer without causal mask, h <- h + attention(norm(h)), h <- h + mlp(norm(h)), on embedded
-tokens and learned positions; padding is not attended. Its features are norm(h), their mean over the tokens that are
-there goes through a dense layer: the vector. The empty text, padding alone, is the null condition.
-
-References:
-    Vaswani et al. (2017), Attention Is All You Need, arXiv:1706.03762.
-"""
+"""Texts as conditions: a tokenizer that is learned from the texts, and an encoder that trains with the model."""
 
 import collections
 import re
@@ -170,7 +162,7 @@ def _tokens(pieces: list[str], known: dict[str, int]) -> list[int]:
 
 
 class _Block(nnx.Module):
-    """One block of the encoder; see the module's formulas."""
+    """One block of the encoder; see `TextEncoder` for its formulas."""
 
     def __init__(self, width: int, heads: int, **options: Any):
         head = width // heads
@@ -192,10 +184,17 @@ class _Block(nnx.Module):
     example=lambda: {"vocabulary": 260, "length": 3, "dim": 4, "width": 8, "heads": 2},
 )
 class TextEncoder(nnx.Module):
-    """Tokens (B, length) to one vector per text, and to features of each token; see the module's formulas.
+    """Tokens (B, length) to one vector per text, and to features of each token.
+
+    The encoder is a small transformer without causal mask, h <- h + attention(norm(h)), h <- h + mlp(norm(h)), on
+    embedded tokens and learned positions; padding is not attended. Its features are norm(h), their mean over the tokens
+    that are there goes through a dense layer: the vector. The empty text, padding alone, is the null condition.
 
     Computes in `dtype`, stores parameters in `param_dtype`. Dense layers start Glorot-uniform with zero bias, tokens
     and positions as N(0, 0.02^2). A token that does not exist gives NaN.
+
+    References:
+        Vaswani et al. (2017), Attention Is All You Need, arXiv:1706.03762.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,15 +1,4 @@
-"""Convolutional U-Net with adaptive group normalisation and attention at chosen resolutions.
-
-A residual block is h <- skip(h) + conv2(silu((1 + a) * norm2(conv1(silu(norm1(h)))) + b)), with (b, a) affine in
-silu(c) and c made from the time, the optional span end and the condition. Between levels a residual block halves or
-doubles the image, averaging 2 x 2 pixels or repeating them, in front of conv1 and on the skip. Where a block attends,
-h <- h + project(attention(norm3(h))) over all pixels follows. Every block of the way up takes the stored result of
-the way down as further channels.
-
-References:
-    Ho et al. (2020), Denoising Diffusion Probabilistic Models, appendix B, arXiv:2006.11239.
-    Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, section 3, arXiv:2105.05233.
-"""
+"""Convolutional U-Net with adaptive group normalisation and attention at chosen resolutions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -107,7 +96,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A residual block, with attention behind it where `head` is given; see the module's formulas.
+    """A residual block, with attention behind it where `head` is given; see `UNet` for the formulas.
 
     Without `conditions` there is no c, and a = b = 0.
 
@@ -177,10 +166,20 @@ def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
 class UNet(nnx.Module):
     """U-Net for images (B, H, W, C).
 
+    A residual block is h <- skip(h) + conv2(silu((1 + a) * norm2(conv1(silu(norm1(h)))) + b)), with (b, a) affine in
+    silu(c) and c made from the time, the optional span end and the condition. Between levels a residual block halves or
+    doubles the image, averaging 2 x 2 pixels or repeating them, in front of conv1 and on the skip. Where a block
+    attends, h <- h + project(attention(norm3(h))) over all pixels follows. Every block of the way up takes the stored
+    result of the way down as further channels.
+
     The network computes in `dtype` (normalisations and softmax in at least float32), stores its parameters in
     `param_dtype` and answers in the type of x. Kernels start Glorot-uniform with zero bias, embeddings as
     N(0, 0.02^2); the second convolution of every block, the projection of attention and the output start at zero. Times
     in [0, 1] enter as sines and cosines of angular frequency at most `time_scale`.
+
+    References:
+        Ho et al. (2020), Denoising Diffusion Probabilistic Models, appendix B, arXiv:2006.11239.
+        Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, section 3, arXiv:2105.05233.
 
     Example:
         >>> import jax.numpy as jnp
@@ -188,9 +187,6 @@ class UNet(nnx.Module):
         >>> network = UNet((8, 8, 3), 8, (1, 2), blocks=1, attention_at=(4,), head=8, groups=4, rngs=nnx.Rngs(0))
         >>> network(jnp.ones((2, 8, 8, 3)), jnp.full((2,), 0.5)).shape
         (2, 8, 8, 3)
-
-    References:
-        Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, arXiv:2105.05233.
     """
 
     def __init__(

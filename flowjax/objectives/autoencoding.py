@@ -1,22 +1,4 @@
-"""Autoencoding: images through a Gaussian posterior and back, against an adversary that starts later.
-
-With z = mean + exp(log variance / 2) noise and y = decode(z), one example costs the autoencoder
-
-    nll + w_kl KL + w_adv lambda g,   nll = sum |x1 - y| (or its squares),   KL = KL(N(mean, variance), N(0, I)),
-    g = -mean over patches of D(y),   lambda = |d nll / d last| / (|d g / d last| + 1e-4), at most 1e4,
-
-where `last` is the kernel of the decoder's last layer: there the adversary pulls as hard as the reconstruction,
-whatever the scale of its logits. The discriminator minimises
-
-    hinge      (max(0, 1 - D(x1)) + max(0, 1 + D(y))) / 2
-    vanilla    (softplus(-D(x1)) + softplus(D(y))) / 2
-
-over patches. Sums are over the entries of an example, as published; the adversary takes part from step `start` on.
-
-References:
-    Rombach et al. (2021), High-Resolution Image Synthesis with Latent Diffusion Models, appendix G, arXiv:2112.10752.
-    Esser et al. (2020), Taming Transformers for High-Resolution Image Synthesis, equation 7, arXiv:2012.09841 (lambda).
-"""
+"""Autoencoding: images through a Gaussian posterior and back, against an adversary that starts later."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -70,6 +52,19 @@ class AutoencodingDraws:
 class Autoencoding:
     """Trains an autoencoder, and the discriminator that it plays against.
 
+    With z = mean + exp(log variance / 2) noise and y = decode(z), one example costs the autoencoder
+
+        nll + w_kl KL + w_adv lambda g,   nll = sum |x1 - y| (or its squares),   KL = KL(N(mean, variance), N(0, I)),
+        g = -mean over patches of D(y),   lambda = |d nll / d last| / (|d g / d last| + 1e-4), at most 1e4,
+
+    where `last` is the kernel of the decoder's last layer: there the adversary pulls as hard as the reconstruction,
+    whatever the scale of its logits. The discriminator minimises
+
+        hinge      (max(0, 1 - D(x1)) + max(0, 1 + D(y))) / 2
+        vanilla    (softplus(-D(x1)) + softplus(D(y))) / 2
+
+    over patches. Sums are over the entries of an example, as published; the adversary takes part from step `start` on.
+
     `networks` is {"autoencoder": ..., "discriminator": D}, or the autoencoder alone with `adversary=None`. It has
     `encode(x) -> (mean, log_variance)` and `decode(z)`; D(x) answers with logits (B, ...) of patches, positive for real
     images, and depends on the batch through no statistics. Both networks descend on one sum of losses with disjoint
@@ -87,6 +82,12 @@ class Autoencoding:
 
     Raises:
         ValueError: An unknown name, or a number outside its range.
+
+    References:
+        Rombach et al. (2021), High-Resolution Image Synthesis with Latent Diffusion Models, appendix G,
+        arXiv:2112.10752.
+        Esser et al. (2020), Taming Transformers for High-Resolution Image Synthesis, equation 7,
+        arXiv:2012.09841 (lambda).
 
     Example:
         >>> import flowjax as fj

@@ -1,13 +1,4 @@
-"""Classification: cross-entropy with smoothed labels, on inputs prepared at random.
-
-    loss = -sum_c q_c log softmax(network(*inputs))_c,   q = (1 - eps) onehot(cond) + eps / C;
-
-for eps = 0 the minimiser is the conditional probability of the class.
-
-References:
-    Szegedy, Vanhoucke, Ioffe, Shlens and Wojna (2016), Rethinking the Inception Architecture for Computer Vision,
-    section 7, arXiv:1512.00567.
-"""
+"""Classification: cross-entropy with smoothed labels, on inputs prepared at random."""
 
 from collections.abc import Callable
 from typing import Any
@@ -54,14 +45,17 @@ class ClassificationDraws:
 class Classification:
     """Trains `networks(*inputs) -> logits (B, C)`.
 
-    -sum_c q_c log softmax(network(*inputs))_c with q = (1 - eps) onehot(cond) + eps / C. For eps = 0 the minimiser is
-    the conditional probability of the class.
+        loss = -sum_c q_c log softmax(network(*inputs))_c,   q = (1 - eps) onehot(cond) + eps / C;
+
+    for eps = 0 the minimiser is the conditional probability of the class.
 
     Attributes:
         prepare: Function (key, x1 (B, ...)) -> tuple of inputs; (x1,) unless given.
         smoothing: eps in [0, 1).
 
-    Reference: Szegedy et al. (1512.00567), section 7, for the smoothing eps.
+    References:
+        Szegedy, Vanhoucke, Ioffe, Shlens and Wojna (2016), Rethinking the Inception Architecture for Computer Vision,
+        section 7, arXiv:1512.00567.
 
     Example:
         >>> import flowjax as fj, jax, jax.numpy as jnp

@@ -1,18 +1,4 @@
-"""Flow matching: regress the network on what it should predict when noise and data are known.
-
-With x_t = alpha(t) x1 + sigma(t) x0, x0 ~ N(0, I), the loss of one example is
-
-    w(t) mean |network(x_t, t, cond) - target|^2,   target = alpha' x1 + sigma' x0 for the velocity, x0 for
-    the noise, ...
-
-and its minimiser, for every positive weight w, is the conditional mean of the target given x_t and cond: the
-marginal velocity E[alpha' x1 + sigma' x0 | x_t], or whichever prediction was asked for.
-
-References:
-    Lipman et al. (2022), Flow Matching for Generative Modeling, equation 9, arXiv:2210.02747.
-    Albergo, Boffi and Vanden-Eijnden (2023), Stochastic Interpolants, section 3, arXiv:2303.08797.
-    Ho and Salimans (2022), Classifier-Free Diffusion Guidance, algorithm 1 (label dropout), arXiv:2207.12598.
-"""
+"""Flow matching: regress the network on what it should predict when noise and data are known."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -113,6 +99,14 @@ def check_answer(value: Array, target: Array) -> None:
 class FlowMatching:
     """The flow-matching objective on a Gaussian path.
 
+    With x_t = alpha(t) x1 + sigma(t) x0, x0 ~ N(0, I), the loss of one example is
+
+        w(t) mean |network(x_t, t, cond) - target|^2,   target = alpha' x1 + sigma' x0 for the velocity, x0 for
+        the noise, ...
+
+    and its minimiser, for every positive weight w, is the conditional mean of the target given x_t and cond: the
+    marginal velocity E[alpha' x1 + sigma' x0 | x_t], or whichever prediction was asked for.
+
     The target of the score, -x0 / sigma, has no bound where sigma = 0, nor has the velocity of a path with
     infinite sigma'(1) (VP, cosine). For these `draw` moves later times back to t = 0.999, unless the law of
     the times itself ends before 1, `Uniform(end=1 - 1e-5)` for example; all other targets use the whole of
@@ -125,6 +119,11 @@ class FlowMatching:
         weight: Function of t (B,) that returns the weights w(t) (B,); None is 1.
         label_dropout: Probability in [0, 1] that an example's condition is replaced by `null`.
         null: The null condition: a pytree like one example's condition (num_classes for class labels), or of scalars.
+
+    References:
+        Lipman et al. (2022), Flow Matching for Generative Modeling, equation 9, arXiv:2210.02747.
+        Albergo, Boffi and Vanden-Eijnden (2023), Stochastic Interpolants, section 3, arXiv:2303.08797.
+        Ho and Salimans (2022), Classifier-Free Diffusion Guidance, algorithm 1 (label dropout), arXiv:2207.12598.
 
     Example:
         >>> import jax, jax.numpy as jnp

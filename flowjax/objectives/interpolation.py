@@ -1,23 +1,4 @@
-"""Objectives of stochastic interpolants: regress one field of x_t = c0 x0 + c1 x1 + g z on its value given (x0, x1, z).
-
-    prediction       target                             minimiser
-    velocity         d_t I + g' z                       b
-    drift            d_t I                              v = b + g g' s
-    forward_drift    d_t I + (g' - eps / g) z           b + eps s, the drift of the SDE with constant diffusion eps
-    score            -z / g                             s
-    denoiser         z                                  E[z | x_t] = -g s
-    source, data     x0, x1                             E[x0 | x_t], E[x1 | x_t]
-
-with d_t I = c0' x0 + c1' x1. Near t = 0 and 1 the targets g' z and z / g have no bound. The pair x+- = I +- g z with
-targets of opposite z (antithetic) keeps the variance of the gradient bounded there; it is made for those targets, as in
-the paper. The denoiser is positive here, E[z | x_t]; the published code learns its negative.
-
-"regression" is mean |f - target|^2 over dimensions, averaged over an antithetic pair. "energy" is |f|^2 / 2 -
-f . target summed over dimensions and added over the pair, as in the published code; it differs by a constant and may be
-negative.
-
-References: Albergo, Boffi, Vanden-Eijnden (2303.08797), sections 2.2, 4 and 6; Tong et al. (2302.00482, 2307.03672).
-"""
+"""Objectives of stochastic interpolants: regress a field of x_t = c0 x0 + c1 x1 + g z on its value at (x0, x1, z)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -78,9 +59,25 @@ class InterpolationDraws:
 class Interpolation:
     """Regression on a field of a stochastic interpolant.
 
+        prediction       target                             minimiser
+        velocity         d_t I + g' z                       b
+        drift            d_t I                              v = b + g g' s
+        forward_drift    d_t I + (g' - eps / g) z           b + eps s, the drift of the SDE with constant diffusion eps
+        score            -z / g                             s
+        denoiser         z                                  E[z | x_t] = -g s
+        source, data     x0, x1                             E[x0 | x_t], E[x1 | x_t]
+
+    with d_t I = c0' x0 + c1' x1. Near t = 0 and 1 the targets g' z and z / g have no bound. The pair x+- = I +- g z
+    with targets of opposite z (antithetic) keeps the variance of the gradient bounded there; it is made for those
+    targets, as in the paper. The denoiser is positive here, E[z | x_t]; the published code learns its negative.
+
+    "regression" is mean |f - target|^2 over dimensions, averaged over an antithetic pair. "energy" is
+    |f|^2 / 2 - f . target summed over dimensions and added over the pair, as in the published code; it differs by a
+    constant and may be negative.
+
     Args:
         interpolant: the path between source and data.
-        prediction: the field, see the module's table.
+        prediction: the field, see the table.
         diffusion: constant eps of the forward drift. With `Interpolant(form="linear", gamma="brownian", scale=2 eps)`
             and x0 as condition the forward drift leads from the point x0 to a draw of the data given x0.
         form: "regression" or "energy".
@@ -90,6 +87,9 @@ class Interpolation:
 
     Raises:
         ValueError: an unknown prediction or form.
+
+    References: Albergo, Boffi, Vanden-Eijnden (2303.08797), sections 2.2, 4 and 6; Tong et al. (2302.00482,
+    2307.03672).
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,15 +1,4 @@
-"""Regression: a network learns to answer its input with a target of its own shape.
-
-    mse: mean (network(x1, 1, cond) - target)^2         minimiser: the conditional mean of the target
-    mae: mean |network(x1, 1, cond) - target|           minimiser: the conditional median of each entry
-
-with means over the entries of one example. The input is data, so it enters at t = 1, where a network of a flow sees
-data too.
-
-References:
-    Hastie, Tibshirani and Friedman (2009), The Elements of Statistical Learning, section 2.4,
-    doi:10.1007/978-0-387-84858-7.
-"""
+"""Regression: a network learns to answer its input with a target of its own shape."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,11 +49,21 @@ class RegressionDraws:
 class Regression:
     """Trains `networks(x1, t, cond) -> (B, ...)` with t = 1 on targets of the same shape as its answer.
 
+        mse: mean (network(x1, 1, cond) - target)^2         minimiser: the conditional mean of the target
+        mae: mean |network(x1, 1, cond) - target|           minimiser: the conditional median of each entry
+
+    with means over the entries of one example. The input is data, so it enters at t = 1, where a network of a flow sees
+    data too.
+
     Attributes:
         form: "mse" (squares) or "mae" (absolute values).
 
     Raises:
         ValueError: An unknown form.
+
+    References:
+        Hastie, Tibshirani and Friedman (2009), The Elements of Statistical Learning, section 2.4,
+        doi:10.1007/978-0-387-84858-7.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,17 +1,4 @@
-"""Regression on a teacher: the student learns what another field predicts at the states of its path.
-
-With x_t = alpha(t) x1 + sigma(t) x0, x0 ~ N(0, I), on the teacher's path, the loss of one example is
-
-    w(t) mean |network(x_t, t, cond) - teacher(t, x_t, cond)|^2,
-
-where the teacher answers with its velocity, noise, data, score or v. The minimiser, for every positive w, is the
-teacher's field itself. Of a guided teacher that is the guided field, which then costs one network call. With a range of
-scales of guidance the student learns all of them: each example gets a scale, the teacher is guided by it, and the
-student is called with `guidance=`. The x1 may be data or the teacher's own samples.
-
-References:
-    Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
-"""
+"""Regression on a teacher: the student learns what another field predicts at the states of its path."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -45,6 +32,15 @@ from flowjax.paths.base import check_prediction, check_time_and_state
 class TeacherRegression:
     """Trains a student to predict what a teacher field predicts.
 
+    With x_t = alpha(t) x1 + sigma(t) x0, x0 ~ N(0, I), on the teacher's path, the loss of one example is
+
+        w(t) mean |network(x_t, t, cond) - teacher(t, x_t, cond)|^2,
+
+    where the teacher answers with its velocity, noise, data, score or v. The minimiser, for every positive w, is the
+    teacher's field itself. Of a guided teacher that is the guided field, which then costs one network call. With a
+    range of scales of guidance the student learns all of them: each example gets a scale, the teacher is guided by it,
+    and the student is called with `guidance=`. The x1 may be data or the teacher's own samples.
+
     The teacher is a part of this pytree: its weights are arguments of a training step, in their own precision. For a
     student on another path give the teacher as `flowjax.fields.Converted(teacher, path=...)`. Where the teacher does
     not determine the prediction at an end of the path, `draw` moves times away from that end by 0.001.
@@ -62,6 +58,9 @@ class TeacherRegression:
     Raises:
         ValueError: No field, one with a memory or of a two-sided path, an unknown prediction, dropout outside [0, 1] or
             without a null condition.
+
+    References:
+        Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
 
     Example:
         >>> import jax, jax.numpy as jnp, flowjax as fj

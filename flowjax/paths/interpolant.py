@@ -1,26 +1,4 @@
-"""Stochastic interpolants: paths between any two laws, with a latent noise of their own.
-
-x_t = c0(t) x0 + c1(t) x1 + g(t) z with x0 ~ rho0, x1 ~ rho1 (possibly paired) and z ~ N(0, I) apart from both:
-
-| form              | c0                          | c1                          | g                         |
-|-------------------|-----------------------------|-----------------------------|---------------------------|
-| linear            | 1 - t                       | t                           | any                       |
-| trig              | sqrt(1 - g^2) cos(pi t / 2) | sqrt(1 - g^2) sin(pi t / 2) | any up to 1               |
-| encoding_decoding | cos^2(pi t), t <= 1/2       | cos^2(pi t) for t > 1/2     | sin^2(pi t): x_(1/2) = z  |
-| mirror            | 0                           | 1                           | any: data to itself       |
-| one_sided         | 0                           | alpha of a `GaussianPath`   | its sigma: z is the noise |
-
-With eta0, eta1, etaz = E[x0 | x_t], E[x1 | x_t], E[z | x_t]:
-
-    c0 eta0 + c1 eta1 + g etaz = x                              (two determine the third)
-    velocity b = c0' eta0 + c1' eta1 + g' etaz                  score s = -etaz / g
-    drift    v = E[d/dt (c0 x0 + c1 x1) | x_t] = c0' eta0 + c1' eta1,     b = v - g g' s
-
-g' of sqrt(t (1 - t)) is infinite at both ends and g g' is not: the three g, g', g g' are given apart, and an infinite
-g' as +-1e12.
-
-Reference: Albergo, Boffi, Vanden-Eijnden, Stochastic Interpolants (2303.08797), sections 3 and 4.
-"""
+"""Stochastic interpolants: paths between any two laws, with a latent noise of their own."""
 
 import math
 from typing import Any, Literal, NamedTuple, get_args
@@ -65,7 +43,26 @@ class Coefficients(NamedTuple):
 @fact("path", "interpolant", "two-sided stochastic interpolant between two laws", cite="albergo2023stochastic")
 @pytree
 class Interpolant:
-    """x_t = c0 x0 + c1 x1 + g z in one of the forms of the module's table.
+    """x_t = c0 x0 + c1 x1 + g z in one of the forms of the table below.
+
+    x_t = c0(t) x0 + c1(t) x1 + g(t) z with x0 ~ rho0, x1 ~ rho1 (possibly paired) and z ~ N(0, I) apart from both:
+
+    | form              | c0                          | c1                          | g                         |
+    |-------------------|-----------------------------|-----------------------------|---------------------------|
+    | linear            | 1 - t                       | t                           | any                       |
+    | trig              | sqrt(1 - g^2) cos(pi t / 2) | sqrt(1 - g^2) sin(pi t / 2) | any up to 1               |
+    | encoding_decoding | cos^2(pi t), t <= 1/2       | cos^2(pi t) for t > 1/2     | sin^2(pi t): x_(1/2) = z  |
+    | mirror            | 0                           | 1                           | any: data to itself       |
+    | one_sided         | 0                           | alpha of a `GaussianPath`   | its sigma: z is the noise |
+
+    With eta0, eta1, etaz = E[x0 | x_t], E[x1 | x_t], E[z | x_t]:
+
+        c0 eta0 + c1 eta1 + g etaz = x                              (two determine the third)
+        velocity b = c0' eta0 + c1' eta1 + g' etaz                  score s = -etaz / g
+        drift    v = E[d/dt (c0 x0 + c1 x1) | x_t] = c0' eta0 + c1' eta1,     b = v - g g' s
+
+    g' of sqrt(t (1 - t)) is infinite at both ends and g g' is not: the three g, g', g g' are given apart, and an
+    infinite g' as +-1e12.
 
     Times are scalars or (B,), in [0, 1]; NumPy in float64 or JAX arrays, and answers are in kind.
 
@@ -80,6 +77,8 @@ class Interpolant:
 
     Raises:
         ValueError: an unknown name, or parts that do not fit together.
+
+    Reference: Albergo, Boffi, Vanden-Eijnden, Stochastic Interpolants (2303.08797), sections 3 and 4.
 
     Example:
         >>> import numpy as np

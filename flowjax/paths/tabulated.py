@@ -1,14 +1,4 @@
-"""Paths of models trained on a table of discrete steps (DDPM, Stable Diffusion).
-
-The table holds alpha_bar_k = prod (1 - beta_i), i = 0..k, of N steps, with k = 0 next to the data. Step k is the time
-
-    t = 1 - (k + 1) / N,   alpha(t)^2 = alpha_bar_k,   sigma^2 = 1 - alpha^2,
-
-and between steps log alpha is linear in t, as in DPM-Solver (2206.00927, appendix D.4). t = 1, one step after k = 0, is
-clean data: alpha = 1, sigma = 0. Where a table ends in alpha_bar = 0 (zero terminal signal-to-noise ratio), its last
-piece, t < 1 / N, has alpha itself linear in t: t = 0 is pure noise, at which a noise prediction says nothing of the
-data; velocity, data and v predictions do.
-"""
+"""Paths of models trained on a table of discrete steps (DDPM, Stable Diffusion)."""
 
 import functools
 from typing import Any
@@ -46,6 +36,16 @@ def scaled_linear_betas(n: int = 1000, start: float = 0.00085, end: float = 0.01
 @pytree
 class Tabulated(_VariancePreserving):
     """The path through a table of alpha_bar.
+
+    The table holds alpha_bar_k = prod (1 - beta_i), i = 0..k, of N steps, with k = 0 next to the data. Step k is the
+    time
+
+        t = 1 - (k + 1) / N,   alpha(t)^2 = alpha_bar_k,   sigma^2 = 1 - alpha^2,
+
+    and between steps log alpha is linear in t, as in DPM-Solver (2206.00927, appendix D.4). t = 1, one step after
+    k = 0, is clean data: alpha = 1, sigma = 0. Where a table ends in alpha_bar = 0 (zero terminal signal-to-noise
+    ratio), its last piece, t < 1 / N, has alpha itself linear in t: t = 0 is pure noise, at which a noise prediction
+    says nothing of the data; velocity, data and v predictions do.
 
     Args:
         alphas_cumprod: N strictly decreasing values in (0, 1), from the data to the noise; the last may be 0.
