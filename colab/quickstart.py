@@ -121,7 +121,8 @@ for name, solver in solvers.items():
         print(f"{name:18} {evaluations:3} evaluations: error {errors[name, evaluations]:.4f}")
 
 # %% [markdown]
-# Second-order methods are closer than Euler's at the same cost.
+# The multistep methods keep what they know from earlier steps: at equal cost they have half the error of Euler's
+# method. Heun's method pays two evaluations for each step, which at so few does not.
 
 # %%
-assert errors["Heun", 8] < errors["Euler", 8]
+assert errors["DPM-Solver++ 2M", 8] < 0.7 * errors["Euler", 8]
