@@ -94,6 +94,7 @@ free = pytest.mark.parametrize("name", FREE)
 
 def test_the_lists_hold_all_solvers():
     """Those with steps of their own, on times of their own, have tests of their own."""
+    assert {name for name in FREE if solvers[name].order is None} == {"splitting"}, "say order= in the fact"
     assert set(solvers) - set(FIXED) == {"usf", "dpm_adaptive", "adaptive"}
     noisy = {name for name in FIXED if bind(name, "linear").pattern.noises}
     assert noisy == set(FIXED) - set(FREE) - {"flowturbo"} != set()
@@ -240,6 +241,23 @@ def test_a_short_step_follows_the_flow(name, path):
         left.append(np.abs(end - x - h * v).max())
     assert left[0] < 0.05
     assert left[1] < 0.35 * left[0] + 1e-14
+
+
+SETTLES = {"deis": 80, "nesterov": 160, "dpm_solver_v3": 160}  # steps from which the order shows; of the others 40
+
+
+@pytest.mark.parametrize("name", [name for name, entry in solvers.items() if entry.order is not None])
+@pytest.mark.parametrize("path", ["linear", "vp", "ve"])
+def test_order_of_a_whole_run(name, path):
+    """With default settings the error falls as the catalogue states, when the steps are halved."""
+    entry, problem, n = solvers[name], Problem(PATHS[path]), SETTLES.get(name, 40)
+    errors = []
+    for steps in (n, 2 * n):
+        options = entry.example() | ({"blocks": f"H1P{steps - 1}"} if name == "flowturbo" else {})
+        grid = np.asarray(problem.path.time(np.linspace(-1.0, 2.0, steps + 1)))
+        errors.append(problem.error(entry.make(**options), grid))
+    found = float(np.log2(errors[0] / errors[1]))
+    assert found == pytest.approx(entry.order, abs=0.2), f"{name} is of order {found:.2f}, its fact says {entry.order}"
 
 
 # Where a run of few steps from end to end has no meaning, and the method says so.
