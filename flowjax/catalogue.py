@@ -130,7 +130,7 @@ def cite(*parts: Any) -> str:
     def walk(part: Any) -> None:
         for entry in known:
             within = isinstance(part, types.ModuleType) and _lies_in(entry, part.__name__)
-            if entry.reference and (entry.make is part or entry.make is type(part) or within):
+            if (entry.make is part or entry.make is type(part) or within) and entry.reference:
                 found.setdefault(entry.reference.key, entry.reference)
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             for field in dataclasses.fields(part):

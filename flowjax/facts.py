@@ -54,7 +54,10 @@ def parse_references(text: str) -> dict[str, Reference]:
         complete = {"author", "title", "year", "url"} <= set(fields) and fields["year"].isdecimal()
         balanced = all(value.count("{") == value.count("}") for value in fields.values())
         if match is None or match[1] in found or not complete or not balanced:
-            raise ValueError(f"not a reference with a key of its own, author, title, year and url: {entry[:200]}")
+            raise ValueError(
+                "not a reference with a key of its own, author, title, year and url (@article, @book or @misc, one "
+                f"field per line): {entry[:200]}"
+            )
         found[match[1]] = Reference(
             match[1], fields["author"], fields["title"], int(fields["year"]), fields["url"], entry
         )
