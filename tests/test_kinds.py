@@ -300,7 +300,8 @@ def test_a_rule_rests_only_where_it_is_the_conditional_prediction(name):
             active.append(bool(rule.active(t)))
             assert bool(jax.jit(lambda rule, t: rule.active(t))(rule, t)) == active[-1]
             if not active[-1]:
-                np.testing.assert_allclose(rule.combine(t, c, u, rule.init(c))[0], c, rtol=1e-5)
+                value, _ = rule.combine(t, c, u, rule.init(c))
+                np.testing.assert_allclose(value, c, rtol=1e-5, err_msg=f"active({t}) is False, but c is changed")
     assert any(active), "a rule that always rests never guides"
 
 
@@ -319,7 +320,8 @@ class Noted:
 
 @pytest.mark.parametrize("name", [n for n in catalogue.objectives if n not in OWN_NETWORKS | {"autoencoding": None}])
 def test_an_objective_of_flows_hands_on_what_it_is_given(name):
-    """The condition and the keys of dropout to the network; the law of the times and the weight to the loss."""
+    """The condition and the keys of dropout to the network, the law of the times and the weight to the loss, and a
+    network's answer of another shape to nobody."""
     objective, x = make("objective", name), states()
 
     def loss(objective, cond=1.0, network=network):
@@ -328,13 +330,16 @@ def test_an_objective_of_flows_hands_on_what_it_is_given(name):
         )
 
     plain, noted = loss(objective), Noted()
-    assert np.all(loss(objective, cond=2.0) != plain), "the condition"
+    assert np.all(loss(objective, cond=2.0) != plain), "another condition changes nothing"
     loss(objective, network=noted)
-    assert all(key is not None for key in noted.keys), "the keys of dropout: `with_keys`"
+    assert all(key is not None for key in noted.keys), "dropout gets no keys: call the network `with_keys`"
+    with pytest.raises(ValueError, match="the network answers with shape"):  # as `check_answer` says
+        loss(objective, network=lambda *inputs, **more: network(*inputs, **more)[:, :1])
     own = {field.name for field in dataclasses.fields(objective)}
     for option, other in (("times", fj.objectives.times.LogitNormal(mean=1.0)), ("weight", lambda t: 2 + t)):
         if option in own:
-            assert np.all(loss(dataclasses.replace(objective, **{option: other})) != plain), option
+            changed = loss(dataclasses.replace(objective, **{option: other}))
+            assert np.all(changed != plain), f"another option {option} changes nothing"
 
 
 # ------------------------------------------------------------------------------------------------- laws of all options
