@@ -9,6 +9,7 @@ that everything escaped, fails.
 import dataclasses
 import functools
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from kinds import ENTRIES, FILES, PATH, given_for, make, network, options_for
 
 import flowjax as fj
 from flowjax import catalogue, specs
+from flowjax.objectives.interpolation import Field
+from flowjax.paths import PREDICTIONS
 from flowjax.tasks.base import SHARED
 
 pytestmark = pytest.mark.standard_promotion  # optax promotes
@@ -335,6 +338,7 @@ def test_an_objective_of_flows_hands_on_what_it_is_given(name):
     assert all(key is not None for key in noted.keys), "dropout gets no keys: call the network `with_keys`"
     with pytest.raises(ValueError, match="the network answers with shape"):  # as `check_answer` says
         loss(objective, network=lambda *inputs, **more: network(*inputs, **more)[:, :1])
+    assert objective.prediction in (*PREDICTIONS, *get_args(Field)), "its recipe asks what the network predicts"
     own = {field.name for field in dataclasses.fields(objective)}
     for option, other in (("times", fj.objectives.times.LogitNormal(mean=1.0)), ("weight", lambda t: 2 + t)):
         if option in own:
