@@ -308,6 +308,19 @@ def test_a_rule_rests_only_where_it_is_the_conditional_prediction(name):
     assert any(active), "a rule that always rests never guides"
 
 
+@pytest.mark.parametrize("name", catalogue.rules)
+def test_a_rule_of_any_space_is_the_same_in_all(name):
+    """It commutes with the conversion of predictions; another has a space of its own."""
+    rule, x = make("rule", name), states()
+    assert rule.space in ("any", *PREDICTIONS)
+    if rule.space != "any":
+        return
+    c, u, guided = jnp.sin(x), jnp.cos(x), lambda c, u: rule.combine(0.5, c, u, rule.init(c))[0]
+    for to in ("velocity", "data", "score"):
+        convert = functools.partial(PATH.convert, given="noise", to=to, t=0.5, x=x)
+        np.testing.assert_allclose(guided(convert(c), convert(u)), convert(guided(c, u)), rtol=1e-4, atol=1e-5)
+
+
 class Noted:
     """A network with dropout that notes whether it is called with keys, as in training."""
 
