@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import diffrax
@@ -189,6 +190,7 @@ class Flow(Field):
         """One network call, converted to `to`."""
         check_prediction("to", to, ("raw",))
         t = check_time_and_state(t, x)
+        check_takes(self.network, [name for name, value in extra.items() if value is not None])
         if extra.get("end") is not None:
             extra["end"] = network_times(extra["end"], x)
         value = self.network(x, network_times(t, x), cond, **extra)
@@ -247,6 +249,20 @@ def check_network(network: Any) -> None:
             f"a network is called as network(x, t, cond), with cond=None where there is no condition; this one takes "
             f"{signature}: wrap it, for example lambda x, t, cond: network(x, t)"
         ) from None
+
+
+def check_takes(network: Any, names: Iterable[str]) -> None:
+    """Raises ValueError if `network` has no such arguments: `end`, `velocity`, `guidance`, ..."""
+    try:
+        parameters = inspect.signature(network).parameters
+    except (TypeError, ValueError):  # written in C
+        return
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in names:
+        if name not in parameters:
+            which = {"end": " of average velocities", "guidance": " that answer with guidance"}.get(name, " like that")
+            raise ValueError(f"the network takes ({', '.join(parameters)}) and no {name}=, as networks{which} do")
 
 
 def check_inference(network: Any) -> None:

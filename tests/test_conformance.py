@@ -39,11 +39,12 @@ class Network:
     weight: Any
     table: Any
 
-    def __call__(self, x, t, cond=None):
-        return jnp.sin(x @ self.weight + 3 * t[:, None]) + self.table[cond]
+    def __call__(self, x, t, cond=None, end=None):
+        span = 0.0 if end is None else 0.3 * (end - t)[:, None]  # asked by methods that jump
+        return jnp.sin(x @ self.weight + 3 * t[:, None] + span) + self.table[cond]
 
 
-COUNTED = EXECUTIONS.wrap(lambda x, t, cond=None, network=None: network(x, t, cond))
+COUNTED = EXECUTIONS.wrap(lambda x, t, cond=None, end=None, network=None: network(x, t, cond, end))
 
 
 def make_network(seed=0):
@@ -94,7 +95,8 @@ free = pytest.mark.parametrize("name", FREE)
 
 def test_the_lists_hold_all_solvers():
     """Those with steps of their own, on times of their own, have tests of their own."""
-    assert {name for name in FREE if solvers[name].order is None} == {"splitting"}, "say order= in the fact"
+    # What jumps is exact where its network is.
+    assert {name for name in FREE if solvers[name].order is None} == {"splitting", "jump"}, "say order= in the fact"
     assert set(solvers) - set(FIXED) == {"usf", "dpm_adaptive", "adaptive"}
     noisy = {name for name in FIXED if bind(name, "linear").pattern.noises}
     assert noisy == set(FIXED) - set(FREE) - {"flowturbo"} != set()
@@ -120,7 +122,7 @@ def test_is_finite_float32_and_counted(name, path):
 def test_counted_evaluations_are_executed(name):
     bound, (x, cond) = bind(name, "linear"), batch()
     net = make_network()
-    counted = lambda x, t, cond: COUNTED(x, t, cond, network=net)  # noqa: E731
+    counted = lambda x, t, cond, end=None: COUNTED(x, t, cond, end=end, network=net)  # noqa: E731
     EXECUTIONS.take()
     flow = make_flow(bound, "linear", counted)
     result = fj.solve(flow, bound, x, cond=cond, key=key_of(bound))
@@ -137,7 +139,7 @@ def test_compiled_equals_eager(name, path):
     def network(request):
         t = jnp.full(8, request.t, jnp.float32)
         return (
-            net(request.x, t, cond)
+            net(request.x, t, cond, None if request.end is None else jnp.full(8, request.end, jnp.float32))
             if not request.second
             else bound.second.network(request.x, t, cond, request.velocity)
         )
@@ -211,7 +213,7 @@ def test_low_precision_network_keeps_single_precision_states(name):
     bound, (x, cond) = bind(name, "linear"), batch()
     low = jax.tree.map(lambda p: p.astype(jnp.bfloat16), make_network())
 
-    def network(x, t, cond=None):
+    def network(x, t, cond=None, end=None):
         return low(x.astype(jnp.bfloat16), t.astype(jnp.bfloat16), cond)
 
     result = fj.solve(make_flow(bound, "linear", network), bound, x, cond=cond, key=key_of(bound))

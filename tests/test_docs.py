@@ -9,10 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from problem import PATHS, Problem
 
 import flowjax
-from flowjax import facts
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,17 +22,6 @@ RUN = [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG)) for pa
 def test_python_blocks_run(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     exec(compile("\n".join(blocks), str(page), "exec"), {"__name__": "docs"})
-
-
-def test_the_solver_in_contributing_is_one(monkeypatch):
-    """As it stands, with the imports of the file that it names."""
-    monkeypatch.setattr(facts, "_ENTRIES", {})
-    block = (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1].split("```")[0]
-    names = dict(vars(importlib.import_module("flowjax.solvers.midpoint")))
-    exec(block, names)
-    ralston = names["Ralston"]()
-    assert Problem(PATHS["vp"]).order(ralston, (40, 80)) == pytest.approx(2, abs=0.1)
-    assert ralston.bind(PATHS["linear"], flowjax.times.uniform(4)).pattern.rows == 8
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

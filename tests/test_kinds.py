@@ -9,7 +9,6 @@ that everything escaped, fails.
 import dataclasses
 import functools
 import math
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,6 @@ from kinds import ENTRIES, FILES, PATH, given_for, make, network, options_for
 
 import flowjax as fj
 from flowjax import catalogue, specs
-from flowjax.objectives.interpolation import Field
-from flowjax.paths import PREDICTIONS
 from flowjax.tasks.base import SHARED
 
 pytestmark = pytest.mark.standard_promotion  # optax promotes
@@ -250,8 +247,7 @@ def test_is_a_pytree_and_compiled_equals_eager(kind, name):
 @every
 def test_an_example_depends_on_its_batch_only_where_the_entry_says_so(kind, name):
     independent = close(run(kind, name, n=4), [leaf[:4] for leaf in run(kind, name)])
-    couples = catalogue.tables[kind][name].couples_batch
-    assert independent != couples, f"examples are {'the same' if independent else 'others'} in half a batch, {couples=}"
+    assert independent != catalogue.tables[kind][name].couples_batch
 
 
 RANDOM = {"time_law": set(catalogue.tables["time_law"]), "coupling": {"sinkhorn"}}
@@ -284,79 +280,10 @@ def test_double_precision_is_kept(kind, name, x64):
         return [use(thing, jax.random.key(1), states(dtype=dtype)) for dtype in (jnp.float64, jnp.float32)]
 
     fine, rough = (rows(found, 8) for found in both(make(kind, name)))
-    assert {leaf.dtype for leaf in fine} == {np.dtype(np.float64)}, "of a state in double precision"
+    assert {leaf.dtype for leaf in fine} == {np.dtype(np.float64)}
     assert any(np.any(leaf != leaf.astype(np.float32)) for leaf in fine)
     # A map is as precise as its targets.
     assert {leaf.dtype for leaf in rough} == {np.dtype(np.float64 if name == "semidiscrete_map" else np.float32)}
-
-
-# ----------------------------------------------------------------------------------------- laws of rules and objectives
-
-
-@pytest.mark.parametrize("name", catalogue.rules)
-def test_a_rule_rests_only_where_it_is_the_conditional_prediction(name):
-    """Where it is not active its second evaluation is saved, and what is left is the conditional prediction."""
-    changes = [{}] + [{"scale": 1.0}] * ("scale" in specs.options_of(catalogue.rules[name]))
-    c, u, active = jnp.sin(states()), jnp.cos(states()), []
-    for rule in [make("rule", name, **change) for change in changes]:
-        for t in (0.05, 0.5, 0.95):
-            active.append(bool(rule.active(t)))
-            assert bool(jax.jit(lambda rule, t: rule.active(t))(rule, t)) == active[-1]
-            if not active[-1]:
-                value, _ = rule.combine(t, c, u, rule.init(c))
-                np.testing.assert_allclose(value, c, rtol=1e-5, err_msg=f"active({t}) is False, but c is changed")
-    assert any(active), "a rule that always rests never guides"
-
-
-@pytest.mark.parametrize("name", catalogue.rules)
-def test_a_rule_of_any_space_is_the_same_in_all(name):
-    """It commutes with the conversion of predictions; another has a space of its own."""
-    rule, x = make("rule", name), states()
-    assert rule.space in ("any", *PREDICTIONS)
-    if rule.space != "any":
-        return
-    c, u, guided = jnp.sin(x), jnp.cos(x), lambda c, u: rule.combine(0.5, c, u, rule.init(c))[0]
-    for to in ("velocity", "data", "score"):
-        convert = functools.partial(PATH.convert, given="noise", to=to, t=0.5, x=x)
-        np.testing.assert_allclose(guided(convert(c), convert(u)), convert(guided(c, u)), rtol=1e-4, atol=1e-5)
-
-
-class Noted:
-    """A network with dropout that notes whether it is called with keys, as in training."""
-
-    dropout = 0.5
-
-    def __init__(self):
-        self.keys = []
-
-    def __call__(self, x, t, cond=None, guidance=None, key=None):
-        self.keys.append(key)
-        return network(x, t, cond, guidance)
-
-
-@pytest.mark.parametrize("name", [n for n in catalogue.objectives if n not in OWN_NETWORKS | {"autoencoding": None}])
-def test_an_objective_of_flows_hands_on_what_it_is_given(name):
-    """The condition and the keys of dropout to the network, the law of the times and the weight to the loss, and a
-    network's answer of another shape to nobody."""
-    objective, x = make("objective", name), states()
-
-    def loss(objective, cond=1.0, network=network):
-        return np.asarray(
-            objective.loss(network, objective.draw(jax.random.key(1), {"x1": x, "cond": cond + x[:, 0]}))[0]
-        )
-
-    plain, noted = loss(objective), Noted()
-    assert np.all(loss(objective, cond=2.0) != plain), "another condition changes nothing"
-    loss(objective, network=noted)
-    assert all(key is not None for key in noted.keys), "dropout gets no keys: call the network `with_keys`"
-    with pytest.raises(ValueError, match="the network answers with shape"):  # as `check_answer` says
-        loss(objective, network=lambda *inputs, **more: network(*inputs, **more)[:, :1])
-    assert objective.prediction in (*PREDICTIONS, *get_args(Field)), "its recipe asks what the network predicts"
-    own = {field.name for field in dataclasses.fields(objective)}
-    for option, other in (("times", fj.objectives.times.LogitNormal(mean=1.0)), ("weight", lambda t: 2 + t)):
-        if option in own:
-            changed = loss(dataclasses.replace(objective, **{option: other}))
-            assert np.all(changed != plain), f"another option {option} changes nothing"
 
 
 # ------------------------------------------------------------------------------------------------- laws of all options
@@ -406,31 +333,6 @@ def test_every_number_survives_as_text(kind, name):
             break
         else:
             pytest.fail(f"no number but {value} was allowed for {key}")
-
-
-# A map's `time` says where sampling must start; networks take long to compile.
-MATTERING = [
-    (kind, name)
-    for kind, name in USED
-    if literals(kind, name) and kind not in ("network", "encoder") and name != "semidiscrete_map"
-]
-
-
-@pytest.mark.parametrize(("kind", "name"), MATTERING)
-def test_every_number_matters(kind, name):
-    """Some other value of it is allowed and changes what comes out."""
-    plain = run(kind, name)
-    for key, value in literals(kind, name).items():
-        for other in (*others(value), 0.4, 0.9, 2.0, 3):
-            try:
-                thing = make(kind, name, **{key: other})
-            except ValueError:
-                continue
-            found = rows(compiled(kind, name)(thing, jax.random.key(1), states()), 8)
-            if len(found) != len(plain) or not all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True)):
-                break
-        else:
-            pytest.fail(f"{key} changes nothing")
 
 
 @pytest.mark.parametrize(("kind", "name"), BUILT)

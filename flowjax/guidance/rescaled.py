@@ -8,7 +8,7 @@ from jaxtyping import Array
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
-from flowjax.guidance.base import Rule, Wrapper, norm
+from flowjax.guidance.base import Rule, Wrapper
 from flowjax.guidance.cfg import CFG
 from flowjax.paths.base import at_least_single, divide, expand
 
@@ -61,8 +61,6 @@ class Rescaled(Wrapper):
         """Phi (std(c)/std(v0)) v0 + (1 - phi) v0."""
         guided, state = self.rule.combine(t, c, u, state)
         axes = tuple(range(1, c.ndim))
-        single = [at_least_single(v) for v in (c, guided)]
-        # Norms, whose gradient is finite where all values are equal: their number cancels.
-        ratio = divide(*(norm(v - jnp.mean(v, axis=axes, keepdims=True)) for v in single))
+        ratio = divide(*(jnp.std(at_least_single(v), axis=axes, keepdims=True) for v in (c, guided)))
         phi = expand(self.phi, c)
         return phi * ratio.astype(c.dtype) * guided + (1 - phi) * guided, state

@@ -8,7 +8,9 @@ from flowjax.objectives.classification import Classification, ClassificationDraw
 from flowjax.objectives.coupled import Coupled
 from flowjax.objectives.flow_matching import Draws, FlowMatching
 from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
+from flowjax.objectives.mean_flow import MeanFlow
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.regression import Regression, RegressionDraws
 from flowjax.objectives.schroedinger import SchroedingerBridge
+from flowjax.objectives.spans import SpanDraws
 from flowjax.objectives.teacher import TeacherRegression

@@ -11,8 +11,6 @@ or are scalars; metrics too, and those of more than one axis are for `remember` 
 - `memory(batch) -> pytree`: what steps write, such as a bank of errors: numbers, and no typed keys. Arrays that
   are split among devices are `nnx.Variable`s with logical axes: `nnx.Variable(bank, **named("groups", None))`
   (`flowjax.models.layers.named`) lies along the devices that the rows of a batch lie on.
-- `prediction`: what the network of a flow predicts, an option or a constant, for its recipe. Those of the tasks
-  generation, distillation and adapters must have it, with `diffusion` beside it for "forward_drift".
 - `labels`: of its networks, where there are several; a flow is sampled by the first, the others are partners that only
   training needs.
 - `remember(memory, draws, metrics, good) -> memory`: the memory after a step. A step that is not `good` must not
@@ -111,21 +109,6 @@ class Wrapped:
     def remember(self, memory: Any, draws: Any, metrics: Any, good: Bool[Array, ""]) -> Any:
         """The inner objective's."""
         return remember(self.objective, memory, draws, metrics, good)
-
-    @property
-    def prediction(self) -> str:
-        """The inner objective's."""
-        return self.objective.prediction
-
-    @property
-    def diffusion(self) -> Any:
-        """The inner objective's."""
-        return self.objective.diffusion
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The inner objective's."""
-        return getattr(self.objective, "labels", ("network",))
 
     @property
     def target_average(self) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
@@ -64,18 +64,23 @@ def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_
         return x0, times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32), seed(for_network)
 
     x0, t, chance, seeds = jax.vmap(one)(jnp.arange(x1.shape[0]))
-    if cond is not None and null is not None:
-        dropped = chance < label_dropout
-        cond = jax.tree.map(
-            lambda c, null: jnp.where(
-                dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)),
-                jnp.broadcast_to(jnp.asarray(null, c.dtype), c.shape),
-                c,
-            ),
-            cond,
-            null,
-        )
+    cond = with_null(cond, null, chance < label_dropout)
     return Draws(x0=x0, x1=x1, t=t, cond=cond, seeds=seeds)
+
+
+def with_null(cond: Any, null: Any, dropped: Bool[Array, " B"]) -> Any:
+    """Conditions, a pytree with leading axis B, with the null condition where they are dropped; None stays None."""
+    if cond is None or null is None:
+        return cond
+    return jax.tree.map(
+        lambda c, null: jnp.where(
+            dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)),
+            jnp.broadcast_to(jnp.asarray(null, c.dtype), c.shape),
+            c,
+        ),
+        cond,
+        null,
+    )
 
 
 def check_answer(value: Array, target: Array) -> None:

@@ -142,7 +142,7 @@ class Definition(Base):
     def check_networks(self, shapes: Mapping[str, Any]) -> None:
         """A call with samples and conditions must answer with samples."""
         x, t, cond = self.call()
-        more = {} if self.embedded is None else {"guidance": t}
+        more = {name: t for name in self.build_solver().asks} | ({} if self.embedded is None else {"guidance": t})
         try:
             answer = traced(shapes["network"], x, t, cond, **more)
         except ValueError as error:

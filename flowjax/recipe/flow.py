@@ -83,7 +83,12 @@ class Recipe(Definition):
             raise ValueError(f"solver={request.solver} needs a calibration: pass a file of flowjax.calibrate")
         if request.guidance is not None and not self.inputs:
             raise ValueError("guidance is given, but the data of this run has no classes")
-        self.build_solver(request.solver)
+        solver = self.build_solver(request.solver)
+        if "end" in solver.asks and self.build_rule(request.guidance) is not None:
+            raise ValueError(
+                f"{type(solver).__name__} asks for average velocities, whose guidance is that of training: leave "
+                "guidance at 1, or take another solver, such as heun"
+            )
         self.build_times(request.times, request.steps)
         self.field(self._any_flow, request.guidance, request.fields)
         self.read_conditions(request.conditions, request.num)

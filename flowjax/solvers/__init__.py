@@ -18,6 +18,7 @@ from flowjax.solvers.flowturbo import FlowTurbo
 from flowjax.solvers.ghvb import GHVB
 from flowjax.solvers.heavy_ball import HeavyBall
 from flowjax.solvers.heun import Heun
+from flowjax.solvers.jump import Jump
 from flowjax.solvers.midpoint import Midpoint
 from flowjax.solvers.nesterov import Nesterov
 from flowjax.solvers.rk4 import RK4

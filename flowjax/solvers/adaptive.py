@@ -41,6 +41,8 @@ class OwnSteps(abc.ABC):
         (False, True)
     """
 
+    asks: tuple[str, ...] = ()  # see `Solver`
+
     @abc.abstractmethod
     def solve(
         self,

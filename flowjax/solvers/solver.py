@@ -40,6 +40,7 @@ class Solver(abc.ABC):
 
     second: Any = None  # a field of the method's own, which `evaluate(..., second=True)` asks
     stochastic: bool = False  # whether the method is one of an SDE: such a run cannot be inverted
+    asks: tuple[str, ...] = ()  # what it asks a network for besides (x, t, cond): "end"
     no_direction: str = ""  # why momentum (HeavyBall, Nesterov) cannot act on the method; empty where it can
 
     @abc.abstractmethod

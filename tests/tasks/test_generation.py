@@ -88,7 +88,6 @@ def test_what_makes_no_sense_is_refused_in_one_line(sections, message):
         {"objective": spec("sit", prediction="noise"), "path": spec("vp")},
         {"objective": spec("sd3")},
         {"coupling": spec("optimal_transport")},
-        {"objective": spec("coupled", objective="flow_matching", coupling="optimal_transport")},
         {"objective": spec("flow_matching", prediction="data", times="logit_normal(mean=0.5)"), "path": spec("trig")},
     ],
     ids=lambda sections: str(sections)[:60],
