@@ -148,7 +148,8 @@ class Task(abc.ABC):
                 raise ValueError(f"config.optimizer has no {label!r}; it has {', '.join(spec)}")
             spec = spec[label]
         moves = turns(self.objective, self.config.train.steps)
-        return specs.build("optimizer", spec, steps=moves.get(label, self.config.train.steps))
+        steps = moves.get(label, self.config.train.steps)
+        return specs.build("optimizer", spec, steps=max(steps, 1))  # a network may rest in the whole of a short run
 
     def build_objective(self, **given: Any) -> Any:
         """The objective of `config.objective`, refused where it makes no sense for this task.
