@@ -1,8 +1,8 @@
 """Claim: below 10 evaluations the fast solvers beat Euler and Heun on trained models; calibrated ones lead at 5.
 
     python benchmarks/fast_solvers.py --workdir=runs/digits --times=quadratic
-    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=200
-    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=200 --only=edm_heun,deis3
+    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --batch=16 --rounds=6
+    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --only=edm_heun,deis3
 
 Error (root mean square distance to a 1,000-step solution from the same noise; none for stochastic solvers) and Frechet
 distance to the data at 4 to 20 evaluations, for every solver, with its calibration (statistics, ratios, a schedule
