@@ -30,8 +30,7 @@ _MODULES = {
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
     "coupling": "couplings",
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives.coupled "
-    "objectives.schroedinger objectives.mean_flow objectives.classification objectives.regression objectives.teacher "
-    "objectives",
+    "objectives.schroedinger objectives.mean_flow objectives",
     "weight": "objectives",
     "average": "training",
     "condition": "conditions",

@@ -302,7 +302,7 @@ def others(value):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1, value - 1]
+        return [value + 1, value - 1, 2 * value]
     return [0.8 * value + 0.013, 1.1 * value + 0.02] if math.isfinite(value) else [1.5]
 
 

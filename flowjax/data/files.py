@@ -44,7 +44,7 @@ def _is_hidden(name: str) -> bool:
 def _needs(names: Sequence[str]) -> str:
     """What would read these pictures."""
     modern = any(name.lower().endswith((".heic", ".heif", ".avif")) for name in names)
-    return "; HEIC needs pillow-heif (extra `heif`), AVIF needs Pillow 11.3" if modern else ""
+    return "; HEIC needs pillow-heif (pip install pillow-heif), AVIF needs Pillow 11.3" if modern else ""
 
 
 def _search(root: Path) -> tuple[list[Path], dict[str, list[str]]]:

@@ -61,7 +61,7 @@ def _foreign(file: Path | io.BytesIO) -> str:
     start = b""
     with contextlib.suppress(OSError), file.open("rb") if isinstance(file, Path) else io.BytesIO(file.getvalue()) as f:
         start = f.read(12)
-    kinds = {b"heic": ("HEIF", "pillow-heif (extra `heif`)"), b"avif": ("AVIF", "Pillow 11.3 or newer")}
+    kinds = {b"heic": ("HEIF", "pillow-heif (pip install pillow-heif)"), b"avif": ("AVIF", "Pillow 11.3 or newer")}
     name, needs = kinds.get(start[8:12] if start[4:8] == b"ftyp" else b"", ("", ""))
     return f"it is {name}, which needs {needs}" if name and name not in formats() else ""
 

@@ -1,6 +1,7 @@
 """Training objectives: `draw(key, batch)` holds everything random, `loss(networks, draws)` nothing random."""
 
 from flowjax.objectives import times
+from flowjax.objectives.alpha_flow import AlphaFlow
 from flowjax.objectives.assembled import Assembled
 from flowjax.objectives.autoencoding import Autoencoding, AutoencodingDraws
 from flowjax.objectives.base import turns, with_keys
@@ -12,5 +13,7 @@ from flowjax.objectives.mean_flow import MeanFlow
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.regression import Regression, RegressionDraws
 from flowjax.objectives.schroedinger import SchroedingerBridge
-from flowjax.objectives.spans import SpanDraws
+from flowjax.objectives.shortcut import Shortcut
+from flowjax.objectives.spans import SpanDraws, Spans
 from flowjax.objectives.teacher import TeacherRegression
+from flowjax.objectives.terminal_velocity import TerminalVelocity

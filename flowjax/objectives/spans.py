@@ -1,5 +1,21 @@
-"""What objectives of average velocities share: spans (t, end), derivatives along the flow, adaptive weights."""
+"""What objectives of average velocities share: spans (t, end), guidance, derivatives along the flow, weights.
 
+U(x, t; e) = 1/(e - t) int_t^e v(s, x_s) ds is the average velocity from t to e along the flow through x at t; with
+e = t it is the velocity. Some rows of a batch have e = t and learn v by flow matching, with the conditional velocity of
+the example; the others learn U from v, each objective by an identity of its own. Where there are conditions, v may be
+guided, and samples are guided without a second call:
+
+    kappa = 0   v_g = v_u + omega (v - v_u)
+    else        v_g = omega v + (1 - omega - kappa) v_u + kappa v_c,
+
+with v_u, v_c the network's own velocities without and with the condition. At the optimum both are guidance of scale
+omega / (1 - kappa).
+
+References:
+    Geng et al. (2025), Mean Flows for One-step Generative Modeling, equation 19, arXiv:2505.13447.
+"""
+
+import abc
 import dataclasses
 import functools
 import warnings
@@ -11,10 +27,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key, Shaped, UInt32
 
-from flowjax._pytree import pytree
+from flowjax._checks import real
+from flowjax._pytree import part, pytree, static
 from flowjax.models.attention import IMPLEMENTATIONS
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import make_draws, with_null
+from flowjax.objectives.times import LogitNormal, TimeLaw, check_law
+from flowjax.paths import GaussianPath
 from flowjax.paths.base import check_time_and_state
 
 DIFFERENCE = 5e-3  # of times, where the derivative is a central difference
@@ -33,6 +52,7 @@ class SpanDraws:
         cond: Condition with a leading axis B after label dropout, or None.
         dropped: Where the condition has been replaced by none, (B,).
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
+        alpha: Of `AlphaFlow`, the share of a span that is its first part.
 
     Example:
         >>> import flowjax as fj, jax, jax.numpy as jnp
@@ -49,6 +69,7 @@ class SpanDraws:
     cond: Any = None
     dropped: Bool[Array, " B"] | None = None
     seeds: UInt32[Array, "B 2"] | None = None
+    alpha: Float[Array, ""] | None = None
 
 
 def make_spans(
@@ -176,3 +197,142 @@ def adaptive(squares: Float[Array, " B"], power: Any, offset: Any) -> Float[Arra
     """squares / (squares + offset)^power, the denominator as a constant: examples pull alike whatever their size."""
     # The weight is one of the step before: with its own gradient the loss would only bend at `offset`.
     return squares / jax.lax.stop_gradient((squares + offset) ** power)
+
+
+@pytree
+class Spans(abc.ABC):
+    """Base of objectives that train `network(x, t, cond, end=e)` to answer with average velocities.
+
+    Sampled by `flowjax.solvers.Jump`, without guidance: that of training is in the weights. The null condition is
+    learned for velocities (e = t) alone.
+
+    Attributes:
+        path: The path from noise to data, with a finite velocity at both ends.
+        times: Law of the two times of each example; the earlier is t, the later e.
+        frac_flow_matching: Fraction in [0, 1] of the rows with e = t, evenly spread.
+        omega: Weight of the example's velocity in guidance, at least 0.
+        kappa: Weight of the network's conditional velocity, in [0, 1).
+        start: Earliest time of guidance, in [0, 1].
+        stop: Latest time of guidance.
+        label_dropout: Probability that a condition is replaced by `null`; at most `frac_flow_matching`, because it
+            happens in those rows.
+        null: The null condition: a pytree of scalars like one example's condition.
+        power: Exponent p of the weight of an example with the sum of squares S, 1 / (S + c)^p as a constant; at least
+            0, which is the plain sum. Losses with 1 lie in [0, 1) and say nothing: look at `velocity_mse`.
+        offset: c of that weight, positive.
+
+    Raises:
+        ValueError: A number outside its range, a path whose velocity is infinite at an end, guidance without a null
+            condition.
+
+    Example:
+        >>> import flowjax as fj
+        >>> issubclass(fj.objectives.MeanFlow, fj.objectives.Spans)
+        True
+    """
+
+    prediction = "velocity"
+
+    path: GaussianPath = part("path")
+    times: TimeLaw = part("time_law", LogitNormal(mean=0.4, std=1.0))  # -0.4 in times that count from data to noise
+    frac_flow_matching: float = static(0.75)
+    omega: float = 1.0
+    kappa: float = static(0.0)
+    start: float = 0.0
+    stop: float = 1.0
+    label_dropout: float = static(0.0)
+    null: Any = None
+    power: float = 1.0
+    offset: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        real("[0, 1]", frac_flow_matching=self.frac_flow_matching, label_dropout=self.label_dropout)
+        real("[0, 1]", start=self.start, stop=self.stop)
+        real("[0, 1)", kappa=self.kappa)
+        real("[0, inf)", omega=self.omega, power=self.power)
+        real("(0, inf)", offset=self.offset)
+        object.__setattr__(self, "times", check_law(self.times))
+        if not (self.path.has_velocity(0.0) and self.path.has_velocity(1.0)):
+            raise ValueError(f"the velocity of {type(self.path).__name__} is infinite at an end: take Linear or Trig")
+        if self.label_dropout > self.frac_flow_matching:
+            raise ValueError(
+                f"label_dropout={self.label_dropout} is more than frac_flow_matching={self.frac_flow_matching}: "
+                "conditions are dropped in rows of flow matching alone"
+            )
+        if self.null is None and (self.label_dropout or self._guided):
+            raise ValueError("label_dropout and guidance need null=, the condition that stands for none")
+
+    @property
+    def _guided(self) -> bool:
+        return bool(self.kappa) or not isinstance(self.omega, int | float) or self.omega != 1
+
+    def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0) -> SpanDraws:
+        """Draws noise, spans and dropped conditions, see `make_spans`.
+
+        Args:
+            key: Key of the training step.
+            batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B.
+            memory: Unused; part of the objective protocol.
+            step: Unused likewise.
+        """
+        return make_spans(key, batch, self.times, self.frac_flow_matching, self.label_dropout, self.null)
+
+    def loss(self, networks: Any, draws: SpanDraws) -> tuple[Float[Array, " B"], dict[str, Array]]:
+        """Weighted squared distance of each example to its target.
+
+        Args:
+            networks: The network, called as `networks(x, t, cond, end=e)`, with `key=` if it has dropout.
+            draws: From `draw`, or with arrays replaced by `dataclasses.replace`. An example whose end lies before its
+                start has the loss NaN.
+
+        Returns:
+            The loss of each example, (B,), and {"mse": its mean square without the weight, "velocity_mse": that of
+            U - v, (B,)}.
+
+        Raises:
+            ValueError: The network's answer has another shape than the data.
+        """
+        draws = in_precision(draws)
+        network, target = (networks[k] if isinstance(networks, Mapping) else networks for k in ("network", "target"))
+        x = self.path.interpolate(draws.t, draws.x0, draws.x1)
+        velocity = self.path.conditional_velocity(draws.t, draws.x0, draws.x1)
+        goal = self._guidance(network, draws, x, velocity) if self._guided else velocity
+        value, error = self.compare(network, target, draws, x, goal)
+        squares, size = total(error), value[0].size
+        metrics = {"mse": squares / size, "velocity_mse": total(value - velocity) / size}
+        return jnp.where(draws.end < draws.t, jnp.nan, adaptive(squares, self.power, self.offset)), metrics
+
+    @abc.abstractmethod
+    def compare(
+        self, network: Callable[..., Any], target: Callable[..., Any], draws: SpanDraws, x: Array, goal: Array
+    ) -> tuple[Array, Array]:
+        """The network's U(x, t; e), and what is to become zero, both (B, ...).
+
+        Args:
+            network: The trained network.
+            target: What gives targets: the same, or an average of it.
+            draws: Of this step.
+            x: States at `draws.t`.
+            goal: Velocities there, guided.
+        """
+
+    def _guidance(self, network: Callable[..., Array], draws: SpanDraws, x: Array, velocity: Array) -> Array:
+        """The guided velocity; that of the example where its condition is dropped, and outside the interval."""
+        t = draws.t
+        none = with_null(draws.cond, self.null, jnp.ones(t.shape, bool))
+        inside = (t >= self.start) & (t <= self.stop)
+        omega = expand(jnp.where(inside, self.omega, 1.0).astype(t.dtype), x)
+        without = ask(network, dataclasses.replace(draws, cond=none), x, t, t)
+        if self.kappa:
+            own = ask(network, draws, x, t, t)
+            kappa = expand(jnp.where(inside, self.kappa, 0.0).astype(t.dtype), x)
+            guided = omega * velocity + (1 - omega - kappa) * without + kappa * own
+        else:
+            guided = without + omega * (velocity - without)
+        return guided if draws.dropped is None else jnp.where(expand(draws.dropped, x), velocity, guided)
+
+
+def ask(network: Callable[..., Any], draws: Any, x: Array, t: Array, end: Array) -> Any:
+    """The network's answer as a number of a target: learning moves the other side towards it."""
+    return jax.lax.stop_gradient(with_keys(network, draws.seeds)(x, t, draws.cond, end=end))

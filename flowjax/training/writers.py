@@ -104,7 +104,7 @@ class Writer:
         if bad:
             self.note(f"metrics.jsonl: {bad} line(s) that cannot be read were left out")
         if SummaryWriter is None:
-            self.note("no TensorBoard files: tensorboardX is not installed (extra `tb`)")
+            self.note("no TensorBoard files: tensorboardX is not installed (pip install tensorboardX)")
 
     @property
     def speed(self) -> float:
