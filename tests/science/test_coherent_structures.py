@@ -407,7 +407,7 @@ def test_what_coordinates_do_not_resolve_is_flagged():
         index, distance = cs.nearest(start, start, 5)
         return cs.track_stretching(start, end, index, distance > 0, 2.0).valid
 
-    assert not run(start, end).any()
+    assert run(start, end).mean() < 0.02  # those with a neighbour that happens to be far away
     assert run(10 * (start - 1e3) + 1e3, end).mean() > 0.7  # 89 % measured: also those in a row are not
     assert run(start - 1e3, end).all()
 
