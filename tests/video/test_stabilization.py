@@ -151,7 +151,7 @@ def test_fixed_point(x64):
 
 def test_roughness_of_the_smoothers(x64):
     path = shaky_path()
-    assert 22 < st.jerk(path) < 34
+    assert 17 < st.jerk(path) < 39  # 21 to 28 on four seeds
     quadratic = st.jerk(st.smooth_quadratic(path, 100.0))
     assert quadratic < 0.16
     anchored = [float(st.jerk(st.smooth_fixed_point(path, a))) for a in (0.5, 0.9, 0.97)]
