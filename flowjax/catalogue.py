@@ -29,8 +29,7 @@ _MODULES = {
     "guidance.autoguidance guidance",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
     "coupling": "couplings",
-    "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives.coupled "
-    "objectives.schroedinger objectives.mean_flow objectives",
+    "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",
     "weight": "objectives",
     "average": "training",
     "condition": "conditions",
