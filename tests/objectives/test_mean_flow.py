@@ -207,6 +207,7 @@ def test_refusals(options, message):
         MeanFlow(**{"path": LINEAR} | options)
 
 
+@pytest.mark.slow
 def test_derivatives_are_in_float32_and_by_attention_that_has_them():
     def build(**options):
         made = DiT((4, 4, 1), 2, 8, 1, 2, second_time=True, rngs=nnx.Rngs(0), **options)

@@ -34,6 +34,7 @@ def run(*arguments):
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_only_adapters_are_trained_and_saved(tmp_path, capsys):
     small.write(tmp_path / "base")
     arguments = [f"--config.base.options.workdir={tmp_path / 'base'}", f"--workdir={tmp_path / 'run'}"]

@@ -333,6 +333,7 @@ def test_local_refinement_removes_what_the_global_motion_leaves():
     np.testing.assert_allclose(both[0], both[1], atol=5e-2)  # global motion leaves nothing
 
 
+@pytest.mark.slow
 def test_broken_frames_are_flagged_and_filled():
     clip = clips.shaken(jax.random.key(4), 12, 24, 32)
     flows, frames = clip.flows.at[5].set(jnp.nan), clip.frames.at[3].set(jnp.nan)
