@@ -11,8 +11,8 @@ loss, alpha D dD = D dU, that of MeanFlow's loss, for any p; no derivative of th
 that of flow matching for every alpha. alpha falls from 1 to its last value along a sigmoid of the training step.
 
 References:
-    Zhang et al. (2025), AlphaFlow: Understanding and Improving MeanFlow Models, arXiv:2510.20771. The width of the
-    sigmoid is not the authors': there it is a further option.
+    Zhang et al. (2025), AlphaFlow: Understanding and Improving MeanFlow Models, arXiv:2510.20771. The
+    steepness of the sigmoid is chosen here.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import SpanDraws, Spans, ask, expand
+from flowjax.objectives.spans import SpanDraws, Spans, ask
+from flowjax.paths.base import expand
 
 STEEPNESS = 25.0  # of the sigmoid: 1 and 0 to within 4e-6 at both ends
 

@@ -24,7 +24,8 @@ from flowjax._checks import choose
 from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import DERIVATIVES, SpanDraws, Spans, along, expand
+from flowjax.objectives.spans import DERIVATIVES, SpanDraws, Spans, along
+from flowjax.paths.base import expand
 
 
 @fact(

@@ -25,8 +25,9 @@ from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import SpanDraws, Spans, ask, expand
+from flowjax.objectives.spans import SpanDraws, Spans, ask
 from flowjax.objectives.times import TimeLaw, Uniform
+from flowjax.paths.base import expand
 
 
 @fact(
@@ -97,4 +98,4 @@ class Shortcut(Spans):
         middle, short = draws.t + half, half < 0.75 / self.sections
         first = ask(target, draws, x, draws.t, jnp.where(short, draws.t, middle))
         second = ask(target, draws, x + expand(half, x) * first, middle, jnp.where(short, middle, draws.end))
-        return value, value - jnp.where(expand(draws.end == draws.t, x), goal, (first + second) / 2)
+        return value, value - jnp.where(expand(half, x) == 0, goal, (first + second) / 2)

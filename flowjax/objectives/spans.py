@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from flowjax._checks import real
 from flowjax._pytree import part, pytree, static
@@ -34,7 +34,7 @@ from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import make_draws, with_null
 from flowjax.objectives.times import LogitNormal, TimeLaw, check_law
 from flowjax.paths import GaussianPath
-from flowjax.paths.base import check_time_and_state
+from flowjax.paths.base import check_time_and_state, expand
 
 DIFFERENCE = 5e-3  # of times, where the derivative is a central difference
 DERIVATIVES = ("forward", "central")
@@ -119,11 +119,6 @@ def in_precision(draws: SpanDraws) -> SpanDraws:
     return dataclasses.replace(draws, t=t, end=end)
 
 
-def expand(weights: Shaped[Array, " B"], like: Array) -> Array:
-    """Numbers per example with the unit axes to multiply `like`."""
-    return weights.reshape(weights.shape + (1,) * (like.ndim - 1))
-
-
 def differentiable(network: Any) -> Any:
     """The network as derivatives see it: in float32 at least, with attention that has a forward derivative.
 
@@ -154,24 +149,22 @@ def along(
     x: Array,
     velocity: Array,
     derivative: str,
-    **more: Any,
 ) -> tuple[Any, Any]:
     """A network's answer at (x, t; end), and its derivative in t along x' = velocity, with the end fixed.
 
     Gradients go through the answer alone.
 
     Args:
-        network: Called as `network(x, t, cond, end=end, **more)`.
+        network: Called as `network(x, t, cond, end=end)`.
         draws: With t, end, cond and seeds.
         x: States.
         velocity: dx/dt, of the shape of x.
         derivative: "forward", `jax.jvp`; or "central", a difference of two more calls, for networks without one.
-        **more: Further arguments of the network.
     """
     smooth = differentiable(network)
 
     def call(network: Callable[..., Any], x: Array, t: Array, end: Array) -> Any:
-        return with_keys(network, draws.seeds)(x, t, draws.cond, end=end, **more)
+        return with_keys(network, draws.seeds)(x, t, draws.cond, end=end)
 
     def value() -> Any:
         return call(network, x, draws.t, draws.end)
@@ -195,7 +188,7 @@ def total(error: Array) -> Float[Array, " B"]:
 
 def adaptive(squares: Float[Array, " B"], power: Any, offset: Any) -> Float[Array, " B"]:
     """squares / (squares + offset)^power, the denominator as a constant: examples pull alike whatever their size."""
-    # The weight is one of the step before: with its own gradient the loss would only bend at `offset`.
+    # With the gradient of its weight too, a loss with power 1 would hardly change beyond `offset`.
     return squares / jax.lax.stop_gradient((squares + offset) ** power)
 
 
@@ -330,7 +323,7 @@ class Spans(abc.ABC):
             guided = omega * velocity + (1 - omega - kappa) * without + kappa * own
         else:
             guided = without + omega * (velocity - without)
-        return guided if draws.dropped is None else jnp.where(expand(draws.dropped, x), velocity, guided)
+        return guided if draws.dropped is None else jnp.where(expand(draws.dropped, x) == 1, velocity, guided)
 
 
 def ask(network: Callable[..., Any], draws: Any, x: Array, t: Array, end: Array) -> Any:

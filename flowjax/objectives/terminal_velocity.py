@@ -23,7 +23,8 @@ from flowjax._pytree import part, pytree
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import SpanDraws, Spans, ask, differentiable, expand
+from flowjax.objectives.spans import SpanDraws, Spans, ask, differentiable
+from flowjax.paths.base import expand
 
 
 @fact(
