@@ -42,6 +42,8 @@ install_import_hook(
     [f"flowjax.{name}" for name in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
+gc.disable()  # while tests are collected
+
 if not hasattr(jax, "enable_x64"):  # before jax 0.8
     jax.enable_x64 = jax.experimental.enable_x64
 
@@ -64,10 +66,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays; looking through it for garbage again and again takes a sixth of the time of the tests."""
+    """What is imported stays: looking for garbage in it again and again would take a sixth of the time of the tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
