@@ -35,10 +35,11 @@ class PointNet(nnx.Module):
     without any key point, an empty one for example, says nothing: all its logits are 0.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> network = PointNet(8, width=16, neighbours=4, rngs=nnx.Rngs(0))
-        >>> network(jnp.ones((2, 10, 3)), jnp.ones((2, 10)), jnp.zeros((2, 5), jnp.int32)).shape
+        >>> network = nnx.eval_shape(lambda: PointNet(8, width=16, neighbours=4, rngs=nnx.Rngs(0)))
+        >>> points, queries = jnp.ones((2, 10, 3)), jnp.zeros((2, 5), jnp.int32)
+        >>> jax.eval_shape(PointNet.__call__, network, points, jnp.ones((2, 10)), queries).shape
         (2, 8)
     """
 

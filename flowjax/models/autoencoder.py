@@ -113,11 +113,12 @@ class Autoencoder(nnx.Module):
         arXiv:2112.10752.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> network = Autoencoder((8, 8, 3), channels=8, multipliers=(1, 2), groups=4, rngs=nnx.Rngs(0))
-        >>> mean, log_variance = network.encode(jnp.ones((2, 8, 8, 3)))
-        >>> mean.shape, network.latent_shape, network.decode(mean).shape
+        >>> options = {"channels": 8, "multipliers": (1, 2), "groups": 4}
+        >>> network = nnx.eval_shape(lambda: Autoencoder((8, 8, 3), **options, rngs=nnx.Rngs(0)))
+        >>> mean, log_variance = jax.eval_shape(Autoencoder.encode, network, jnp.ones((2, 8, 8, 3)))
+        >>> mean.shape, network.latent_shape, jax.eval_shape(Autoencoder.decode, network, mean).shape
         ((2, 4, 4, 4), (4, 4, 4), (2, 8, 8, 3))
     """
 

@@ -39,10 +39,10 @@ class Discriminator(nnx.Module):
         Esser et al. (2020), Taming Transformers for High-Resolution Image Synthesis, arXiv:2012.09841.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> network = Discriminator((32, 32, 3), channels=8, rngs=nnx.Rngs(0))
-        >>> network(jnp.ones((2, 32, 32, 3))).shape
+        >>> network = nnx.eval_shape(lambda: Discriminator((32, 32, 3), channels=8, rngs=nnx.Rngs(0)))
+        >>> jax.eval_shape(Discriminator.__call__, network, jnp.ones((2, 32, 32, 3))).shape
         (2, 2, 2, 1)
     """
 

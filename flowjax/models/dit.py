@@ -133,8 +133,9 @@ class DiT(nnx.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> network = DiT((8, 8, 1), patch=2, width=32, depth=2, heads=2, num_classes=10, rngs=nnx.Rngs(0))
-        >>> network(jnp.ones((4, 8, 8, 1)), jnp.full((4,), 0.5), jnp.arange(4)).shape
+        >>> options = {"patch": 2, "width": 32, "depth": 2, "heads": 2, "num_classes": 10}
+        >>> network = nnx.eval_shape(lambda: DiT((8, 8, 1), **options, rngs=nnx.Rngs(0)))
+        >>> jax.eval_shape(DiT.__call__, network, jnp.ones((4, 8, 8, 1)), jnp.full((4,), 0.5), jnp.arange(4)).shape
         (4, 8, 8, 1)
     """
 

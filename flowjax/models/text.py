@@ -197,13 +197,14 @@ class TextEncoder(nnx.Module):
         Vaswani et al. (2017), Attention Is All You Need, arXiv:1706.03762.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax
         >>> from flax import nnx
         >>> words = Words.learn(["a red circle", "a blue circle"])
-        >>> encoder = TextEncoder(words.size, words.length, dim=16, width=8, heads=2, rngs=nnx.Rngs(0))
-        >>> tokens = jnp.asarray(words.encode(["a red circle", "a circle"]))
-        >>> encoder(tokens).shape, encoder.features(tokens).shape
-        ((2, 16), (2, 3, 8))
+        >>> sizes = {"dim": 16, "width": 8, "heads": 2}
+        >>> encoder = nnx.eval_shape(lambda: TextEncoder(words.size, words.length, **sizes, rngs=nnx.Rngs(0)))
+        >>> tokens = words.encode(["a red circle", "a circle"])
+        >>> [jax.eval_shape(f, encoder, tokens).shape for f in (TextEncoder.__call__, TextEncoder.features)]
+        [(2, 16), (2, 3, 8)]
     """
 
     null = PAD

@@ -182,10 +182,11 @@ class UNet(nnx.Module):
         Dhariwal and Nichol (2021), Diffusion Models Beat GANs on Image Synthesis, section 3, arXiv:2105.05233.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> network = UNet((8, 8, 3), 8, (1, 2), blocks=1, attention_at=(4,), head=8, groups=4, rngs=nnx.Rngs(0))
-        >>> network(jnp.ones((2, 8, 8, 3)), jnp.full((2,), 0.5)).shape
+        >>> options = {"blocks": 1, "attention_at": (4,), "head": 8, "groups": 4}
+        >>> network = nnx.eval_shape(lambda: UNet((8, 8, 3), 8, (1, 2), **options, rngs=nnx.Rngs(0)))
+        >>> jax.eval_shape(UNet.__call__, network, jnp.ones((2, 8, 8, 3)), jnp.full((2,), 0.5)).shape
         (2, 8, 8, 3)
     """
 
