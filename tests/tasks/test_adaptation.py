@@ -20,6 +20,14 @@ from flowjax.training import create_state, make_mesh, make_step
 pytestmark = pytest.mark.standard_promotion
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A trained run, which nothing changes."""
+    folder = tmp_path_factory.mktemp("base")
+    small.write(folder)
+    return folder
+
+
 def config_of(folder, *overrides):
     argv = ["--config=adapters:smoke", f"--config.base.options.workdir={folder}", *overrides]
     values = train_main.flags.FlagValues()
@@ -107,24 +115,22 @@ def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
         (["--config.network.name=dit"], "config"),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path, capsys, changes, message):
-    small.write(tmp_path / "base")
-    assert run(f"--config.base.options.workdir={tmp_path / 'base'}", *changes, f"--workdir={tmp_path / 'run'}") == 2
+def test_what_does_not_fit_is_one_line(base, tmp_path, capsys, changes, message):
+    assert run(f"--config.base.options.workdir={base}", *changes, f"--workdir={tmp_path / 'run'}") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "run").exists()
 
 
-def test_the_average_is_that_of_the_adapters(tmp_path):
-    small.write(tmp_path / "base")
-    task = task_of(config_of(tmp_path / "base"))
+def test_the_average_is_that_of_the_adapters(base):
+    task = task_of(config_of(base))
     part = task.networks()["network"]
     state = create_state(lambda: part.build(nnx.Rngs(1)), part.optimizer, make_mesh())
     state = state.__class__(**{**vars(state), "averages": {"average": jax.tree.map(lambda a: a + 0.1, state.networks)}})
     raw, averaged = task.weights(state, raw=True)["network"], task.weights(state)["network"]
-    base = task.base.networks["network"]
-    np.testing.assert_array_equal(raw.embed.kernel, base.embed.kernel)
-    expected = lora.merge(base, state.averages["average"])
+    own = task.base.networks["network"]
+    np.testing.assert_array_equal(raw.embed.kernel, own.embed.kernel)
+    expected = lora.merge(own, state.averages["average"])
     np.testing.assert_allclose(averaged.embed.kernel, expected.embed.kernel)
     assert json.dumps(task.recipe.adapters)
