@@ -53,6 +53,7 @@ class Autoencoder(nnx.Module):
 OWN_NETWORKS = {
     "classification": lambda x: jnp.sin(x),
     "regression": lambda x, t, cond: jnp.sin(x[:, :2]) + t[:, None],
+    "improved_mean_flow": lambda x, t, cond, end: {"u": network(x, t, cond), "v": network(2 * x, t, cond)},
     "schroedinger_bridge": {"velocity": network, "interpolant": lambda x, t, cond: network(x[:, :3], t, cond)},
 }
 
@@ -116,6 +117,7 @@ def inputs(name, x):
     return {
         "mlp": (x[:, :2], t),
         "dit": (image[:, :4, :4], t),
+        "token_dit": (image[:, :4, :4], t),
         "unet": (image, t),
         "autoencoder": (image[:, :4, :4],),
         "discriminator": (image,),
@@ -211,7 +213,7 @@ def run(kind, name, seed=1, n=8):
 
 
 # Networks of images take long to compile, most of all one operation at a time.
-IMAGES = ("dit", "unet", "autoencoder", "discriminator", "pointnet")
+IMAGES = ("dit", "token_dit", "unet", "autoencoder", "discriminator", "pointnet")
 every = pytest.mark.parametrize(
     ("kind", "name"), [pytest.param(k, n, marks=pytest.mark.slow) if n in IMAGES else (k, n) for k, n in USED]
 )

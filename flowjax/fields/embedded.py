@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -21,12 +22,16 @@ class Embedded(FieldWrapper):
     Args:
         field: the field of a network that takes `guidance=`, (B,).
         guidance: the scale, a number or one per sample (B,); 1 is the conditional prediction.
+        interval: times (start, stop) between which the scale holds, for a network that takes `interval=`, (B, 2), such
+            as `flowjax.models.TokenDiT`; None asks without.
 
     Raises:
-        ValueError: a scale that is negative or not finite, or a field inside that has one.
+        ValueError: a scale that is negative or not finite, an interval that is none, or a field inside that has a
+            scale.
 
     References:
-        Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142.
+        Meng et al. (2022), On Distillation of Guided Diffusion Models, section 3.1, arXiv:2210.03142. Geng et al.
+        (2025), Improved Mean Flows, arXiv:2512.02012 (intervals).
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -39,11 +44,16 @@ class Embedded(FieldWrapper):
 
     field: Field = part("field")
     guidance: Any = 1.0
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Checks the field and a concrete scale."""
         super().__post_init__()
         real("[0, inf)", guidance=self.guidance)
+        if self.interval is not None:
+            real("[0, 1]", **dict(zip(("interval[0]", "interval[1]"), self.interval, strict=True)))
+            if not any(isinstance(t, jax.core.Tracer) for t in self.interval) and self.interval[0] > self.interval[1]:
+                raise ValueError(f"interval={self.interval} must be times (start, stop)")
         inner: Any = self.field
         while isinstance(inner, FieldWrapper):
             if isinstance(inner, Embedded):
@@ -54,5 +64,7 @@ class Embedded(FieldWrapper):
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any
     ) -> tuple[Any, Any]:
         """The field's answer for this scale."""
-        scale = jnp.broadcast_to(jnp.asarray(self.guidance, precision(x)), x.shape[:1])
-        return self.field.evaluate(t, x, cond, memory, to=to, guidance=scale, **extra)
+        extra["guidance"] = jnp.broadcast_to(jnp.asarray(self.guidance, precision(x)), x.shape[:1])
+        if self.interval is not None:
+            extra["interval"] = jnp.broadcast_to(jnp.asarray(self.interval, precision(x)), (x.shape[0], 2))
+        return self.field.evaluate(t, x, cond, memory, to=to, **extra)

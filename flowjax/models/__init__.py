@@ -13,4 +13,5 @@ from flowjax.models.dit import DiT
 from flowjax.models.mlp import MLP
 from flowjax.models.readout import Readout
 from flowjax.models.text import TextEncoder, Words
+from flowjax.models.token_dit import TokenDiT
 from flowjax.models.unet import UNet

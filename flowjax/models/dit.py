@@ -18,13 +18,17 @@ from flowjax.models.layers import (
     build_stacked,
     check_dropout,
     check_input,
+    check_patches,
     dense,
     drop,
     embed_times,
+    from_patches,
     layer_keys,
     normalize,
     per_token,
+    run_blocks,
     stack,
+    to_patches,
     unstack,
 )
 
@@ -198,8 +202,7 @@ class DiT(nnx.Module):
         if round(mlp_ratio * width) < 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves the feed-forward layers of width={width} without units")
         rows, columns, channels = image_shape
-        if rows % patch or columns % patch:
-            raise ValueError(f"patch={patch} does not divide an image of {rows} x {columns} pixels")
+        check_patches(image_shape, patch)
         if width % heads or width % 4:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.image_shape, self.patch, self.dtype = (rows, columns, channels), patch, dtype
@@ -290,26 +293,16 @@ class DiT(nnx.Module):
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
         """
         check_input(x, self.image_shape, t)
-        (height, breadth, channels), p = self.image_shape, self.patch
-        batch, rows, columns = x.shape[0], height // p, breadth // p
+        batch, rows, columns = x.shape[0], *(side // self.patch for side in self.image_shape[:2])
         with jax.named_scope("embed"):
-            patches = x.astype(self.dtype).reshape(batch, rows, p, columns, p, channels).transpose(0, 1, 3, 2, 4, 5)
-            h = per_token(self.embed, patches.reshape(batch, rows * columns, p * p * channels))
+            h = per_token(self.embed, to_patches(x.astype(self.dtype), self.patch))
             h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
             c = embed_times(self, t, end, guidance) + self.condition(cond, batch)
             c = jax.nn.silu(c)
         apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply
-        keys = layer_keys(key, batch, self.depth)
-        if self.scan:
-            with jax.named_scope("blocks"):
-                layers = self.blocks, None if key is None else keys
-                h, _ = jax.lax.scan(lambda h, layer: (apply(layer[0], h, c, layer[1]), None), h, layers)
-        else:
-            for index, block in enumerate(self.blocks):
-                with jax.named_scope(f"block{index}"):
-                    h = apply(block, h, c, keys[index])
+        keys = None if key is None else layer_keys(key, batch, self.depth)
+        h = run_blocks(self.blocks, lambda block, h, key: apply(block, h, c, key), h, keys)
         with jax.named_scope("unembed"):
             shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)
-            patches = per_token(self.unembed, _modulate(h, shift, scale))
-            y = patches.reshape(batch, rows, columns, p, p, self.out_channels).transpose(0, 1, 3, 2, 4, 5)
-        return y.reshape(*x.shape[:-1], self.out_channels).astype(x.dtype)
+            y = from_patches(per_token(self.unembed, _modulate(h, shift, scale)), self.image_shape, self.patch)
+        return y.astype(x.dtype)

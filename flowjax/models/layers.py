@@ -9,6 +9,7 @@ the network is built.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,7 @@ def dense(
     *,
     rngs: nnx.Rngs,
     init: nnx.Initializer | None = None,
+    bias: bool = True,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> nnx.LinearGeneral:
@@ -61,6 +63,7 @@ def dense(
         rngs: Source of the initial values.
         init: Initialiser of the kernel seen as a matrix; Glorot-uniform unless given. The bias starts at
             zero.
+        bias: Whether there is one.
         dtype: Type of the computation.
         param_dtype: Type of the stored parameters.
     """
@@ -70,6 +73,7 @@ def dense(
         inputs,
         outputs,
         axis=tuple(range(-len(inputs), 0)),
+        use_bias=bias,
         kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -111,6 +115,25 @@ def normalize(h: Float[Array, "B N width"]) -> Float[Array, "B N width"]:
     precise = at_least_single(h)
     centred = precise - jnp.mean(precise, axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
+
+
+def to_patches(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N pixels"]:
+    """Square patches of images, row by row, as vectors."""
+    return einops.rearrange(x, "b (r p) (c q) k -> b (r c) (p q k)", p=patch, q=patch)
+
+
+def from_patches(
+    patches: Float[Array, "B N pixels"], image_shape: Sequence[int], patch: int
+) -> Float[Array, "B H W C"]:
+    """Undoes `to_patches` for images (H, W, any number of channels)."""
+    rows = image_shape[0] // patch
+    return einops.rearrange(patches, "b (r c) (p q k) -> b (r p) (c q) k", r=rows, p=patch, q=patch)
+
+
+def check_patches(image_shape: Sequence[int], patch: int) -> None:
+    """Raises ValueError unless square patches of this side divide the image."""
+    if image_shape[0] % patch or image_shape[1] % patch:
+        raise ValueError(f"patch={patch} does not divide an image of {image_shape[0]} x {image_shape[1]} pixels")
 
 
 def check_dropout(dropout: float) -> float:
@@ -182,6 +205,25 @@ def build_stacked(build: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) 
 
     stream.count[...], stacked = jax.lax.scan(body, stream.count[...], length=count)
     return _rename(stacked, lambda names: ("layers", *names))
+
+
+def run_blocks(blocks: Any, apply: Callable[..., Array], h: Array, keys: Any = None, name: str = "block") -> Array:
+    """h <- apply(block, h, key) for each block in turn: of a list, or stacked, in one compiled loop.
+
+    Args:
+        blocks: Modules, or one made by `build_stacked`.
+        apply: Applies one.
+        h: (B, ...).
+        keys: From `layer_keys`, or None for none.
+        name: What a block is called in profiles.
+    """
+    if isinstance(blocks, nnx.Module):
+        with jax.named_scope(f"{name}s"):
+            return jax.lax.scan(lambda h, layer: (apply(layer[0], h, layer[1]), None), h, (blocks, keys))[0]
+    for index, block in enumerate(blocks):
+        with jax.named_scope(f"{name}{index}"):
+            h = apply(block, h, None if keys is None else keys[index])
+    return h
 
 
 def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array, "B size"]:

@@ -8,12 +8,13 @@ from flowjax.objectives.base import turns, with_keys
 from flowjax.objectives.classification import Classification, ClassificationDraws
 from flowjax.objectives.coupled import Coupled
 from flowjax.objectives.flow_matching import Draws, FlowMatching
+from flowjax.objectives.improved_mean_flow import ImprovedMeanFlow
 from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
 from flowjax.objectives.mean_flow import MeanFlow
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.regression import Regression, RegressionDraws
 from flowjax.objectives.schroedinger import SchroedingerBridge
 from flowjax.objectives.shortcut import Shortcut
-from flowjax.objectives.spans import SpanDraws, Spans
+from flowjax.objectives.spans import GuidedSpans, SpanDraws, Spans
 from flowjax.objectives.teacher import TeacherRegression
 from flowjax.objectives.terminal_velocity import TerminalVelocity

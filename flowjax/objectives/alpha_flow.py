@@ -28,7 +28,7 @@ from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import SpanDraws, Spans, ask
+from flowjax.objectives.spans import GuidedSpans, SpanDraws, ask
 from flowjax.paths.base import expand
 
 STEEPNESS = 25.0  # of the sigmoid: 1 and 0 to within 4e-6 at both ends
@@ -42,10 +42,10 @@ STEEPNESS = 25.0  # of the sigmoid: 1 and 0 to within 4e-6 at both ends
     tasks=("generation", "distillation"),
 )
 @pytree
-class AlphaFlow(Spans):
+class AlphaFlow(GuidedSpans):
     """The alpha-Flow objective: U = alpha v + (1 - alpha) U(x_s, s; e) at s = t + alpha (e - t).
 
-    Further attributes are those of `Spans`.
+    Further attributes are those of `GuidedSpans`.
 
     Attributes:
         alpha: Last value of alpha, in (0, 1].

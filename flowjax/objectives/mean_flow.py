@@ -24,7 +24,7 @@ from flowjax._checks import choose
 from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import DERIVATIVES, SpanDraws, Spans, along
+from flowjax.objectives.spans import DERIVATIVES, GuidedSpans, SpanDraws, along
 from flowjax.paths.base import expand
 
 
@@ -36,11 +36,11 @@ from flowjax.paths.base import expand
     tasks=("generation", "distillation"),
 )
 @pytree
-class MeanFlow(Spans):
+class MeanFlow(GuidedSpans):
     """The MeanFlow objective: U = v + (e - t) dU/dt, the right side as a constant.
 
-    Further attributes are those of `Spans`. The authors take omega = 1 and kappa = 0.5 for guidance of scale 2, and
-    p = 0.75 for CIFAR-10. (`frac_flow_matching` is their `data_proportion`; `ratio` in their code for CIFAR-10 is the
+    Further attributes are those of `GuidedSpans`. The authors take omega = 1 and kappa = 0.5 for guidance of scale 2,
+    and p = 0.75 for CIFAR-10. (`frac_flow_matching` is their `data_proportion`; `ratio` in their code for CIFAR-10 is the
     rest.)
 
     Attributes:

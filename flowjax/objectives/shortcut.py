@@ -25,7 +25,7 @@ from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import SpanDraws, Spans, ask
+from flowjax.objectives.spans import GuidedSpans, SpanDraws, ask
 from flowjax.objectives.times import TimeLaw, Uniform
 from flowjax.paths.base import expand
 
@@ -38,11 +38,11 @@ from flowjax.paths.base import expand
     tasks=("generation", "distillation"),
 )
 @pytree
-class Shortcut(Spans):
+class Shortcut(GuidedSpans):
     """The shortcut objective: U over a span is the mean of U over its halves.
 
-    Further attributes are those of `Spans`; `times` is the law of the rows with e = t, and the plain sum of squares
-    the default. Sample with `Jump` on 1, 2, 4, ..., `sections` equal steps: no other spans are learned.
+    Further attributes are those of `GuidedSpans`; `times` is the law of the rows with e = t, and the plain sum of
+    squares the default. Sample with `Jump` on 1, 2, 4, ..., `sections` equal steps: no other spans are learned.
 
     Attributes:
         sections: Number of the shortest spans in [0, 1], a power of two.

@@ -3,7 +3,7 @@
 U(x, t; e) = 1/(e - t) int_t^e v(s, x_s) ds is the average velocity from t to e along the flow through x at t; with
 e = t it is the velocity. Some rows of a batch have e = t and learn v by flow matching, with the conditional velocity of
 the example; the others learn U from v, each objective by an identity of its own. Where there are conditions, v may be
-guided, and samples are guided without a second call:
+guided, and samples are guided without a second call; with `GuidedSpans` by one scale:
 
     kappa = 0   v_g = v_u + omega (v - v_u)
     else        v_g = omega v + (1 - omega - kappa) v_u + kappa v_c,
@@ -53,6 +53,8 @@ class SpanDraws:
         dropped: Where the condition has been replaced by none, (B,).
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
         alpha: Of `AlphaFlow`, the share of a span that is its first part.
+        guidance: Of `ImprovedMeanFlow`, the scales of guidance, (B,), at least 1.
+        interval: Likewise the times (start, stop) between which they hold, (B, 2).
 
     Example:
         >>> import flowjax as fj, jax, jax.numpy as jnp
@@ -70,6 +72,8 @@ class SpanDraws:
     dropped: Bool[Array, " B"] | None = None
     seeds: UInt32[Array, "B 2"] | None = None
     alpha: Float[Array, ""] | None = None
+    guidance: Float[Array, " B"] | None = None
+    interval: Float[Array, "B 2"] | None = None
 
 
 def make_spans(
@@ -114,9 +118,11 @@ def make_spans(
 
 
 def in_precision(draws: SpanDraws) -> SpanDraws:
-    """The draws with times in at least the precision of the data."""
+    """The draws with times, and scales of guidance, in at least the precision of the data."""
     t, end = (check_time_and_state(time, draws.x1) for time in (draws.t, draws.end))
-    return dataclasses.replace(draws, t=t, end=end)
+    given = {name: getattr(draws, name) for name in ("guidance", "interval")}
+    more = {name: jnp.asarray(value, t.dtype) for name, value in given.items() if value is not None}
+    return dataclasses.replace(draws, t=t, end=end, **more)
 
 
 def differentiable(network: Any) -> Any:
@@ -149,6 +155,7 @@ def along(
     x: Array,
     velocity: Array,
     derivative: str,
+    **asked: Any,
 ) -> tuple[Any, Any]:
     """A network's answer at (x, t; end), and its derivative in t along x' = velocity, with the end fixed.
 
@@ -160,11 +167,12 @@ def along(
         x: States.
         velocity: dx/dt, of the shape of x.
         derivative: "forward", `jax.jvp`; or "central", a difference of two more calls, for networks without one.
+        **asked: What the network is asked beside this.
     """
     smooth = differentiable(network)
 
     def call(network: Callable[..., Any], x: Array, t: Array, end: Array) -> Any:
-        return with_keys(network, draws.seeds)(x, t, draws.cond, end=end)
+        return with_keys(network, draws.seeds)(x, t, draws.cond, end=end, **asked)
 
     def value() -> Any:
         return call(network, x, draws.t, draws.end)
@@ -203,10 +211,6 @@ class Spans(abc.ABC):
         path: The path from noise to data, with a finite velocity at both ends.
         times: Law of the two times of each example; the earlier is t, the later e.
         frac_flow_matching: Fraction in [0, 1] of the rows with e = t, evenly spread.
-        omega: Weight of the example's velocity in guidance, at least 0.
-        kappa: Weight of the network's conditional velocity, in [0, 1).
-        start: Earliest time of guidance, in [0, 1].
-        stop: Latest time of guidance.
         label_dropout: Probability that a condition is replaced by `null`; at most `frac_flow_matching`, because it
             happens in those rows.
         null: The null condition: a pytree of scalars like one example's condition.
@@ -215,8 +219,8 @@ class Spans(abc.ABC):
         offset: c of that weight, positive.
 
     Raises:
-        ValueError: A number outside its range, a path whose velocity is infinite at an end, guidance without a null
-            condition.
+        ValueError: A number outside its range, a path whose velocity is infinite at an end, dropped conditions without
+            a null condition.
 
     Example:
         >>> import flowjax as fj
@@ -229,10 +233,6 @@ class Spans(abc.ABC):
     path: GaussianPath = part("path")
     times: TimeLaw = part("time_law", LogitNormal(mean=0.4, std=1.0))  # -0.4 in times that count from data to noise
     frac_flow_matching: float = static(0.75)
-    omega: float = 1.0
-    kappa: float = static(0.0)
-    start: float = 0.0
-    stop: float = 1.0
     label_dropout: float = static(0.0)
     null: Any = None
     power: float = 1.0
@@ -241,9 +241,7 @@ class Spans(abc.ABC):
     def __post_init__(self) -> None:
         """Checks the options."""
         real("[0, 1]", frac_flow_matching=self.frac_flow_matching, label_dropout=self.label_dropout)
-        real("[0, 1]", start=self.start, stop=self.stop)
-        real("[0, 1)", kappa=self.kappa)
-        real("[0, inf)", omega=self.omega, power=self.power)
+        real("[0, inf)", power=self.power)
         real("(0, inf)", offset=self.offset)
         object.__setattr__(self, "times", check_law(self.times))
         if not (self.path.has_velocity(0.0) and self.path.has_velocity(1.0)):
@@ -253,12 +251,13 @@ class Spans(abc.ABC):
                 f"label_dropout={self.label_dropout} is more than frac_flow_matching={self.frac_flow_matching}: "
                 "conditions are dropped in rows of flow matching alone"
             )
-        if self.null is None and (self.label_dropout or self._guided):
+        if self.null is None and (self.label_dropout or self.guided):
             raise ValueError("label_dropout and guidance need null=, the condition that stands for none")
 
     @property
-    def _guided(self) -> bool:
-        return bool(self.kappa) or not isinstance(self.omega, int | float) or self.omega != 1
+    def guided(self) -> bool:
+        """Whether velocities are guided."""
+        return False
 
     def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0) -> SpanDraws:
         """Draws noise, spans and dropped conditions, see `make_spans`.
@@ -290,33 +289,81 @@ class Spans(abc.ABC):
         network, target = (networks[k] if isinstance(networks, Mapping) else networks for k in ("network", "target"))
         x = self.path.interpolate(draws.t, draws.x0, draws.x1)
         velocity = self.path.conditional_velocity(draws.t, draws.x0, draws.x1)
-        goal = self._guidance(network, draws, x, velocity) if self._guided else velocity
-        value, error = self.compare(network, target, draws, x, goal)
-        squares, size = total(error), value[0].size
-        metrics = {"mse": squares / size, "velocity_mse": total(value - velocity) / size}
-        return jnp.where(draws.end < draws.t, jnp.nan, adaptive(squares, self.power, self.offset)), metrics
+        value, *errors = self.compare(network, target, draws, x, self.goal(network, draws, x, velocity))
+        squares, size = [total(error) for error in errors], value[0].size
+        metrics = {"mse": squares[0] / size, "velocity_mse": total(value - velocity) / size}
+        loss = sum(adaptive(each, self.power, self.offset) for each in squares)
+        return jnp.where(draws.end < draws.t, jnp.nan, loss), metrics
+
+    def goal(self, network: Callable[..., Any], draws: SpanDraws, x: Array, velocity: Array) -> Array:
+        """What stands for the marginal velocity at x, (B, ...): the conditional one of the examples."""
+        return velocity
 
     @abc.abstractmethod
     def compare(
         self, network: Callable[..., Any], target: Callable[..., Any], draws: SpanDraws, x: Array, goal: Array
-    ) -> tuple[Array, Array]:
-        """The network's U(x, t; e), and what is to become zero, both (B, ...).
+    ) -> tuple[Array, ...]:
+        """The network's U(x, t; e), and what is to become zero, each (B, ...); of several, each has its own weight.
 
         Args:
             network: The trained network.
             target: What gives targets: the same, or an average of it.
             draws: Of this step.
             x: States at `draws.t`.
-            goal: Velocities there, guided.
+            goal: Velocities there, from `goal`.
         """
 
-    def _guidance(self, network: Callable[..., Array], draws: SpanDraws, x: Array, velocity: Array) -> Array:
+    def unconditional(self, draws: SpanDraws) -> SpanDraws:
+        """The draws with the null condition throughout."""
+        return dataclasses.replace(draws, cond=with_null(draws.cond, self.null, jnp.ones(draws.t.shape, bool)))
+
+
+@pytree
+class GuidedSpans(Spans):
+    """Base of objectives whose velocities are guided by one scale, omega / (1 - kappa).
+
+    Further attributes are those of `Spans`.
+
+    Attributes:
+        omega: Weight of the example's velocity in guidance, at least 0.
+        kappa: Weight of the network's conditional velocity, in [0, 1).
+        start: Earliest time of guidance, in [0, 1].
+        stop: Latest time of guidance.
+
+    Raises:
+        ValueError: A number outside its range, or guidance without a null condition.
+
+    Example:
+        >>> import flowjax as fj
+        >>> fj.objectives.MeanFlow(path=fj.paths.Linear(), omega=1.0, kappa=0.5, null=10).guided
+        True
+    """
+
+    omega: float = 1.0
+    kappa: float = static(0.0)
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        super().__post_init__()
+        real("[0, 1]", start=self.start, stop=self.stop)
+        real("[0, 1)", kappa=self.kappa)
+        real("[0, inf)", omega=self.omega)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the scale is not 1."""
+        return bool(self.kappa) or not isinstance(self.omega, int | float) or self.omega != 1
+
+    def goal(self, network: Callable[..., Any], draws: SpanDraws, x: Array, velocity: Array) -> Array:
         """The guided velocity; that of the example where its condition is dropped, and outside the interval."""
+        if not self.guided:
+            return velocity
         t = draws.t
-        none = with_null(draws.cond, self.null, jnp.ones(t.shape, bool))
         inside = (t >= self.start) & (t <= self.stop)
         omega = expand(jnp.where(inside, self.omega, 1.0).astype(t.dtype), x)
-        without = ask(network, dataclasses.replace(draws, cond=none), x, t, t)
+        without = ask(network, self.unconditional(draws), x, t, t)
         if self.kappa:
             own = ask(network, draws, x, t, t)
             kappa = expand(jnp.where(inside, self.kappa, 0.0).astype(t.dtype), x)
@@ -326,6 +373,6 @@ class Spans(abc.ABC):
         return guided if draws.dropped is None else jnp.where(expand(draws.dropped, x) == 1, velocity, guided)
 
 
-def ask(network: Callable[..., Any], draws: Any, x: Array, t: Array, end: Array) -> Any:
+def ask(network: Callable[..., Any], draws: Any, x: Array, t: Array, end: Array, **asked: Any) -> Any:
     """The network's answer as a number of a target: learning moves the other side towards it."""
-    return jax.lax.stop_gradient(with_keys(network, draws.seeds)(x, t, draws.cond, end=end))
+    return jax.lax.stop_gradient(with_keys(network, draws.seeds)(x, t, draws.cond, end=end, **asked))

@@ -23,7 +23,7 @@ from flowjax._pytree import part, pytree
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import check_answer
-from flowjax.objectives.spans import SpanDraws, Spans, ask, differentiable
+from flowjax.objectives.spans import GuidedSpans, SpanDraws, ask, differentiable
 from flowjax.paths.base import expand
 
 
@@ -35,10 +35,10 @@ from flowjax.paths.base import expand
     tasks=("generation", "distillation"),
 )
 @pytree
-class TerminalVelocity(Spans):
+class TerminalVelocity(GuidedSpans):
     """Terminal velocity matching: d/de [(e - t) U] is the velocity at the end of the span.
 
-    Further attributes are those of `Spans`.
+    Further attributes are those of `GuidedSpans`.
 
     Attributes:
         target_average: The law of an average that gives the velocity at the end; None is the network itself.

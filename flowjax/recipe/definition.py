@@ -14,7 +14,7 @@ from flowjax.conditions import Label, with_conditions
 from flowjax.data import Source
 from flowjax.fields import Embedded, InterpolantFlow, guide
 from flowjax.flow import Field, Flow
-from flowjax.guidance import CFG, Rule
+from flowjax.guidance import CFG, Interval, Rule
 from flowjax.models import lora
 from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.recipe.autoencoder import Autoencoder
@@ -234,9 +234,23 @@ class Definition(Base):
         if isinstance(guidance, int | float):
             _checks.real("[0, inf)", guidance=guidance)
             return None if guidance == 1 or self.embedded is not None else CFG(scale=guidance)
+        rule = specs.build("rule", guidance)
         if self.embedded is not None:
-            raise ValueError("the network of this run answers with guidance itself: guidance is a number")
-        return specs.build("rule", guidance)
+            self._embed(rule)
+            return None
+        return rule
+
+    @staticmethod
+    def _embed(rule: Any) -> dict[str, Any]:
+        """What a network with guidance as an input is asked, for a scale or a rule that says no more than one."""
+        if isinstance(rule, int | float):
+            return {"guidance": rule}
+        if isinstance(rule, Interval) and isinstance(rule.rule, CFG) and isinstance(rule.rule.scale, int | float):
+            return {"guidance": rule.rule.scale, "interval": (rule.start, rule.end)}
+        raise ValueError(
+            "the network of this run answers with guidance itself: guidance is a number, or "
+            "interval(rule=cfg(scale=...), start=..., end=...) if it has learned intervals"
+        )
 
     def flow(self, network: Any) -> Field:
         """The flow of a network of this recipe."""
@@ -270,11 +284,11 @@ class Definition(Base):
         """
         rule = self.build_rule(guidance)
         if self.embedded is not None:
-            (low, high), scale = self.embedded, self.guidance if guidance is None else guidance
-            assert isinstance(scale, int | float)  # `build_rule` refuses others
-            if not low <= scale <= high:
-                raise ValueError(f"guidance={scale}: the network has learned scales from {low:g} to {high:g}")
-            field: Any = Embedded(flow, guidance=scale)
+            (low, high), asked = self.embedded, self.guidance if guidance is None else guidance
+            own = self._embed(asked if isinstance(asked, int | float) else specs.build("rule", asked))
+            if not low <= own["guidance"] <= high:
+                raise ValueError(f"guidance={own['guidance']}: the network has learned scales from {low:g} to {high:g}")
+            field: Any = Embedded(flow, **own)
         else:
             field = flow if rule is None or not self.inputs else guide(flow, rule)
         for spec in self.fields if fields is None else fields:

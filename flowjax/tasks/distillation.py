@@ -105,6 +105,15 @@ class Distillation(Generation):
                 f"the student predicts the {self._objective.prediction}, the teacher the {recipe.prediction}: it "
                 "cannot start from the teacher, set config.task.options.start=False"
             )
+        needed = "guidance" if self._scales else "teacher"
+        if self.guidance is not None and needed not in specs.options_of(
+            specs.find("objective", self.config.objective.name)
+        ):
+            raise ValueError(
+                f"config.task.options.guidance={self.guidance} is for the teacher's predictions"
+                f"{', over a range of scales' if self._scales else ''}, which objective {self.config.objective.name!r} "
+                "does not learn from: leave it out, and give the objective's own options"
+            )
         super().__post_init__()
 
     @functools.cached_property
@@ -153,7 +162,7 @@ class Distillation(Generation):
         recipe, network = self.teacher.recipe, self.config.network.to_dict()
         if not network["name"]:
             network = {**recipe.network, "options": {**recipe.network["options"], **network["options"]}}
-        return {"network": network, "path": recipe.path, "embedded": self._scales}
+        return {"network": network, "path": recipe.path, **self._trained_for}
 
     def networks(self) -> dict[str, Part]:
         """The student."""

@@ -134,7 +134,14 @@ class Generation(Task):
 
     def _built(self) -> dict[str, Any]:
         """The part of the recipe that says what the flow is."""
-        return {"network": self._network(), "path": self.config.path.to_dict()}
+        return {"network": self._network(), "path": self.config.path.to_dict(), **self._trained_for}
+
+    @property
+    def _trained_for(self) -> dict[str, Any]:
+        """Which answer of the network is trained, and for which scales of guidance."""
+        return {
+            key: getattr(self._objective, name, None) for key, name in {"head": "head", "embedded": "guidance"}.items()
+        }
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:

@@ -85,12 +85,6 @@ def test_loss_and_gradient_on_fixed_inputs(x64, power):
     for compute in (jax.grad(mean), jax.jit(jax.grad(mean))):
         for a, b in zip(jax.tree.leaves(compute(theta)), jax.tree.leaves(jax.grad(with_constants)(theta)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-12)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    lie = jax.NamedSharding(mesh, jax.P("data"))
-    sharded = jax.device_put(draws, lie)
-    found = jax.jit(jax.grad(mean))(theta, sharded)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(jax.grad(mean)(theta)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_without_a_span_are_flow_matching(x64):

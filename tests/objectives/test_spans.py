@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flowjax as fj
-from flowjax.objectives import AlphaFlow, MeanFlow, Shortcut, TerminalVelocity
+from flowjax.objectives import AlphaFlow, ImprovedMeanFlow, MeanFlow, Shortcut, TerminalVelocity
 from flowjax.objectives.spans import in_precision
 
 LINEAR = fj.paths.Linear()
@@ -145,6 +145,32 @@ def test_terminal_velocities_by_differences(x64):
     expected = jax.grad(lambda p: jnp.mean(by_hand(p, theta)))(theta)  # the velocity at the end is a constant
     for a, b in zip(*map(jax.tree.leaves, (gradient(objective, draws, theta), expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
+
+
+def heads(theta, x, t, cond=None, end=None):
+    """Both answers of improved MeanFlow."""
+    return {"u": network(theta, x, t, cond, end), "v": network(theta, 2 * x, t, cond, end)}
+
+
+@pytest.mark.parametrize("kind", [MeanFlow, ImprovedMeanFlow, *KINDS])
+def test_gradients_are_equal_under_jit_pmap_and_on_eight_devices(x64, kind):
+    objective, theta = kind(path=LINEAR, frac_flow_matching=0.5), parameters()
+    draws = draws_of(objective, 16)
+    answer = heads if kind is ImprovedMeanFlow else network
+
+    def mean_gradient(theta, draws):
+        loss = lambda theta: jnp.mean(objective.loss(lambda *a, **k: answer(theta, *a, **k), draws)[0])  # noqa: E731
+        return jax.grad(loss)(theta)
+
+    expected = mean_gradient(theta, draws)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
+    sharded = jax.tree.map(lambda leaf: jax.device_put(leaf, rows if leaf.ndim else whole), draws)
+    parts = jax.tree.map(lambda a: a.reshape(8, 2, *a.shape[1:]) if a.ndim else jnp.broadcast_to(a, (8,)), draws)
+    each = jax.pmap(lambda d: jax.lax.pmean(mean_gradient(theta, d), "data"), axis_name="data")(parts)
+    for found in (jax.jit(mean_gradient)(theta, sharded), jax.tree.map(lambda leaf: leaf[3], each)):
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
