@@ -147,8 +147,7 @@ def check_heads(answer: Any, target: Float[Array, "B ..."]) -> None:
     if not isinstance(answer, Mapping) or set(answer) != {"u", "v"}:
         found = f"the names {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else type(answer).__name__
         raise ValueError(
-            "improved MeanFlow needs a network of two heads, which answers with u and v, such as token_dit; got "
-            + found
+            f"improved MeanFlow needs a network of two heads, which answers with u and v, as token_dit; got {found}"
         )
     for value in answer.values():
         check_answer(value, target)

@@ -40,8 +40,8 @@ class MeanFlow(GuidedSpans):
     """The MeanFlow objective: U = v + (e - t) dU/dt, the right side as a constant.
 
     Further attributes are those of `GuidedSpans`. The authors take omega = 1 and kappa = 0.5 for guidance of scale 2,
-    and p = 0.75 for CIFAR-10. (`frac_flow_matching` is their `data_proportion`; `ratio` in their code for CIFAR-10 is the
-    rest.)
+    and p = 0.75 for CIFAR-10. (`frac_flow_matching` is their `data_proportion`; `ratio` in their code for CIFAR-10 is
+    the rest.)
 
     Attributes:
         derivative: "forward", or "central" for networks whose kernels have no forward derivative.

@@ -105,10 +105,8 @@ class Distillation(Generation):
                 f"the student predicts the {self._objective.prediction}, the teacher the {recipe.prediction}: it "
                 "cannot start from the teacher, set config.task.options.start=False"
             )
-        needed = "guidance" if self._scales else "teacher"
-        if self.guidance is not None and needed not in specs.options_of(
-            specs.find("objective", self.config.objective.name)
-        ):
+        known = specs.options_of(specs.find("objective", self.config.objective.name))
+        if self.guidance is not None and ("guidance" if self._scales else "teacher") not in known:
             raise ValueError(
                 f"config.task.options.guidance={self.guidance} is for the teacher's predictions"
                 f"{', over a range of scales' if self._scales else ''}, which objective {self.config.objective.name!r} "

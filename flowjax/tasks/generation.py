@@ -139,9 +139,7 @@ class Generation(Task):
     @property
     def _trained_for(self) -> dict[str, Any]:
         """Which answer of the network is trained, and for which scales of guidance."""
-        return {
-            key: getattr(self._objective, name, None) for key, name in {"head": "head", "embedded": "guidance"}.items()
-        }
+        return {key: getattr(self._objective, of, None) for key, of in (("head", "head"), ("embedded", "guidance"))}
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:

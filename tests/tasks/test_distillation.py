@@ -119,6 +119,11 @@ def test_training_moves_the_student_alone(teacher):
         (["--config.teacher.options.workdir=nowhere"], "nowhere is not the workdir of a training run"),
         (["--config.teacher.options.wordkir=x"], "run has no option wordkir; did you mean workdir"),
         (["--config.teacher.options.dtype=int8"], "dtype"),
+        (["--config.objective=mean_flow()"], "is for the teacher's predictions, over a range of scales"),
+        (
+            ["--config.task=distillation(guidance=2)", "--config.objective=mean_flow()"],
+            "guidance=2 is for the teacher's",
+        ),
         (["--config.task.options.guidance=(4, 1)"], "must be (smallest, largest)"),
         (["--config.task.options.guidance=(1, 2, 3)"], "is no scale, no rule and no pair"),
         (["--config.network.options.guidance=False"], "guidance= needs a network built with guidance=True"),
