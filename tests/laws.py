@@ -14,8 +14,12 @@ from flowjax.solvers.solver import Solver
 
 
 def from_exact_history(problem: Problem, solver: Solver, grid: np.ndarray, known: int) -> np.ndarray:
-    """Errors at the end of a run whose first `known` steps, and the evaluations in them, are exact."""
-    x = problem.state(grid[0])
+    """Errors at the end of a run whose first `known` steps, and the evaluations in them, are exact.
+
+    The states are those of `grid[known]`, on the same ways whatever the size of the steps before it: an order compares
+    errors of one way.
+    """
+    x = problem.exact(problem.state(grid[known]), grid[known], grid[0])
     generator, answer, done = solver.updates(problem.path, grid.tolist(), x), None, 0
     while True:
         try:

@@ -35,7 +35,7 @@ def scenes(count, lines, events, noise=0.0, outliers=0.0):
     """Scenes that see all their lines."""
     drawn = _simulator(lines, events)(jax.random.split(jax.random.key(7), count), noise, outliers)
     seen = np.asarray(drawn.visible).all(1)
-    assert seen.mean() > 0.9
+    assert seen.mean() > 0.85  # with ten lines 0.94 and more of 150
     return jax.tree.map(lambda leaf: leaf[seen], drawn)
 
 
@@ -445,7 +445,7 @@ def test_gradient_of_the_average():
 def test_the_sign_is_right_for_noisy_events():
     drawn = scenes(500, 1, 20, 1.0)
     error = errors(drawn, SOLVE(drawn.bearings, drawn.t))
-    assert (error < 90).mean() >= 0.99  # 99.4 % measured
+    assert (error < 90).mean() > 0.98  # 0.994 and 0.998 of 500 on two seeds
 
 
 @pytest.mark.slow

