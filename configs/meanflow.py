@@ -1,0 +1,48 @@
+"""Digits in one evaluation: MeanFlow on the 1,797 handwritten digits of scikit-learn, with the network of `digits`.
+
+    python -m flowjax.train --config=meanflow --workdir=runs/meanflow
+    python -m flowjax.sample --workdir=runs/meanflow
+
+Guidance of scale 1.4 is learned with the average velocities, so that sampling takes no second call. Expected on 2 CPU
+cores, with one evaluation: 98.8 % of 1,000 samples recognised as the class asked for, spread 0.88 of the real one,
+Frechet distance 0.287; the flow of `digits` needs 10 for 0.266. On cores shared with other work the run took 1,182
+seconds, at 125 images per second. From a trained flow it takes a quarter of the steps,
+
+    python -m flowjax.train --config=digits --config.network.options.time_scale=1.0 --workdir=runs/flow
+    python -m flowjax.train --config=meanflow:continued --config.teacher.options.workdir=runs/flow --workdir=runs/few
+
+for 97.5 % and a distance of 0.55, in 122 seconds (from a flow of 1,800 steps). The numbers are in `meanflow-cpu.json`
+and `meanflow_continued-cpu.json` under `benchmarks/results`.
+
+The highest frequency of the time features, `time_scale`, is 1 here and 100 in `digits`: average velocities are learned
+from the network's own derivative in t, and with 100 that is noise.
+"""
+
+from flowjax.configs.base import base, smoke, spec
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `continued` starts from a trained flow, `smoke` trains a tiny network for two steps.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    continued = argument == "continued"
+    network = dict(image_shape=(8, 8, 1), patch=2, width=96, depth=4, heads=4, num_classes=10, time_scale=1.0)
+    own = dict(teacher=spec("run", workdir="runs/flow"), network=spec(second_time=True)) if continued else {}
+    config = base(
+        "distillation" if continued else "generation",
+        argument,
+        ("continued",),
+        data=spec("digits"),
+        objective=spec("mean_flow", kappa=0.2857, label_dropout=0.1),
+        optimizer=spec("adamw", rate=3e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
+        train=dict(steps=450 if continued else 1800, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        sample=dict(solver=spec("jump"), steps=1, guidance=1.0),
+        **{"network": spec("dit", second_time=True, **network), **own},
+    )
+    if argument == "smoke":
+        config.network.options.update(width=16, depth=1, heads=2)
+        smoke(config)
+    return config
