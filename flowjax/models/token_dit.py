@@ -28,6 +28,9 @@ from flowjax.models.layers import (
 )
 from flowjax.paths.base import precision
 
+ORDER = ("cond", "guidance", "start", "stop", "time")
+"""What the tokens in front of the patches stand for."""
+
 _ZERO = nnx.initializers.zeros_init()
 _SMALL = nnx.initializers.variance_scaling(0.32**2, "fan_in", "normal")
 
@@ -213,10 +216,10 @@ class TokenDiT(nnx.Module):
             values = nnx.initializers.normal(width**-0.5)(rngs.params(), (count, width), param_dtype)
             return nnx.Param(values, **named(None, "embed"))
 
-        has = {"cond": not (num_classes is None and cond_dim is None), "start": guidance, "stop": guidance}
-        has |= {"guidance": guidance, "time": True}
-        counts = {"cond": cond_tokens, "guidance": guidance_tokens, "start": interval_tokens, "stop": interval_tokens}
-        counts = {name: count for name, count in (counts | {"time": time_tokens}).items() if has[name]}
+        counts = {} if num_classes is None and cond_dim is None else {"cond": cond_tokens}
+        if guidance:
+            counts |= {"guidance": guidance_tokens, "start": interval_tokens, "stop": interval_tokens}
+        counts["time"] = time_tokens
         self.tokens = nnx.data({name: learned(count) for name, count in counts.items()})
         self.embeddings = nnx.data(
             {name: TimeEmbedding(width, scale=time_scale, **options) for name in counts if name != "cond"}
@@ -263,8 +266,11 @@ class TokenDiT(nnx.Module):
             raise ValueError("guidance= and interval= need a network built with guidance=True")
         with jax.named_scope("embed"):
             found = {name: self.embeddings[name](value) for name, value in what.items()}
-            found["cond"] = self.condition(cond, batch)
-            prefix = [self.tokens[name][...].astype(self.dtype)[None] + found[name][:, None] for name in self.tokens]
+            condition = self.condition(cond, batch)
+            if "cond" in self.tokens:
+                found["cond"] = condition
+            learned = {name: self.tokens[name][...].astype(self.dtype) for name in found}
+            prefix = [learned[name][None] + found[name][:, None] for name in ORDER if name in found]
             patches = per_token(self.embed, to_patches(x.astype(self.dtype), self.patch))
             h = jnp.concatenate([*prefix, patches], axis=1)
         apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply

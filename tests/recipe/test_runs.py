@@ -152,6 +152,33 @@ def test_guidance_as_an_input_reaches_the_network_through_other_fields():
         recipe.plain_scale()
 
 
+def test_guidance_as_an_input_holds_in_an_interval_where_the_network_has_learned_that():
+    seen = {}
+
+    def answer(x, t, cond, end=None, guidance=None, interval=None):
+        seen.update(guidance=guidance, interval=interval)
+        return 0.1 * x
+
+    plain = jax.tree_util.Partial(lambda x, t, cond, guidance=None: x)
+    network, recipe, x = jax.tree_util.Partial(answer), plane(embedded=(1.0, 4.0)), jnp.ones((2, 2))
+    rule = "interval(rule=cfg(scale=3), start=0.25, end=0.5)"
+    assert recipe.build_rule(rule) is None
+    recipe.field(recipe.flow(network), rule).velocity(0.5, x)
+    np.testing.assert_array_equal(seen["guidance"], [3.0, 3.0])
+    np.testing.assert_array_equal(seen["interval"], [[0.25, 0.5]] * 2)
+    recipe.field(recipe.flow(network), 2.0).velocity(0.5, x)
+    assert seen["interval"] is None
+    with pytest.raises(ValueError, match="no interval=, as networks like that do"):
+        recipe.field(recipe.flow(plain), rule).velocity(0.5, x)
+    for other in ("apg(scale=3)", "interval(rule=apg(scale=3), start=0.25, end=0.5)", "cfg(scale=3)"):
+        with pytest.raises(ValueError, match=r"guidance is a number, or interval\(rule=cfg\(scale=...\)"):
+            recipe.build_rule(other)
+    with pytest.raises(ValueError, match="has learned scales from 1 to 4"):
+        recipe.field(recipe.flow(network), "interval(rule=cfg(scale=5))")
+    with pytest.raises(ValueError, match=r"interval=\(0.5, 0.25\) must be times"):
+        fj.fields.Embedded(recipe.flow(network), interval=(0.5, 0.25))
+
+
 def chain(tmp_path, into="start", **second):
     saved(plane(), tmp_path / "first")
     start = {"start": {"name": "data", "options": {"field": "x0"}}} if into == "start" else {}
