@@ -140,8 +140,8 @@ def test_search_lowers_the_error(name, kind):
     """At the searched steps, and on equal times also at the end and on noises that it has not seen.
 
     Each ratio is found for its own step, the last one is not followed by an evaluation: on log-SNR times three sets of
-    noises ended with 0.8, 1.3 and 1.6 times the error, on equal ones six with 0.15 to 0.44, and others with 0.27 to
-    0.47.
+    noises ended with 0.8, 1.3 and 1.6 times the error. On equal ones eight sets of ten on either path ended with 0.11
+    to 0.52 of it, and 200 other noises with 0.16 to 0.38.
     """
     grid, x, ratios = searched(name, kind)
     assert ratios.shape == (5,)
@@ -151,10 +151,10 @@ def test_search_lowers_the_error(name, kind):
         without = [*ratios[:step], *[1.0] * (5 - step)]
         with_ratio = [*ratios[: step + 1], *[1.0] * (4 - step)]
         gains.append(losses(name, grid, x, with_ratio)[step + 1] / losses(name, grid, x, without)[step + 1])
-    assert np.mean(gains) < 0.8  # 0.35 to 0.68 on three sets of noises
+    assert np.mean(gains) < 0.8  # 0.32 to 0.67 on eight sets of noises
     if kind == "uniform":
-        for states in (x, start(PATHS[name], grid, 1, 200)):
-            assert losses(name, grid, states, ratios)[-1] < 0.6 * losses(name, grid, states, None)[-1]
+        for states, left in ((x, 0.8), (start(PATHS[name], grid, 1, 200), 0.5)):
+            assert losses(name, grid, states, ratios)[-1] < left * losses(name, grid, states, None)[-1]
 
 
 def test_progress_and_iterations():

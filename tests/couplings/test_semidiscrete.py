@@ -242,7 +242,7 @@ def test_sampling_starts_at_the_time_of_the_targets():
 
 @pytest.mark.slow
 def test_convergence_in_32_dimensions():
-    """512 targets y ~ 2 N(0, I): the error falls from more than 10 (16 here) to counting noise, no cell is empty."""
+    """512 targets y ~ 2 N(0, I): from more than 10 (16, 93 on another seed) to counting noise, and no cell is empty."""
     y = 2 * fj.noise(jax.random.key(1), (512, 32))
     start = SemidiscreteMap(targets=y, heights=-jnp.sum(y**2, axis=1) / 2, time=0.0)
     heights, _ = optimal_heights(key(), y, steps=2000, batch=1024, threshold=0.0)

@@ -130,7 +130,7 @@ def test_predictions_at_pure_noise():
             for t in (0.0, jnp.float32(0.0)):
                 value = ZERO.convert(exact[given], given=given, to=to, t=t, x=x)
                 np.testing.assert_allclose(value, exact[to], rtol=1e-4, atol=1e-5, err_msg=f"{given} {to}")
-    grid = times.uniform(20, 0.0, 0.999)
+    grid = times.uniform(40, 0.0, 0.999)
     for prediction in ("v", "data"):
         flow = fj.Flow(target.network(prediction), path=ZERO, prediction=prediction)
         end = fj.solve(flow, fj.solvers.DPMSolver(), x, grid).x

@@ -35,13 +35,16 @@ def test_options_out_of_range_are_refused(problem):
 def test_loss_falls_and_average_follows(problem):
     p = problem()
     first = jax.device_get(p.state.network)
-    state, before = p.run(p.state, 1)
+    rows = jax.tree.map(lambda a: jnp.repeat(a, 50, axis=0), p.batch)
+    draws = p.objective.draw(jax.random.key(2), rows)  # a step has the noise of 64 rows: 12 % of its loss
+    loss = jax.jit(lambda network: jnp.mean(p.objective.loss(network, draws)[0]))
+    state, _ = p.run(p.state, 1)
     # After one update the average has moved 90 % of the way: decay(0) = 1 / 10.
     new, average = jax.device_get((state.network, state.average))
     expected = jax.tree.map(lambda a, b: a + 0.9 * (b - a), first, new)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, expected)
     state, after = p.run(state, 150)
-    assert float(after["loss"]) < 0.9 * float(before["loss"])
+    assert float(loss(state.network)) < 0.9 * float(loss(first))  # 0.80 to 0.84 on five seeds
     assert set(after) == {"loss", "gradient_norm", "mse", "skipped"}
 
 
