@@ -5,14 +5,14 @@
 
 Guidance of scale 1.4 is learned with the average velocities, so that sampling takes no second call. Expected on 2 CPU
 cores, with one evaluation: 98.8 % of 1,000 samples recognised as the class asked for, spread 0.88 of the real one,
-Frechet distance 0.287; the flow of `digits` needs 10 for 0.266. On cores shared with other work the run took 1,182
-seconds, at 125 images per second. From a trained flow it takes a quarter of the steps,
+Frechet distance 0.287; the flow of `digits` needs 10 for 0.266. The run takes 128 seconds, at 1,030 images per second.
+From a trained flow, built without `second_time`, it takes a quarter of the steps,
 
     python -m flowjax.train --config=digits --config.network.options.time_scale=1.0 --workdir=runs/flow
     python -m flowjax.train --config=meanflow:continued --config.teacher.options.workdir=runs/flow --workdir=runs/few
 
-for 97.5 % and a distance of 0.55, in 122 seconds (from a flow of 1,800 steps). The numbers are in `meanflow-cpu.json`
-and `meanflow_continued-cpu.json` under `benchmarks/results`.
+for 97.0 % and a distance of 0.58, in 35 seconds. The numbers are in `meanflow-cpu.json` and
+`meanflow_continued-cpu.json` under `benchmarks/results`.
 
 The highest frequency of the time features, `time_scale`, is 1 here and 100 in `digits`: average velocities are learned
 from the network's own derivative in t, and with 100 that is noise.

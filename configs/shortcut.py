@@ -4,9 +4,8 @@
     python -m flowjax.sample --workdir=runs/shortcut --steps=4
 
 Expected on 2 CPU cores, with one evaluation: 98.0 % of 1,000 samples recognised as the class asked for, spread 0.75 of
-the real one, Frechet distance 0.73; guidance of scale 1.4 is learned with the average velocities. On cores shared with
-other work the run took 148 seconds, at 471 images per second; the numbers are in `shortcut-cpu.json` under
-`benchmarks/results`.
+the real one, Frechet distance 0.73; guidance of scale 1.4 is learned with the average velocities. The run takes 71
+seconds, at 916 images per second; the numbers are in `shortcut-cpu.json` under `benchmarks/results`.
 """
 
 from flowjax.configs.base import base, smoke, spec
