@@ -79,6 +79,20 @@ def real(interval: str, **values: Any) -> None:
         _check_range(name, value, interval)
 
 
+def pair(interval: str, /, **values: Any) -> None:
+    """Checks pairs (smallest, largest) of numbers, given by name. Traced numbers pass.
+
+    Raises:
+        ValueError: One is something else.
+    """
+    for name, value in values.items():
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ValueError(f"{name} must be (smallest, largest), got {reprlib.repr(value)}")
+        real(interval, **{f"{name}[{i}]": number for i, number in enumerate(value)})
+        if not any(isinstance(number, jax.core.Tracer) for number in value) and value[0] > value[1]:
+            raise ValueError(f"{name}={value} must be (smallest, largest)")
+
+
 def sizes(count: int | None = None, **values: Any) -> None:
     """Checks tuples of positive whole numbers, `count` of them unless it is None.
 

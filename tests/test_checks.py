@@ -21,6 +21,22 @@ def test_names():
 
 
 @pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ((1.0, 2.0, 8.0), r"interval must be \(smallest, largest\), got \(1.0, 2.0, 8.0\)"),
+        (2.0, r"interval must be \(smallest, largest\), got 2.0"),
+        ((8.0, 1.0), r"interval=\(8.0, 1.0\) must be \(smallest, largest\)"),
+        ((0.5, 1.0), r"interval\[0\] must be at least 1, got 0.5"),
+        ((1.0, NAN), r"interval\[1\] must be finite"),
+    ],
+)
+def test_pairs(value, message):
+    _checks.pair("[1, inf)", interval=(1.0, 1.0))
+    with pytest.raises(ValueError, match=message):
+        _checks.pair("[1, inf)", interval=value)
+
+
+@pytest.mark.parametrize(
     ("interval", "value", "message"),
     [
         ("[1, inf)", 0, "n must be at least 1, got 0"),

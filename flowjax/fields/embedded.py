@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._checks import real
+from flowjax._checks import pair, real
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper
@@ -51,9 +50,7 @@ class Embedded(FieldWrapper):
         super().__post_init__()
         real("[0, inf)", guidance=self.guidance)
         if self.interval is not None:
-            real("[0, 1]", **dict(zip(("interval[0]", "interval[1]"), self.interval, strict=True)))
-            if not any(isinstance(t, jax.core.Tracer) for t in self.interval) and self.interval[0] > self.interval[1]:
-                raise ValueError(f"interval={self.interval} must be times (start, stop)")
+            pair("[0, 1]", interval=self.interval)
         inner: Any = self.field
         while isinstance(inner, FieldWrapper):
             if isinstance(inner, Embedded):

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flowjax._checks import choose, real
+from flowjax._checks import choose, pair, real
 from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.flow_matching import check_answer
@@ -80,9 +80,7 @@ class ImprovedMeanFlow(Spans):
         real("(-inf, inf)", beta=self.beta)
         if self.guidance is not None:
             object.__setattr__(self, "guidance", tuple(self.guidance))
-            real("[1, inf)", **dict(zip(("guidance[0]", "guidance[1]"), self.guidance, strict=True)))
-            if self.guidance[0] > self.guidance[1]:
-                raise ValueError(f"guidance={self.guidance} must be (smallest, largest)")
+            pair("[1, inf)", guidance=self.guidance)
 
     @property
     def guided(self) -> bool:

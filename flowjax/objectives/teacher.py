@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from flowjax._checks import real
+from flowjax._checks import pair
 from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
 from flowjax.fields import guide
@@ -94,9 +94,7 @@ class TeacherRegression:
         object.__setattr__(self, "times", check_law(self.times))
         if self.guidance is not None:
             object.__setattr__(self, "guidance", tuple(self.guidance))
-            real("[0, inf)", **dict(zip(("guidance[0]", "guidance[1]"), self.guidance, strict=True)))
-            if self.guidance[0] > self.guidance[1]:
-                raise ValueError(f"guidance={self.guidance} must be (smallest, largest)")
+            pair("[0, inf)", guidance=self.guidance)
             if self.teacher.null is None:
                 raise ValueError("a teacher without a null condition, or one that is guided already, gets no scales")
 

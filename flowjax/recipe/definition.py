@@ -69,7 +69,7 @@ class Definition(Base):
         if two_sided and self.start is None:
             raise ValueError("a path between two laws needs start, the field of the data where sampling starts")
         if self.embedded is not None:
-            _checks.real("[0, inf)", **dict(zip(("embedded[0]", "embedded[1]"), self.embedded, strict=True)))
+            _checks.pair("[0, inf)", embedded=self.embedded)
         self.build_rule()
         self.build_times()
         self.build_solver()

@@ -112,12 +112,25 @@ def test_exact_average_velocities_make_the_exact_velocity(x64):
     np.testing.assert_allclose(own + v, TARGET.velocity(draws.t, x), atol=1e-12)
 
 
-def test_the_fixed_point_is_guidance_of_the_scale():
-    """v_c = E[v] + (1 - 1/w) (v_c - v_u) is solved by v_u + w (E[v] - v_u)."""
-    mean, none = 0.3, -0.8
-    for scale in (1.0, 2.0, 7.5):
-        guided = none + scale * (mean - none)
-        assert guided == pytest.approx(mean + (1 - 1 / scale) * (guided - none), rel=1e-12)
+def test_the_fixed_point_is_guidance_of_the_scale(x64):
+    """Data of one point, whose velocity is exact: with v_u + w (E[v] - v_u) as its own v there is nothing to learn."""
+    point = jnp.array([[0.7, -1.2]])
+    objective = ImprovedMeanFlow(path=LINEAR, guidance=(1.0, 8.0), null=3, frac_flow_matching=1.0)
+    draws = some_draws(objective, cond=jnp.arange(8) % 3)
+    draws = dataclasses.replace(draws, x1=jnp.broadcast_to(point, draws.x1.shape))
+
+    def guided_by(power):
+        def call(x, t, cond, end, guidance, interval):
+            none = jnp.cos(x)
+            scale = jnp.where(cond == 3, 0.0, guidance**power)[:, None]
+            value = none + scale * ((point - x) / (1 - t)[:, None] - none)
+            return {"u": value, "v": value}
+
+        return call
+
+    exact, other = (objective.loss(guided_by(power), draws)[0] for power in (1, 2))
+    np.testing.assert_allclose(exact, 0, atol=1e-18)
+    assert float(other.min()) > 1e-3
 
 
 @pytest.mark.parametrize("beta", [1.0, 2.0])

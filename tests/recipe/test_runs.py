@@ -110,6 +110,7 @@ def test_other_weights_are_refused(pair):
         ({"runs": {"weak": {"workdir": "x", "model": "y", "recipe": {}}}}, "recipe needs its option"),
         ({"adapters": {"name": "lora", "options": {}}}, "adapters need the run 'base'"),
         ({"embedded": [1.0, float("nan")]}, "embedded"),
+        ({"embedded": [4.0, 1.0]}, r"embedded=.4.0, 1.0. must be \(smallest, largest\)"),
         ({"head": 1.5}, "head"),
     ],
 )
@@ -175,7 +176,7 @@ def test_guidance_as_an_input_holds_in_an_interval_where_the_network_has_learned
             recipe.build_rule(other)
     with pytest.raises(ValueError, match="has learned scales from 1 to 4"):
         recipe.field(recipe.flow(network), "interval(rule=cfg(scale=5))")
-    with pytest.raises(ValueError, match=r"interval=\(0.5, 0.25\) must be times"):
+    with pytest.raises(ValueError, match=r"interval=\(0.5, 0.25\) must be \(smallest, largest\)"):
         fj.fields.Embedded(recipe.flow(network), interval=(0.5, 0.25))
 
 
