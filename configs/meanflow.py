@@ -6,7 +6,7 @@
 Guidance of scale 1.4 is learned with the average velocities, so that sampling takes no second call. Expected on 2 CPU
 cores, with one evaluation: 98.8 % of 1,000 samples recognised as the class asked for, spread 0.88 of the real one,
 Frechet distance 0.287; the flow of `digits` needs 10 for 0.266. The run takes 128 seconds, at 1,030 images per second.
-From a trained flow, built without `second_time`, it takes a quarter of the steps,
+From a trained flow it takes a quarter of the steps,
 
     python -m flowjax.train --config=digits --config.network.options.time_scale=1.0 --workdir=runs/flow
     python -m flowjax.train --config=meanflow:continued --config.teacher.options.workdir=runs/flow --workdir=runs/few
