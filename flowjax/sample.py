@@ -7,6 +7,7 @@
     python -m flowjax.sample --workdir=runs/digits --times="quadratic(start=1e-3)" --fields="thresholded(quantile=0.9)"
     python -m flowjax.sample --workdir=runs/captions --cond.text="a red circle left of a blue square" --guidance=3
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
+    python -m flowjax.sample --workdir=runs/digits --pairs=runs/pairs --num=20000 --guidance=1.5
 
 Solvers, grids, rules and fields are written name(option=value, ...), numbers of --guidance are scales;
 `python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is. --cond.NAME=VALUE asks for what
@@ -18,6 +19,9 @@ The npz holds `x` in the data's own scale and, for classes, `cond` (`cond_NAME` 
 a picture with the same name lies beside it. Neither replaces another file without --overwrite, and samples with NaN or
 infinite values are an error that leaves no file. Sample i depends on --seed, on i and on its conditions only, not on
 --batch. Solver, times, steps, guidance and fields are those of the recipe in the workdir unless they are given.
+
+--pairs=FOLDER writes noise and sample instead, in the scale of the network, as shards from which
+config.coupling=stored(path=FOLDER) trains. Stopped and started again, it goes on.
 """
 
 import contextlib
@@ -27,10 +31,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flowjax import _checks, _cli, data
 from flowjax._files import replacing
-from flowjax.recipe import Base, Request, load_run
+from flowjax.recipe import Base, Recipe, Request, load_run
 from flowjax.recipe.report import has_picture, picture
 from flowjax.training import make_mesh
 
@@ -39,6 +46,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     """The flags of this main."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
     flags.DEFINE_string("out", "samples.npz", "File to write; a .png goes beside it.", flag_values=values)
+    text = "Folder for pairs of noise and sample, in place of --out."
+    flags.DEFINE_string("pairs", None, text, flag_values=values)
     flags.DEFINE_integer("num", 100, "Number of samples.", flag_values=values)
     flags.DEFINE_string("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
     for name in sorted({a[len("--cond.") :].split("=")[0] for a in argv if a.startswith("--cond.")}):
@@ -85,6 +94,26 @@ def asked(values: flags.FlagValues) -> Request:
         )
 
 
+def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
+    """Draws pairs with a bar of what is done."""
+    for name in ("out", "overwrite"):
+        if values[name].present:
+            raise _cli.UsageError(f"--{name} is given, but --pairs writes shards into its folder")
+    _cli.use_compilation_cache()
+    with _cli.usage_errors():
+        networks, recipe = load_run(values.workdir, mesh)
+        if not isinstance(recipe, Recipe):
+            raise _cli.UsageError(f"pairs are drawn by a flow, and {values.workdir} is of the kind {recipe.kind}")
+    console, clock = Console(), time.perf_counter()
+    columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _cli.usage_errors(), Progress(*columns, console=console, disable=jax.process_index() > 0) as progress:
+        bar = progress.add_task("pairs", total=values.num)
+        for done, _ in recipe.pairs(networks, request, values.pairs, mesh):
+            progress.update(bar, completed=done)
+    if jax.process_index() == 0:
+        print(f"{values.pairs}: {values.num} pairs, {time.perf_counter() - clock:.1f} s with compilation")
+
+
 def main(values: flags.FlagValues) -> None:
     """Checks, generates, writes."""
     counts = dict.fromkeys(("num", "batch"), _checks.COUNT)
@@ -99,6 +128,9 @@ def main(values: flags.FlagValues) -> None:
         recipe = Base.load(values.workdir)
         recipe.check(request)
     mesh = make_mesh()
+    if values.pairs is not None:
+        write_pairs(values, request, mesh)
+        return
     png = out.with_suffix(".png") if has_picture(recipe) else None
     for path in (out, png):
         if path is not None and path.exists() and not values.overwrite:

@@ -72,6 +72,10 @@ class Independent(Coupling):
 class Stored(Coupling):
     """Takes the pairs of the data set: batch["x0"] goes with batch["x1"] (rectified flow, distillation).
 
+    Args:
+        path: folder of pairs that `python -m flowjax.sample --pairs` has drawn, from which a run then takes its
+            batches; None where the data set has the field x0.
+
     Reference: Liu, Gong and Liu (2209.03003), the pairs of a reflow.
 
     Example:
@@ -80,6 +84,8 @@ class Stored(Coupling):
         >>> fj.couplings.Stored().couple(jax.random.key(0), x0, {"x0": x1 / 2, "x1": x1}).tolist()
         [[-1.0], [1.0]]
     """
+
+    path: str | None = static(None)
 
     def couple(self, key: Key[Array, ""], x0: Float[Array, "B ..."], batch: Mapping[str, Any]) -> Float[Array, "B ..."]:
         """Returns batch["x0"].

@@ -4,6 +4,7 @@ from flowjax.data import captions, fashion, shapes
 from flowjax.data.batches import Augment, Batches
 from flowjax.data.files import images, npz
 from flowjax.data.loading import PLACES, lies_in, load, of_run
+from flowjax.data.pairs import Pairs
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
 from flowjax.data.sources import Source, as_trained, digits, laws, photographs, toy2d
@@ -13,6 +14,7 @@ __all__ = [
     "PLACES",
     "Augment",
     "Batches",
+    "Pairs",
     "Records",
     "Source",
     "as_trained",

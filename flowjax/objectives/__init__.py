@@ -11,7 +11,9 @@ from flowjax.objectives.flow_matching import Draws, FlowMatching
 from flowjax.objectives.improved_mean_flow import ImprovedMeanFlow
 from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
 from flowjax.objectives.mean_flow import MeanFlow
+from flowjax.objectives.phased_rectified import PhasedRectified
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
+from flowjax.objectives.rectified import Rectified
 from flowjax.objectives.regression import Regression, RegressionDraws
 from flowjax.objectives.schroedinger import SchroedingerBridge
 from flowjax.objectives.shortcut import Shortcut

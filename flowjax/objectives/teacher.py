@@ -81,11 +81,7 @@ class TeacherRegression:
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        check_field(self.teacher)
-        if not isinstance(self.teacher.path, GaussianPath):
-            raise ValueError(f"a teacher needs a path from noise to data, got {type(self.teacher.path).__name__}")
-        if not self.teacher.stateless:
-            raise ValueError(f"a teacher is asked at single times, and {type(self.teacher).__name__} has a memory")
+        check_teacher(self.teacher)
         check_prediction("prediction", self.prediction)
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout={self.label_dropout} must be in [0, 1]")
@@ -153,3 +149,16 @@ class TeacherRegression:
         except ValueError:
             return False
         return True
+
+
+def check_teacher(field: Any) -> None:
+    """Refuses what cannot be asked at single times of a path.
+
+    Raises:
+        ValueError: No field, one of a path between two laws, or one with a memory.
+    """
+    check_field(field)
+    if not isinstance(field.path, GaussianPath):
+        raise ValueError(f"a teacher needs a path from noise to data, got {type(field.path).__name__}")
+    if not field.stateless:
+        raise ValueError(f"a teacher is asked at single times, and {type(field).__name__} has a memory")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +15,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from flowjax import evaluation, specs
+from flowjax.calibration.store import model_hash
 from flowjax.calibration.use import calibrated
 from flowjax.conditions import resized
-from flowjax.data import Source
+from flowjax.data import Pairs, Source
 from flowjax.flow import Field
 from flowjax.keys import noise
 from flowjax.recipe.autoencoder import decode
@@ -23,6 +26,7 @@ from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.definition import Definition
 from flowjax.solving import solve
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
+from flowjax.training.store import everywhere
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,15 +226,42 @@ class Recipe(Definition):
         """
         if self.codec is not None and codec is None:
             raise ValueError("this flow makes latents: pass codec=, the network 'codec' of flowjax.recipe.load_run")
-        mesh = make_mesh() if mesh is None else mesh
-        if not isinstance(grid, np.ndarray):
-            grid = self.build_times(grid, steps)
+        grid = grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps)
         solver = self.build_solver() if solver is None else solver
+
+        def shown(made: Array) -> Array:
+            return made if self.codec is None else decode(codec, made * self.codec["scale"] + self.codec["shift"])
+
+        x, result = self._states(
+            field, range(num), (*jax.random.split(key),), cond, solver, grid, start, batch, mesh, shown
+        )
+        x = x * np.float32(self.scale) + np.float32(self.shift)
+        return Samples(
+            x=x, cond=self._shown(cond), evaluations=int(result.evaluations), network_calls=int(result.network_calls)
+        )
+
+    def _states(
+        self,
+        field: Any,
+        rows: range,
+        keys: tuple[Key[Array, ""], ...],
+        cond: Any,
+        solver: Any,
+        grid: np.ndarray,
+        start: Any,
+        batch: int,
+        mesh: Mesh | None,
+        shown: Callable[[Array], Array],
+    ) -> tuple[np.ndarray, Any]:
+        """Samples `rows`, as `shown` makes of the states of the network, and the last result.
+
+        The first of the keys is that of the noise, the second that of a solver with noise of its own.
+        """
+        mesh = make_mesh() if mesh is None else mesh
         if self.start is not None and (start is None or isinstance(start, Source)):
-            start = self.start_rows(start, num)
+            start = self.start_rows(start, len(rows))
         elif isinstance(start, Source):
             start = None
-        noise_key, solver_key = jax.random.split(key)
         batch = -(-batch // mesh.size) * mesh.size
 
         def begin(key, index, start, cond):
@@ -241,21 +272,93 @@ class Recipe(Definition):
 
         begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
         blocks = []
-        for first in range(0, num, batch):
+        for first in range(0, len(rows), batch):
             # The last block is as large as the others, so that nothing compiles twice; the surplus is cut
             # below.
             asked = put_batch(resized(cond, first, batch), mesh)
-            rows = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
-            x0 = begin(jax.random.clone(noise_key), jnp.asarray(first), rows, asked)
-            result = solve(field, solver, x0, grid, cond=asked, key=solver_key, index=first)
-            made = result.x
-            if self.codec is not None:
-                made = decode(codec, made * self.codec["scale"] + self.codec["shift"])
-            blocks.append(multihost_utils.process_allgather(made, tiled=True))
-        x = np.concatenate(blocks)[:num] * np.float32(self.scale) + np.float32(self.shift)
-        return Samples(
-            x=x, cond=self._shown(cond), evaluations=int(result.evaluations), network_calls=int(result.network_calls)
-        )
+            given = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
+            index = rows.start + first
+            x0 = begin(jax.random.clone(keys[0]), jnp.asarray(index), given, asked)
+            result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
+            blocks.append(multihost_utils.process_allgather(shown(result.x), tiled=True))
+        return np.concatenate(blocks)[: len(rows)], result
+
+    def pairs(
+        self, networks: Mapping[str, Any], request: Request, folder: str | Path, mesh: Mesh | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Draws noise and what a solver makes of it, in the scale of the network, into a folder (`data.Pairs`).
+
+        Pair i depends on (seed, i, its conditions) only. Shards that are there are kept, so that a run that was
+        stopped goes on.
+
+        Args:
+            networks: From `load_run`.
+            request: What is asked for.
+            folder: A new one, or one with some of the same pairs.
+            mesh: Splits each block over its devices; all devices by default.
+
+        Yields:
+            How many pairs are drawn, and how many there will be, after each shard.
+
+        Raises:
+            ValueError: See `check`; a flow between two laws, a solver with noise of its own, whose samples are no
+                function of their noise; a folder of something else; samples that are not finite.
+        """
+        self.check(request)
+        flow = self.flow(networks["network"])
+        field = self.field(flow, request.guidance, request.fields)
+        solver = self.build_solver(request.solver, self.flows(networks))
+        if self.starts_from_data or solver.stochastic:
+            what = "this flow starts from data" if self.starts_from_data else f"{type(solver).__name__} adds noise"
+            raise ValueError(f"pairs are noise and what a solver makes of it alone, but {what}")
+        if request.calibration is not None:
+            raise ValueError("pairs are drawn by a solver of the catalogue: leave calibration out")
+        mesh, grid = make_mesh() if mesh is None else mesh, self.build_times(request.times, request.steps)
+        cond = self.read_conditions(request.conditions, request.num)
+        keys = (*jax.random.split(jax.random.key(request.seed)),)
+        guidance = self.guidance if request.guidance is None else request.guidance
+        record = {
+            "num": request.num,
+            "seed": request.seed,
+            "model": model_hash(networks["network"]),
+            **{name: getattr(self, name) for name in ("shape", "shift", "scale", "num_classes", "codec", "conditions")},
+            "codec_model": self.runs["codec"]["model"] if self.codec is not None else None,
+            "asked_for": dict(request.conditions),
+            "guidance": specs.text(guidance) if not isinstance(guidance, int | float) else guidance,
+            "solver": specs.text(self.solver if request.solver is None else request.solver),
+            "times": [float(t) for t in grid],
+            "fields": [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)],
+        }
+        pairs, first = Pairs(folder), jax.process_index() == 0
+        known = bool(pairs.record)
+        if not everywhere(known) and known:
+            raise ValueError(f"{folder} lies on this host and not on all: use a folder that all hosts share")
+        row = 2 * 4 * math.prod(self.state_shape)
+        batch = -(-request.batch // mesh.size) * mesh.size
+        if first or known:
+            pairs.begin(record, row=row, multiple=batch)
+        everywhere(True)  # nobody looks for shards before the record is there
+        pairs = Pairs(folder)
+        missing = pairs.missing()
+        everywhere(True)  # and nobody writes before all have looked
+        done = request.num - sum(map(len, missing))
+        yield done, request.num
+        for rows in missing:
+            given = jax.tree.map(lambda c, rows=rows: c[rows.start : rows.stop], cond)
+            x1, _ = self._states(field, rows, keys, given, solver, grid, None, batch, mesh, lambda made: made)
+            bad = len(x1) - int(np.isfinite(x1.reshape(len(x1), -1)).all(1).sum())
+            if bad:
+                raise ValueError(
+                    f"{bad} of the samples {rows.start}..{rows.stop - 1} have NaN or infinite values; try more steps, "
+                    "a smaller guidance or another solver"
+                )
+            if first:
+                x0 = np.asarray(noise(jax.random.clone(keys[0]), x1.shape, rows.start))
+                named = given if isinstance(given, dict) else {} if given is None else {"": given}
+                columns = {f"cond.{name}".removesuffix("."): np.asarray(c) for name, c in named.items()}
+                pairs.write(rows, {"x0": x0, "x1": x1, **columns})
+            done += len(rows)
+            yield done, request.num
 
     def _shown(self, cond: Any) -> Any:
         """Conditions as people read them: tokens as texts."""

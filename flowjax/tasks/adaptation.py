@@ -63,10 +63,9 @@ class Adaptation(Generation):
         """The base's."""
         return codec_of(self.base)
 
-    @functools.cached_property
-    def training(self) -> Source:
-        """The data or their latents, in the base's scale."""
-        return rescaled(super().training, self.base.recipe)
+    def _scaled(self, source: Source) -> Source:
+        """Latents in the base's scale."""
+        return rescaled(source, self.base.recipe)
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:
@@ -111,6 +110,7 @@ class Adaptation(Generation):
         Raises:
             ValueError: It has other weights now.
         """
+        super().check(workdir)
         try:
             began = Recipe.load(workdir).runs["base"]["model"]
         except (FileNotFoundError, ValueError, KeyError):

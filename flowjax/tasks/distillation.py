@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from flowjax import specs
 from flowjax._trees import flatten
-from flowjax.data import Source
+from flowjax.data import Pairs, Source
 from flowjax.facts import fact
 from flowjax.paths import GaussianPath
 from flowjax.recipe import Loaded, Recipe
@@ -18,7 +18,7 @@ from flowjax.tasks.base import Part
 from flowjax.tasks.generation import Generation
 from flowjax.training.writers import write_json
 
-RECORD = "teacher.json"
+TEACHER = "teacher.json"
 
 
 def named_conditions(recipe: Recipe) -> dict[str, Any] | None:
@@ -126,10 +126,24 @@ class Distillation(Generation):
             raise ValueError("the codec is the teacher's: leave config.codec out")
         return codec_of(self.teacher)
 
+    def _scaled(self, source: Source) -> Source:
+        """Latents in the teacher's scale."""
+        return rescaled(source, self.teacher.recipe)
+
     @functools.cached_property
-    def training(self) -> Source:
-        """The data or their latents, in the teacher's scale."""
-        return rescaled(super().training, self.teacher.recipe)
+    def pairs(self) -> Pairs | None:
+        """Those that the teacher has drawn.
+
+        Raises:
+            ValueError: Pairs that do not fit, or of another model.
+        """
+        found = super().pairs
+        if found is not None and found.record.get("model") != self.teacher.model:
+            raise ValueError(
+                f"the pairs in {found.folder} were drawn by a model of the hash {found.record.get('model')}, and the "
+                f"teacher {self.teacher.workdir} has {self.teacher.model}: draw pairs with this teacher"
+            )
+        return found
 
     @property
     def _scales(self) -> tuple[float, float] | None:
@@ -182,8 +196,9 @@ class Distillation(Generation):
         Raises:
             ValueError: It has other weights now.
         """
+        super().check(workdir)
         try:
-            began = json.loads((workdir / RECORD).read_text())["model"]
+            began = json.loads((workdir / TEACHER).read_text())["model"]
         except (OSError, ValueError, KeyError, TypeError):
             return  # a new run
         self.teacher.check_same("teacher", workdir, began)
@@ -191,4 +206,4 @@ class Distillation(Generation):
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json` and `teacher.json`."""
         super().save(workdir)
-        write_json(workdir / RECORD, {"workdir": str(self.teacher.workdir), "model": self.teacher.model})
+        write_json(workdir / TEACHER, {"workdir": str(self.teacher.workdir), "model": self.teacher.model})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,8 @@ from flax import nnx
 
 from flowjax import specs
 from flowjax.conditions import of_data, with_conditions
-from flowjax.data import Source
+from flowjax.data import Pairs, Source
+from flowjax.data.pairs import RECORD
 from flowjax.evaluation import Extractor
 from flowjax.facts import fact
 from flowjax.objectives import Coupled
@@ -21,6 +23,7 @@ from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.codec import check_codec, latents
 from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture_ways
 from flowjax.tasks.base import Part, Task
+from flowjax.training.writers import write_json
 
 
 @fact("task", "generation", "a generative flow")
@@ -58,7 +61,8 @@ class Generation(Task):
         """How the flow is built and sampled; asks for the latents where there is a codec."""
         if self._draft.codec is None:
             return self._draft
-        codec = {**self._draft.codec, "shift": self.training.shift, "scale": self.training.scale}
+        measured = vars(self.training) if self.pairs is None else self.pairs.record["codec"]
+        codec = {**self._draft.codec, "shift": measured["shift"], "scale": measured["scale"]}
         return dataclasses.replace(self._draft, codec=codec)
 
     @functools.cached_property
@@ -88,6 +92,33 @@ class Generation(Task):
     def runs(self, workdir: str | Path) -> dict[str, Any]:
         """What the recipe in `workdir` says of other runs."""
         return {} if self.codec is None else {"codec": self.codec.entry(workdir)}
+
+    @functools.cached_property
+    def pairs(self) -> Pairs | None:
+        """The folder of pairs that batches are cut from; None where they are cut from the data.
+
+        Raises:
+            ValueError: Pairs that are not of this run.
+        """
+        coupling = self.config.coupling.to_dict()
+        path = coupling["options"].get("path") if specs.plain(coupling["name"] or "") == "stored" else None
+        if path is None:
+            return None
+        if any(self.config.data.get("augment", {}).values()):
+            raise ValueError("config.data.augment changes images, and pairs would no longer be pairs: leave it out")
+        pairs, own = Pairs(path), self._draft
+        pairs.source()  # refuses what is not there or not complete
+        for name in ("shape", "shift", "scale", "num_classes", "conditions"):
+            there, here = pairs.record.get(name), json.loads(json.dumps(getattr(own, name)))
+            if there != here:
+                raise ValueError(f"the pairs in {path} do not fit: their {name} is {there}, that of this run {here}")
+        model = None if self.codec is None else self.codec.model
+        if pairs.record.get("codec_model") != model:
+            raise ValueError(
+                f"the pairs in {path} do not fit: their codec is {pairs.record.get('codec_model')}, that of this run "
+                f"{model}"
+            )
+        return pairs
 
     @functools.cached_property
     def codec(self) -> Loaded | None:
@@ -120,6 +151,7 @@ class Generation(Task):
                 raise ValueError("config.data.augment changes images, and batches are latents here: leave it out")
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
+        _ = self.pairs
         self._draft.check(Request(num=self.config.sample.num, batch=self.config.sample.batch))
         self._draft.check_networks({"network": shapes_of(self._draft.build_network), "codec": self._decoder})
         if (self.partner is None) != (len(self._labels) == 1):
@@ -168,9 +200,15 @@ class Generation(Task):
 
     @functools.cached_property
     def training(self) -> Source:
-        """The data or their latents, with the conditions as the network takes them."""
+        """The data, their latents or pairs, with the conditions as the network takes them."""
+        if self.pairs is not None:
+            return self.pairs.source()
         source = with_conditions(self.source, self._asked or {})
-        return source if self.codec is None else latents(self.codec, source, self.mesh)
+        return source if self.codec is None else self._scaled(latents(self.codec, source, self.mesh))
+
+    def _scaled(self, source: Source) -> Source:
+        """Latents in the scale that they are trained in: that which they measure."""
+        return source
 
     @functools.cached_property
     def _path(self) -> Any:
@@ -255,6 +293,8 @@ class Generation(Task):
             if recipe.codec != self.recipe.codec:
                 then, now = recipe.codec, self.recipe.codec
                 raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
+        if self.pairs is not None and json.loads((workdir / RECORD).read_text()) != self.pairs.record:
+            raise ValueError(f"{self.pairs.folder} holds other pairs than when {workdir} began: bring those back")
         for name, condition in (recipe.conditions or {}).items():
             if (self.recipe.conditions or {}).get(name) != condition:
                 raise ValueError(f"the data changed since {workdir} began: the condition {name} is another one")
@@ -262,6 +302,8 @@ class Generation(Task):
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json`."""
         dataclasses.replace(self.recipe, runs=self.runs(workdir)).save(workdir)
+        if self.pairs is not None:
+            write_json(workdir / RECORD, self.pairs.record)
 
     def show(self, networks: Mapping[str, Any], path: Path) -> None:
         """Ten samples per class, a hundred without classes, or up to 10,000 points."""

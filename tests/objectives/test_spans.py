@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import gradients_everywhere
 
 import flowjax as fj
 from flowjax.objectives import AlphaFlow, ImprovedMeanFlow, MeanFlow, Shortcut, TerminalVelocity
@@ -158,19 +159,10 @@ def test_gradients_are_equal_under_jit_pmap_and_on_eight_devices(x64, kind):
     draws = draws_of(objective, 16)
     answer = heads if kind is ImprovedMeanFlow else network
 
-    def mean_gradient(theta, draws):
-        loss = lambda theta: jnp.mean(objective.loss(lambda *a, **k: answer(theta, *a, **k), draws)[0])  # noqa: E731
-        return jax.grad(loss)(theta)
+    def loss(theta, draws):
+        return jnp.mean(objective.loss(lambda *a, **k: answer(theta, *a, **k), draws)[0])
 
-    expected = mean_gradient(theta, draws)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows, whole = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
-    sharded = jax.tree.map(lambda leaf: jax.device_put(leaf, rows if leaf.ndim else whole), draws)
-    parts = jax.tree.map(lambda a: a.reshape(8, 2, *a.shape[1:]) if a.ndim else jnp.broadcast_to(a, (8,)), draws)
-    each = jax.pmap(lambda d: jax.lax.pmean(mean_gradient(theta, d), "data"), axis_name="data")(parts)
-    for found in (jax.jit(mean_gradient)(theta, sharded), jax.tree.map(lambda leaf: leaf[3], each)):
-        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    gradients_everywhere(loss, theta, draws)
 
 
 @pytest.mark.parametrize("kind", KINDS)
