@@ -69,7 +69,7 @@ def batch_of(x):
 
 def use_objective(name):
     def use(objective, key, x):
-        draws = objective.draw(key, batch_of(x))
+        draws = objective.draw(key, batch_of(x) | ({"x0": jnp.cos(x)} if name == "rectified" else {}))
         networks = players() if name == "autoencoding" else OWN_NETWORKS.get(name, network)
         if name == "autoencoding":
             networks = jax.tree.map(lambda leaf: leaf.astype(x.dtype), networks)
