@@ -2,6 +2,7 @@
 
     python -m flowjax.evaluate --workdir=runs/digits --solvers=euler,heun,dpm_solver --steps=4,8,16
     python -m flowjax.evaluate --workdir=runs/digits --steps=5 --guidance=1.0,1.5,2.0 --num=10000
+    python -m flowjax.evaluate --workdir=runs/rectified --steps=1,2 --straightness=50
     python -m flowjax.evaluate --workdir=runs/digits --solvers="heun, dpm_solver(order=3)" --guidance="apg(scale=4)"
 
 Solvers, grids, rules and fields are written name(option=value, ...), several of them separated by commas, numbers of
@@ -60,6 +61,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("num", 2000, "Samples, and real examples they are compared with.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise and of the choice of real examples.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
+    text = "Steps of trajectories along which straightness and first-order defect are measured too, such as 50."
+    flags.DEFINE_integer("straightness", None, text, flag_values=values)
     flags.DEFINE_string("extractor", None, "MODULE:FUNCTION from a path to a feature function.", flag_values=values)
     flags.DEFINE_string("weights", None, "File for --extractor.", flag_values=values)
     flags.DEFINE_string("sha256", None, "SHA-256 of --weights.", flag_values=values)
@@ -96,7 +99,14 @@ def settings(values: flags.FlagValues, recipe: Any) -> list[tuple[dict[str, Any]
     """
     with _cli.usage_errors():
         fields = None if values.fields is None else _cli.named_specs(values.fields, "field")
-        shared = Request(num=values.num, seed=values.seed, batch=values.batch, times=values.times, fields=fields)
+        shared = Request(
+            num=values.num,
+            seed=values.seed,
+            batch=values.batch,
+            times=values.times,
+            fields=fields,
+            straightness=values.straightness,
+        )
         return recipe.sweep(
             shared,
             solver=_cli.named_specs(values.solvers, "solver") if values.solvers else [],
@@ -176,7 +186,7 @@ def provenance(
         "num": values.num,
         "num_real": num,
         "seed": values.seed,
-        **{name: values[name].value for name in ("times", "fields") if values[name].value is not None},
+        **{name: values[name].value for name in ("times", "fields", "straightness") if values[name].value is not None},
         "versions": versions,
     }
 

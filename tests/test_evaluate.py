@@ -99,6 +99,15 @@ def test_sweep_is_measured_written_pictured_and_resumed(workdir, capsys, monkeyp
     assert runs[1]["rows"][0]["FD[raw]"] != rows["euler", 1, 1.0]["FD[raw]"]
 
 
+def test_straightness_is_a_flag(workdir, capsys):
+    assert run(workdir, "--solvers=euler", "--steps=1", "--guidance=2", "--straightness=3") == 0
+    assert "first order defect" in capsys.readouterr().out
+    (row,) = json.loads((workdir / "evaluation.json").read_text())["runs"][-1]["rows"]
+    assert row["straightness"] == row["first_order_defect"] == 0  # of a network that answers with zero
+    assert run(workdir, "--straightness=0") == 2
+    assert "straightness must be" in capsys.readouterr().err
+
+
 def test_a_live_run_and_an_export_are_only_read(workdir, tmp_path, capsys):
     """Another process may be writing a checkpoint; an export has none, and other weights begin a new list."""
     make_run(tmp_path / "run", 3)

@@ -17,6 +17,7 @@ from flowjax.evaluation.kernel import kernel_distance
 from flowjax.evaluation.likelihood import bits_per_dimension, negative_log_likelihood
 from flowjax.evaluation.manifold import manifold_report
 from flowjax.evaluation.report import class_report, nearest_distances, sample_report, table, within_class_spread
+from flowjax.evaluation.straightness import straightness
 from flowjax.evaluation.transport import energy_distance, sliced_wasserstein
 from flowjax.evaluation.two_sample import TwoSample, two_sample_test
 
@@ -41,6 +42,7 @@ __all__ = [
     "pictures",
     "sample_report",
     "sliced_wasserstein",
+    "straightness",
     "table",
     "train_classifier",
     "train_network",

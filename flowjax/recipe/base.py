@@ -64,6 +64,7 @@ class Request:
         guidance: A scale, or the spec of a rule.
         fields: Specs of fields around the flow, the first innermost.
         calibration: A file of `flowjax.calibrate`, which brings solver and times.
+        straightness: Steps of the trajectories along which `assess` measures how straight they are; None does not.
 
     Example:
         >>> request = Request(num=100, steps=8, solver="dpm_solver(order=3)", guidance=4.0)
@@ -81,6 +82,7 @@ class Request:
     guidance: Any = None
     fields: Sequence[Any] | None = None
     calibration: str | None = None
+    straightness: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,7 +231,7 @@ class Base(abc.ABC):
             ValueError: Something that this kind of run has not.
         """
         given = [name for name, values in lists.items() if values]
-        given += [name for name in ("times", "fields") if getattr(request, name) is not None]
+        given += [name for name in ("times", "fields", "straightness") if getattr(request, name) is not None]
         if given:
             raise ValueError(f"{given[0]} is given, but a run of the kind {self.kind} draws no samples")
         return [({}, request)]

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from flowjax import evaluation, specs
+from flowjax import _checks, evaluation, specs
 from flowjax.calibration.store import model_hash
 from flowjax.calibration.use import calibrated
 from flowjax.conditions import resized
@@ -25,6 +25,7 @@ from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.definition import Definition
 from flowjax.solving import solve
+from flowjax.times import uniform
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
 from flowjax.training.store import everywhere
 
@@ -94,6 +95,10 @@ class Recipe(Definition):
                 "guidance at 1, or take another solver, such as heun"
             )
         self.build_times(request.times, request.steps)
+        if request.straightness is not None:
+            _checks.whole(_checks.STEPS, straightness=request.straightness)
+            if self.starts_from_data:
+                raise ValueError("straightness is measured on paths from noise, and this flow starts from data")
         self.field(self._any_flow, request.guidance, request.fields)
         self.read_conditions(request.conditions, request.num)
 
@@ -187,7 +192,21 @@ class Recipe(Definition):
         judge = evaluation.default_extractor(source) if judge is None else judge
         some = source.take(request.num, request.seed)
         cond = None if request.conditions else self.matching(some, request.num)
-        return compare(lambda: self.sample(networks, request, source, mesh, cond), some, request.seed, judge)
+        numbers = compare(lambda: self.sample(networks, request, source, mesh, cond), some, request.seed, judge)
+        return numbers if request.straightness is None else numbers | self._straightness(networks, request, cond, mesh)
+
+    def _straightness(
+        self, networks: Mapping[str, Any], request: Request, cond: Any, mesh: Mesh | None
+    ) -> dict[str, float]:
+        """How straight the trajectories of the samples are that the request asks for, whatever its solver."""
+        field = self.field(self.flow(networks["network"]), request.guidance, request.fields)
+        times, key = uniform(request.straightness or 1), jax.random.split(jax.random.key(request.seed))[0]
+        cond = self.read_conditions(request.conditions, request.num) if cond is None else cond
+        blocks: dict[str, list[Any]] = {}
+        for _, x0, asked in self._blocks(field, range(request.num), key, cond, 0.0, None, request.batch, mesh):
+            for name, values in evaluation.straightness(field, x0, times, asked).items():
+                blocks.setdefault(name, []).append(multihost_utils.process_allgather(values, tiled=True))
+        return {name: float(np.mean(np.concatenate(rows)[: request.num])) for name, rows in blocks.items()}
 
     def generate(
         self,
@@ -257,31 +276,46 @@ class Recipe(Definition):
 
         The first of the keys is that of the noise, the second that of a solver with noise of its own.
         """
-        mesh = make_mesh() if mesh is None else mesh
         if self.start is not None and (start is None or isinstance(start, Source)):
             start = self.start_rows(start, len(rows))
         elif isinstance(start, Source):
             start = None
+        blocks = []
+        for index, x0, asked in self._blocks(field, rows, keys[0], cond, grid[0], start, batch, mesh):
+            result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
+            blocks.append(multihost_utils.process_allgather(shown(result.x), tiled=True))
+        return np.concatenate(blocks)[: len(rows)], result
+
+    def _blocks(
+        self,
+        field: Any,
+        rows: range,
+        key: Key[Array, ""],
+        cond: Any,
+        begin_at: float,
+        start: Any,
+        batch: int,
+        mesh: Mesh | None,
+    ) -> Iterator[tuple[int, Array, Any]]:
+        """First row, start states and conditions of each block of samples.
+
+        The last block is as large as the others, so that nothing compiles twice; the surplus is to be cut.
+        """
+        mesh = make_mesh() if mesh is None else mesh
         batch = -(-batch // mesh.size) * mesh.size
 
         def begin(key, index, start, cond):
             if isinstance(start, jax.Array):
                 return start
             x0 = noise(key, (batch, *self.state_shape), index)
-            return field.path.start(x0, grid[0]) if start is None else start.start(x0, grid[0], cond)
+            return field.path.start(x0, begin_at) if start is None else start.start(x0, begin_at, cond)
 
         begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
-        blocks = []
         for first in range(0, len(rows), batch):
-            # The last block is as large as the others, so that nothing compiles twice; the surplus is cut
-            # below.
             asked = put_batch(resized(cond, first, batch), mesh)
             given = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
             index = rows.start + first
-            x0 = begin(jax.random.clone(keys[0]), jnp.asarray(index), given, asked)
-            result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
-            blocks.append(multihost_utils.process_allgather(shown(result.x), tiled=True))
-        return np.concatenate(blocks)[: len(rows)], result
+            yield index, begin(jax.random.clone(key), jnp.asarray(index), given, asked), asked
 
     def pairs(
         self, networks: Mapping[str, Any], request: Request, folder: str | Path, mesh: Mesh | None = None

@@ -6,7 +6,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from gradients import gradients_everywhere
 
 import flowjax as fj
@@ -186,6 +188,49 @@ def test_weights_of_the_teacher_get_no_gradient(x64):
         return jnp.mean(objective.loss(lambda x, t, cond: jnp.cos(x), draws)[0])
 
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(loss)(parameters())))
+
+
+LAW = {"weights": jnp.ones(3), "means": jnp.array([[2.0, 0.0], [-1.0, 2.0], [-1.0, -2.0]]), "stds": 0.3}
+
+
+def fit(objective, batch, steps):
+    """A network after some steps of Adam on random rows of a batch."""
+    optimizer, network = optax.adam(3e-3), fj.models.MLP(2, width=96, depth=3, rngs=nnx.Rngs(0))
+
+    def step(carry, key):
+        network, state = carry
+        rows = jax.random.randint(key, (256,), 0, len(batch["x1"]))
+        draws = objective.draw(jax.random.fold_in(key, 1), {name: held[rows] for name, held in batch.items()})
+        loss = lambda network: jnp.mean(objective.loss(network, draws)[0])  # noqa: E731
+        updates, state = optimizer.update(jax.grad(loss)(network), state)
+        return (jax.tree.map(jnp.add, network, updates), state), None
+
+    keys = jax.random.split(jax.random.key(2), steps)
+    return jax.jit(lambda start, keys: jax.lax.scan(step, start, keys))((network, optimizer.init(network)), keys)[0][0]
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion  # optax promotes
+def test_pairs_make_one_step_good_and_straighten_a_mixture():
+    """Card, 5 and 8: on exact pairs of a mixture in the plane, against the same training on shuffled ones."""
+    path = fj.paths.Linear()
+    target = fj.oracles.Mixture(**LAW, path=path)
+    exact = fj.Flow(target.network("velocity"), path=path)
+    times = fj.times.uniform(50, end=1 - 1e-3)
+    solved = lambda x: fj.solve(exact, fj.solvers.Heun(), x, times).x  # noqa: E731
+    x0 = jax.random.normal(jax.random.key(0), (20_000, 2))
+    x1, test = solved(x0), jax.random.normal(jax.random.key(1), (1000, 2))
+    mixed = jax.random.permutation(jax.random.key(3), x0)
+    paired, shuffled = (fj.Flow(fit(Rectified(path=path), {"x0": x, "x1": x1}, 1500), path=path) for x in (x0, mixed))
+    errors = [
+        float(jnp.mean((fj.solve(flow, fj.solvers.Euler(), test, fj.times.uniform(1)).x - solved(test)) ** 2))
+        for flow in (paired, shuffled)
+    ]
+    assert 5 * errors[0] < errors[1]
+    grid = fj.times.uniform(40, end=0.99)
+    before, after = (fj.evaluation.straightness(flow, test, grid) for flow in (exact, paired))
+    for name, values in before.items():
+        assert 5 * float(after[name].mean()) < float(values.mean()), name
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
 
 import flowjax as fj
+from flowjax import data, evaluation
 from flowjax.fields import Guided
-from flowjax.recipe import Recipe, load
+from flowjax.recipe import Recipe, Request, load
 from flowjax.training import Checkpoints, TrainState, make_mesh
 
 pytestmark = pytest.mark.standard_promotion
@@ -243,3 +246,17 @@ def test_conditions_by_name(recipe):
     ):
         with pytest.raises(ValueError, match=message):
             named.read_conditions(asked, 2)
+
+
+def test_straightness_is_of_the_guided_field_and_not_of_the_solver():
+    recipe = small.recipe()
+    networks, source = {"network": small.network(recipe)}, data.digits().take(40)
+    request = Request(num=40, seed=3, batch=16, straightness=4, steps=1)
+    row = recipe.assess(networks, source, request, judge=evaluation.Raw())
+    field, times = recipe.field(recipe.flow(networks["network"])), fj.times.uniform(4)
+    key = jax.random.split(jax.random.key(3))[0]
+    x0, cond = fj.noise(key, (40, 8, 8, 1), 0), jnp.asarray(recipe.matching(source, 40))
+    expected = evaluation.straightness(field, x0, times, cond)
+    for name, values in expected.items():
+        assert row[name] > 0
+        np.testing.assert_allclose(row[name], values.mean(), rtol=1e-5)
