@@ -23,8 +23,8 @@ _MODULES = {
     "solver": "solvers.euler solvers.heun solvers.midpoint solvers.rk4 solvers.ddim solvers.adams_bashforth "
     "solvers.dpm_solver solvers.heavy_ball solvers.nesterov solvers.ghvb solvers.splitting solvers.edm solvers.deis "
     "solvers.unipc solvers.dc_solver solvers.dpm_solver_v3 solvers.usf solvers.flowturbo solvers.sa_solver "
-    "solvers.er_sde solvers.euler_maruyama solvers.stochastic_heun solvers.jump solvers.dpm_adaptive solvers.adaptive "
-    "solvers",
+    "solvers.er_sde solvers.euler_maruyama solvers.stochastic_heun solvers.jump solvers.consistency "
+    "solvers.dpm_adaptive solvers.adaptive solvers",
     "rule": "guidance.cfg guidance.interval guidance.rescaled guidance.channels guidance.cfg_zero_star guidance.raag "
     "guidance.autoguidance guidance",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",

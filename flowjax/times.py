@@ -133,6 +133,29 @@ def with_last_step(n: int, size: float = 0.04, start: float = 0.0, end: float = 
     return np.append(np.linspace(start, end - size, n), end)
 
 
+@fact("times", "skipping", "steps over a finer grid of equal steps", cite="luo2023latent")
+def skipping(n: int, of: int = 50, start: float = 0.0, end: float = 1.0) -> Times:
+    """n steps over `of` equal ones from `start` to `end`: the time of step i is that of the finer step floor(i of / n).
+
+    Latent consistency models (2310.04378) are sampled so, at times that their training has seen: on a table of 1,000
+    steps `skipping(4)` begins at its steps 999, 759, 499 and 259.
+
+    Args:
+        n: number of steps, at most `of`.
+        of: number of the equal steps.
+        start: first time.
+        end: last time.
+
+    Raises:
+        ValueError: more steps than there are.
+    """
+    _check(n, start, end)
+    fine = uniform(of, start, end)
+    if n > of:
+        raise ValueError(f"skipping makes at most of={of} steps, got {n}")
+    return fine[np.arange(n + 1) * of // n]
+
+
 def check_times(times: Any, *, invert: bool = False) -> Times:
     """The times as a float64 array.
 

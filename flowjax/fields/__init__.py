@@ -1,5 +1,6 @@
 """Fields around fields: guided, and what changes a field between the network and the solver."""
 
+from flowjax.fields.bounded import Bounded
 from flowjax.fields.converted import Converted
 from flowjax.fields.discrete_time import DiscreteTime
 from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms

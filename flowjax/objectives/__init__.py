@@ -6,16 +6,20 @@ from flowjax.objectives.assembled import Assembled
 from flowjax.objectives.autoencoding import Autoencoding, AutoencodingDraws
 from flowjax.objectives.base import turns, with_keys
 from flowjax.objectives.classification import Classification, ClassificationDraws
+from flowjax.objectives.consistency import Consistency
+from flowjax.objectives.continuous_consistency import ContinuousConsistency, WarmDraws
 from flowjax.objectives.coupled import Coupled
 from flowjax.objectives.flow_matching import Draws, FlowMatching
 from flowjax.objectives.improved_mean_flow import ImprovedMeanFlow
 from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
+from flowjax.objectives.latent_consistency import LatentConsistency
 from flowjax.objectives.mean_flow import MeanFlow
 from flowjax.objectives.phased_rectified import PhasedRectified
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.rectified import Rectified
 from flowjax.objectives.regression import Regression, RegressionDraws
 from flowjax.objectives.schroedinger import SchroedingerBridge
+from flowjax.objectives.self_consistency import SelfConsistency
 from flowjax.objectives.shortcut import Shortcut
 from flowjax.objectives.spans import GuidedSpans, SpanDraws, Spans
 from flowjax.objectives.teacher import TeacherRegression

@@ -11,8 +11,8 @@ or are scalars; metrics too, and those of more than one axis are for `remember` 
 - `memory(batch) -> pytree`: what steps write, such as a bank of errors: numbers, and no typed keys. Arrays that
   are split among devices are `nnx.Variable`s with logical axes: `nnx.Variable(bank, **named("groups", None))`
   (`flowjax.models.layers.named`) lies along the devices that the rows of a batch lie on.
-- `head` and `guidance`: which answer of a network of several is sampled, and the smallest and largest scale of guidance
-  that it learns to answer with.
+- `head`, `guidance` and `boundary`: which answer of a network of several is sampled, the smallest and largest scale of
+  guidance that it learns to answer with, and the options of `flowjax.fields.Bounded` that its field has in training.
 - `labels`: of its networks, where there are several; a flow is sampled by the first, the others are partners that only
   training needs.
 - `remember(memory, draws, metrics, good) -> memory`: the memory after a step. A step that is not `good` must not

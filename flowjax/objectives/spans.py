@@ -53,8 +53,8 @@ class SpanDraws:
         dropped: Where the condition has been replaced by none, (B,).
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
         alpha: Of `AlphaFlow`, the share of a span that is its first part.
-        guidance: Of `ImprovedMeanFlow`, the scales of guidance, (B,), at least 1.
-        interval: Likewise the times (start, stop) between which they hold, (B, 2).
+        guidance: Scales of guidance, (B,), of objectives that have a range of them.
+        interval: Of `ImprovedMeanFlow`, the times (start, stop) between which they hold, (B, 2).
 
     Example:
         >>> import flowjax as fj, jax, jax.numpy as jnp
@@ -163,28 +163,29 @@ def along(
 
     Args:
         network: Called as `network(x, t, cond, end=end)`.
-        draws: With t, end, cond and seeds.
+        draws: With t, cond and seeds; and with an end, unless the network takes none.
         x: States.
         velocity: dx/dt, of the shape of x.
         derivative: "forward", `jax.jvp`; or "central", a difference of two more calls, for networks without one.
         **asked: What the network is asked beside this.
     """
-    smooth = differentiable(network)
+    smooth, end = differentiable(network), getattr(draws, "end", None)
 
-    def call(network: Callable[..., Any], x: Array, t: Array, end: Array) -> Any:
-        return with_keys(network, draws.seeds)(x, t, draws.cond, end=end, **asked)
+    def call(network: Callable[..., Any], x: Array, t: Array, end: Array | None) -> Any:
+        more = asked if end is None else {"end": end, **asked}
+        return with_keys(network, draws.seeds)(x, t, draws.cond, **more)
 
     def value() -> Any:
-        return call(network, x, draws.t, draws.end)
+        return call(network, x, draws.t, end)
 
     if derivative == "central":
         step = jnp.asarray(DIFFERENCE, draws.t.dtype)
         shift = expand(jnp.full_like(draws.t, DIFFERENCE), x) * velocity
-        ahead, behind = (call(smooth, x + sign * shift, draws.t + sign * step, draws.end) for sign in (1, -1))
+        ahead, behind = (call(smooth, x + sign * shift, draws.t + sign * step, end) for sign in (1, -1))
         slope = jax.tree.map(lambda a, b: (a - b) / (2 * step).astype(a.dtype), ahead, behind)
         return value(), jax.lax.stop_gradient(slope)
-    tangents = velocity, jnp.ones_like(draws.t), jnp.zeros_like(draws.end)
-    found, slope = jax.jvp(functools.partial(call, smooth), (x, draws.t, draws.end), tangents)
+    tangents = velocity, jnp.ones_like(draws.t), None if end is None else jnp.zeros_like(end)
+    found, slope = jax.jvp(functools.partial(call, smooth), (x, draws.t, end), tangents)
     # One call serves both, unless training itself is in half precision or by a flash kernel.
     return found if smooth is network else value(), jax.lax.stop_gradient(slope)
 

@@ -21,6 +21,45 @@ from flowjax.paths import GaussianPath
 from flowjax.paths.base import check_prediction, check_time_and_state
 
 
+def check_teacher(teacher: Any) -> None:
+    """Refuses a teacher that is no field from noise to data, or one with a memory.
+
+    Raises:
+        ValueError: It is.
+    """
+    check_field(teacher)
+    if not isinstance(teacher.path, GaussianPath):
+        raise ValueError(f"a teacher needs a path from noise to data, got {type(teacher.path).__name__}")
+    if not teacher.stateless:
+        raise ValueError(f"a teacher is asked at single times, and {type(teacher).__name__} has a memory")
+
+
+def check_scales(guidance: Any, teacher: Field) -> tuple[float, float]:
+    """The smallest and largest scale by which a teacher is guided.
+
+    Raises:
+        ValueError: They are none, or the teacher cannot be guided.
+    """
+    pair("[0, inf)", guidance=guidance)
+    if teacher.null is None:
+        raise ValueError("a teacher without a null condition, or one that is guided already, gets no scales")
+    return tuple(guidance)
+
+
+def with_scales(draws: Any, key: Key[Array, ""], guidance: tuple[float, float]) -> Any:
+    """The draws with a scale of guidance for each example, uniform between two; example i depends on (key, i) only."""
+    one = lambda i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.clone(key), 1), i))  # noqa: E731
+    unit = jax.vmap(one)(jnp.arange(len(draws.t))).astype(draws.t.dtype)
+    return dataclasses.replace(draws, guidance=guidance[0] + (guidance[1] - guidance[0]) * unit)
+
+
+def guided(teacher: Field, draws: Any) -> tuple[Field, dict[str, Array]]:
+    """The teacher, guided by the scales of the draws if there are, and what a student is asked beside the condition."""
+    if draws.guidance is None:
+        return teacher, {}
+    return guide(teacher, CFG(scale=draws.guidance)), {"guidance": draws.guidance}
+
+
 @fact(
     "objective",
     "teacher_regression",
@@ -89,10 +128,7 @@ class TeacherRegression:
             raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
         object.__setattr__(self, "times", check_law(self.times))
         if self.guidance is not None:
-            object.__setattr__(self, "guidance", tuple(self.guidance))
-            pair("[0, inf)", guidance=self.guidance)
-            if self.teacher.null is None:
-                raise ValueError("a teacher without a null condition, or one that is guided already, gets no scales")
+            object.__setattr__(self, "guidance", check_scales(self.guidance, self.teacher))
 
     @property
     def path(self) -> GaussianPath:
@@ -111,11 +147,7 @@ class TeacherRegression:
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
         low, high = 0.0 if self._determined(0.0) else 1 - LATEST, 1.0 if self._determined(1.0) else LATEST
         draws = dataclasses.replace(draws, t=jnp.clip(draws.t, low, high))
-        if self.guidance is None:
-            return draws
-        one = lambda i: jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.clone(key), 1), i))  # noqa: E731
-        unit = jax.vmap(one)(jnp.arange(len(draws.t))).astype(draws.t.dtype)
-        return dataclasses.replace(draws, guidance=self.guidance[0] + (self.guidance[1] - self.guidance[0]) * unit)
+        return draws if self.guidance is None else with_scales(draws, key, self.guidance)
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Weighted squared distance to the teacher, averaged over the dimensions of an example.
@@ -132,9 +164,7 @@ class TeacherRegression:
         """
         draws = dataclasses.replace(draws, t=check_time_and_state(draws.t, draws.x1))
         x = self.path.interpolate(draws.t, draws.x0, draws.x1)
-        teacher, more = self.teacher, {}
-        if self.guidance is not None:
-            teacher, more = guide(self.teacher, CFG(scale=draws.guidance)), {"guidance": draws.guidance}
+        teacher, more = guided(self.teacher, draws)
         target, _ = teacher.evaluate(draws.t, x, draws.cond, teacher.init(x), to=self.prediction)
         value = with_keys(networks, draws.seeds)(x, draws.t, draws.cond, **more)
         check_answer(value, target)

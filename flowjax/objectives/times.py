@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
+from flowjax.paths.base import GaussianPath
 
 
 @runtime_checkable
@@ -126,6 +127,47 @@ class LogitNormal:
     def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
         """Draws one float32 time."""
         return jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (), jnp.float32))
+
+
+@fact("time_law", "normal_log_snr", "normal in log(alpha/sigma)", cite="karras2022elucidating")
+@pytree
+class NormalLogSNR:
+    """Times at which log(alpha/sigma) = mean + std n, n ~ N(0, 1), on a path.
+
+    Papers that have ln(noise level) ~ N(P_mean, P_std^2) for data of standard deviation 0.5 mean mean = -P_mean,
+    std = P_std for such data, and mean = ln(s / 0.5) - P_mean for data of standard deviation s.
+
+    Attributes:
+        path: The path.
+        mean: Mean of log(alpha/sigma).
+        std: Standard deviation of it, not negative.
+
+    Raises:
+        ValueError: A number outside its range.
+
+    References:
+        Karras et al. (2022), Elucidating the Design Space of Diffusion-Based Generative Models, section 5,
+        arXiv:2206.00364.
+
+    Example:
+        >>> import flowjax as fj, jax
+        >>> from flowjax.objectives.times import NormalLogSNR
+        >>> round(float(NormalLogSNR(path=fj.paths.Trig(), mean=0.0, std=0.0).sample(jax.random.key(0))), 3)
+        0.5
+    """
+
+    path: GaussianPath = part("path")
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        real("(-inf, inf)", mean=self.mean)
+        real("[0, inf)", std=self.std)
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, ""]:
+        """Draws one float32 time."""
+        return self.path.time(self.mean + self.std * jax.random.normal(key, (), jnp.float32))
 
 
 @fact("time_law", "mode", "a mode in the middle or at the ends", cite="esser2024scaling")

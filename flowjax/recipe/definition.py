@@ -12,7 +12,7 @@ import numpy as np
 from flowjax import _checks, specs
 from flowjax.conditions import Label, with_conditions
 from flowjax.data import Source
-from flowjax.fields import Embedded, InterpolantFlow, guide
+from flowjax.fields import Bounded, Embedded, InterpolantFlow, guide
 from flowjax.flow import Field, Flow
 from flowjax.guidance import CFG, Interval, Rule
 from flowjax.models import lora
@@ -49,6 +49,7 @@ class Definition(Base):
     start: Mapping[str, Any] | None = None
     head: str | int | None = None
     embedded: tuple[float, float] | None = None
+    boundary: Mapping[str, Any] | None = None
     diffusion: float | None = None
     stored_as: str = "network"
     codec: Mapping[str, Any] | None = None
@@ -68,6 +69,10 @@ class Definition(Base):
         _checks.real("(0, inf)", diffusion=1.0 if self.diffusion is None else self.diffusion)
         if two_sided and self.start is None:
             raise ValueError("a path between two laws needs start, the field of the data where sampling starts")
+        if self.boundary is not None:
+            if two_sided:
+                raise ValueError("boundary is for paths from noise")
+            self.flow(lambda x, t, cond: x)  # builds it
         if self.embedded is not None:
             _checks.pair("[0, inf)", embedded=self.embedded)
         self.build_rule()
@@ -256,7 +261,8 @@ class Definition(Base):
         """The flow of a network of this recipe."""
         path = self.build_path()
         if isinstance(path, GaussianPath):
-            return Flow(network=network, path=path, prediction=self.prediction, null=self.null, head=self.head)
+            flow = Flow(network=network, path=path, prediction=self.prediction, null=self.null, head=self.head)
+            return flow if self.boundary is None else _checks.call("boundary", Bounded, self.boundary, field=flow)
         return InterpolantFlow(network, path=path)  # a forward drift stands in the place of the velocity
 
     def plain_scale(self, guidance: Any = None) -> float:

@@ -50,6 +50,8 @@ class Recipe(Definition):
         head: Which output of a network of several is the prediction; None for a network of one.
         embedded: Smallest and largest scale of guidance that the network has learned to answer with in one call; None
             for networks that are guided by a pair.
+        boundary: Options of `flowjax.fields.Bounded`, {"scale": ..., "data_std": ..., "end": ...}, of a consistency
+            function that was trained with it; None for all other networks.
         diffusion: Of the SDE whose drift a network with prediction="forward_drift" is, positive.
         stored_as: Label of the network among those that were trained together.
         codec: Of a flow on latents {"shape": theirs, "shift": ..., "scale": ...}, where normalised latents are

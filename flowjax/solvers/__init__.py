@@ -4,6 +4,7 @@ from flowjax.paths.sde import Diffusion
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.adaptive import Adaptive
 from flowjax.solvers.bound import Bound, StepTo
+from flowjax.solvers.consistency import Consistency
 from flowjax.solvers.dc_solver import DCSolver
 from flowjax.solvers.ddim import DDIM
 from flowjax.solvers.deis import DEIS

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,11 @@ class Adaptation(Generation):
 
     Path, network, prediction and normalisation are those of the base. Its weights are arguments of a training step, in
     their own or a given precision; the checkpoints hold the adapters alone, and the recipe names the run they belong to
-    with the hash of its weights.
+    with the hash of its weights. Objectives of a teacher learn from the base itself, which so becomes a student of its
+    own with few weights.
+
+    Attributes:
+        guidance: By how much the base is guided as a teacher: a scale, a rule, or None for what its recipe says.
 
     Example:
         >>> from flowjax.configs.base import base, spec
@@ -33,6 +38,8 @@ class Adaptation(Generation):
         >>> set(Adaptation.sections) <= set(config), config.adapters.name, config.adapters.options.rank
         (True, 'lora', 4)
     """
+
+    guidance: float | str | Mapping[str, Any] | None = None
 
     sections: ClassVar[tuple[str, ...]] = ("base", "adapters", "objective", "coupling", "sample")
 
@@ -47,6 +54,12 @@ class Adaptation(Generation):
         if self._objective.prediction != recipe.prediction:
             raise ValueError(
                 f"the objective is for the {self._objective.prediction}, but the base predicts the {recipe.prediction}"
+            )
+        known = specs.options_of(specs.find("objective", self.config.objective.name))
+        if self.guidance is not None and "teacher" not in known:
+            raise ValueError(
+                f"config.task.options.guidance={self.guidance} is for the base as a teacher, from which objective "
+                f"{self.config.objective.name!r} does not learn"
             )
         super().__post_init__()
 
@@ -78,7 +91,10 @@ class Adaptation(Generation):
     @functools.cached_property
     def _objective(self) -> Any:
         recipe = self.base.recipe
-        return self.build_objective(path=recipe.build_path(), prediction=recipe.prediction, null=recipe.null)
+        teacher = recipe.field(recipe.flow(self.base.networks["network"]), self.guidance)
+        return self.build_objective(
+            teacher=teacher, path=recipe.build_path(), prediction=recipe.prediction, null=recipe.null
+        )
 
     @functools.cached_property
     def objective(self) -> Any:
@@ -90,7 +106,7 @@ class Adaptation(Generation):
         """What the base is, with adapters on it."""
         recipe = self.base.recipe
         own = {name: getattr(recipe, name) for name in ("network", "path", "embedded", "head")}
-        return own | {"adapters": self.config.adapters.to_dict()}
+        return own | {"boundary": self._trained_for["boundary"], "adapters": self.config.adapters.to_dict()}
 
     def runs(self, workdir: str | Path) -> dict[str, Any]:
         """The base, and its codec."""

@@ -170,8 +170,9 @@ class Generation(Task):
 
     @property
     def _trained_for(self) -> dict[str, Any]:
-        """Which answer of the network is trained, and for which scales of guidance."""
-        return {key: getattr(self._objective, of, None) for key, of in (("head", "head"), ("embedded", "guidance"))}
+        """Which answer of the network is trained, for which scales of guidance, and within which boundary."""
+        names = {"head": "head", "embedded": "guidance", "boundary": "boundary"}
+        return {key: getattr(self._objective, name, None) for key, name in names.items()}
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:
