@@ -20,6 +20,7 @@ def log_density(x, t, cond):
 
 
 FLOW = fj.Flow(network, path=PATH, null=0.0)
+TRIG_FLOW = fj.Flow(network, path=fj.paths.Trig(), null=0.0)
 
 
 def given_for(kind, name):
@@ -39,13 +40,15 @@ def given_for(kind, name):
         inner = fj.objectives.FlowMatching(path=PATH)
         interpolant = fj.paths.Interpolant()
         return {
-            "path": PATH,
+            "path": TRIG_FLOW.path if name == "continuous_consistency" else PATH,
             "objective": inner,
             "coupling": fj.couplings.OptimalTransport(),
             "interpolant": interpolant,
-            "teacher": FLOW,
+            "teacher": TRIG_FLOW if name == "continuous_consistency" else FLOW,
             "null": 0.0,
         } | {"diffusion": 0.5}
+    if kind == "time_law":
+        return {"path": PATH}
     return {"steps": 100} if kind == "optimizer" else {}
 
 

@@ -222,7 +222,7 @@ def test_a_missing_reference_is_missed_where_it_is_cited(monkeypatch):
 
 def test_noise_and_evaluations_follow_from_the_rows():
     entries = catalogue.solvers
-    noisy = ["sa_solver", "er_sde", "euler_maruyama", "stochastic_heun"]
+    noisy = ["sa_solver", "er_sde", "euler_maruyama", "stochastic_heun", "consistency"]
     assert [name for name, entry in entries.items() if entry.stochastic] == noisy
     assert entries["ddim"].stochastic is False
     assert facts.Entry(solvers.DDIM, "with noise", example=lambda: {"eta": 1.0}).stochastic is True

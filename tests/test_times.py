@@ -44,6 +44,19 @@ def test_known_values():
     np.testing.assert_allclose(times.shifted([0, 0.25, 0.5, 1], 3.0), [0, 0.1, 0.25, 1], rtol=1e-14)
 
 
+def test_skipping_takes_the_published_times():
+    """Of latent consistency models, on a table of 1,000 steps."""
+    published = {1: [999], 2: [999, 499], 4: [999, 759, 499, 259], 8: [999, 879, 759, 639, 499, 379, 259, 139]}
+    for n, steps in published.items():
+        grid = times.skipping(n)
+        np.testing.assert_allclose(1000 * (1 - grid[:-1]) - 1, steps, rtol=1e-12)
+        assert grid[-1] == 1
+    np.testing.assert_array_equal(times.skipping(50), times.uniform(50))
+    np.testing.assert_allclose(times.skipping(2, of=5, start=0.5), [0.5, 0.7, 1.0], rtol=1e-12)
+    with pytest.raises(ValueError, match="at most of=50 steps, got 51"):
+        times.skipping(51)
+
+
 def test_quadratic_is_uniform_in_the_root():
     root = np.sqrt(1 - times.quadratic(9, 0.1, 0.9))
     np.testing.assert_allclose(np.diff(root), np.diff(root)[0], rtol=1e-12)

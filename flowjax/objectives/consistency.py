@@ -31,6 +31,7 @@ from flowjax.times import uniform
     "consistency",
     "a consistency function from the data alone, or from small steps of a teacher",
     cite="song2023improved",
+    example=lambda: {"grid": "uniform(n=40)"},
     tasks=("generation", "distillation"),
 )
 @pytree

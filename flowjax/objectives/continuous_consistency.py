@@ -92,7 +92,7 @@ class ContinuousConsistency:
 
     path: GaussianPath = part("path")
     times: TimeLaw = part("time_law", NormalLogSNR(path=Trig(), mean=1.0, std=1.4))
-    warmup: int = 0
+    warmup: int = static(0)
     c: float | None = 0.1
     derivative: str = static("forward")
     teacher: Field | None = part("field", None)

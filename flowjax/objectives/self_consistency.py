@@ -75,7 +75,7 @@ class SelfConsistency(abc.ABC):
     grid: Any = part("times", static=True)
     times: TimeLaw | None = part("time_law", None)
     boundary: Mapping[str, float] | None = None
-    target_average: Any = part("average", None)
+    target_average: Any = part("average", None, static=True)
 
     def __post_init__(self) -> None:
         """Checks the options."""

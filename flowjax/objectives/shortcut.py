@@ -63,7 +63,7 @@ class Shortcut(GuidedSpans):
     times: TimeLaw = part("time_law", Uniform())
     power: float = 0.0
     sections: int = static(128)
-    target_average: Any = part("average", None)
+    target_average: Any = part("average", None, static=True)
 
     def __post_init__(self) -> None:
         """Checks the options."""

@@ -52,7 +52,7 @@ class TerminalVelocity(GuidedSpans):
         True
     """
 
-    target_average: Any = part("average", None)
+    target_average: Any = part("average", None, static=True)
 
     def compare(
         self, network: Callable[..., Any], target: Callable[..., Any], draws: SpanDraws, x: Array, goal: Array

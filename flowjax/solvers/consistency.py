@@ -28,8 +28,8 @@ class Consistency(Solver):
 
     Example:
         >>> import flowjax as fj, jax
-        >>> f = lambda x, t, cond: (x - 2 * t[:, None]) / ((t / 2) ** 2 + (1 - t) ** 2)[:, None] ** 0.5 / 2 + 2
-        >>> flow = fj.Flow(f, path=fj.paths.Linear(), prediction="data")  # of data N(2, 1/4)
+        >>> target = fj.oracles.Gaussian(mean=2.0, std=0.5, path=fj.paths.Linear())
+        >>> flow = fj.Flow(lambda x, t, cond: target.flow_map(x, t, 1.0), path=target.path, prediction="data")
         >>> x = fj.noise(jax.random.key(0), (5000, 1))
         >>> x = fj.solve(flow, fj.solvers.Consistency(), x, fj.times.uniform(4), key=jax.random.key(1)).x
         >>> round(float(x.mean()), 1), round(float(x.std()), 1)

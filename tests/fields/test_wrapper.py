@@ -10,6 +10,7 @@ from jaxtyping import TypeCheckError
 
 import flowjax as fj
 from flowjax.fields import (
+    Bounded,
     Converted,
     DriftPlusScore,
     Embedded,
@@ -53,6 +54,7 @@ WRAPPERS = {
     "thresholded": lambda field: Thresholded(field, max=2.0),
     "drift": lambda field: DriftPlusScore(field, diffusion=0.3),
     "embedded": lambda field: Embedded(field, guidance=2.0),
+    "bounded": lambda field: Bounded(field),
 }
 AROUND_DRIFTS = ("guided", "embedded")
 PAIRS = [  # the drift of an SDE is not converted any more, and a network takes one scale

@@ -112,6 +112,8 @@ def test_other_weights_are_refused(pair):
         ({"embedded": [1.0, float("nan")]}, "embedded"),
         ({"embedded": [4.0, 1.0]}, r"embedded=.4.0, 1.0. must be \(smallest, largest\)"),
         ({"head": 1.5}, "head"),
+        ({"boundary": {"scale": -1.0}}, "scale must be above 0"),
+        ({"boundary": {"sclae": 1.0}}, "boundary has no option sclae"),
     ],
 )
 def test_recipes_that_are_none(tmp_path, change, message):
@@ -134,6 +136,24 @@ def test_one_of_several_outputs_is_the_prediction():
         plane().check_networks({"network": twin})
     with pytest.raises(ValueError, match="the network has no output head='w'"):
         plane(head="w").check_networks({"network": twin})
+
+
+def test_a_consistency_function_is_sampled_as_it_was_trained(tmp_path):
+    """Within its boundary, and through guidance as an input; recipes of earlier versions have none."""
+    network = jax.tree_util.Partial(lambda x, t, cond, guidance=None: guidance[:, None] + 0 * x)
+    options = {"scale": 2.0, "end": 0.9}
+    plane(prediction="data", boundary=options, embedded=(1.0, 4.0), guidance=3.0).save(tmp_path)
+    recipe, x = Base.load(tmp_path), jnp.ones((3, 2))
+    field = recipe.field(recipe.flow(network))
+    s = 2.0 * 0.4  # at t = 0.5
+    expected = 0.25 / (s**2 + 0.25) + s / np.sqrt(s**2 + 0.25) * 3.0
+    np.testing.assert_allclose(field.data(0.5, x), jnp.full((3, 2), expected), rtol=1e-6)
+    np.testing.assert_array_equal(field.data(0.95, x), x)
+    assert recipe.flow(network).network is network
+    values = json.loads((tmp_path / "recipe.json").read_text())
+    del values["boundary"]
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    np.testing.assert_array_equal(Base.load(tmp_path).flow(network).data(0.95, x, guidance=jnp.ones(3)), x)
 
 
 def test_guidance_as_an_input_reaches_the_network_through_other_fields():

@@ -28,8 +28,8 @@ def base(tmp_path_factory):
     return folder
 
 
-def config_of(folder, *overrides):
-    argv = ["--config=adapters:smoke", f"--config.base.options.workdir={folder}", *overrides]
+def config_of(folder, *overrides, name="adapters"):
+    argv = [f"--config={name}:smoke", f"--config.base.options.workdir={folder}", *overrides]
     values = train_main.flags.FlagValues()
     train_main.define(values, argv)
     values(["train", *argv])
@@ -103,6 +103,30 @@ def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
     assert isinstance(merged, type(base.network))
 
 
+def test_adapters_make_a_student_of_their_base(base):
+    """At the start the student is the base; then the adapters move, and nothing else."""
+    task = task_of(config_of(base, name="lcm_lora"))
+    part, objective, own = task.networks()["network"], task.objective, load(base)[0]
+    state = create_state(lambda: part.build(nnx.Rngs(1)), part.optimizer, make_mesh())
+    batch = {"x1": jax.random.normal(jax.random.key(0), (8, 8, 8, 1)), "cond": jnp.arange(8)}
+    draws = objective.draw(jax.random.fold_in(jax.random.key(1), 0), batch)
+    start = own.path.interpolate(draws.t, draws.x0, draws.x1)
+    c, u = (own.velocity(draws.t, start, label) for label in (draws.cond, jnp.full(8, 10)))
+    end = start + 0.02 * (u + 1.4 * (c - u))  # of the base guided by 1.4
+    function = lambda t, x: x + (1 - t)[:, None, None, None] * own.velocity(t, x, draws.cond)  # noqa: E731
+    expected = jnp.mean((function(draws.t, start) - function(draws.end, end)) ** 2)
+    before = jax.device_get(jax.tree.leaves(objective))
+    step, losses = jax.jit(make_step(part.optimizer)), []
+    for _ in range(3):
+        state, metrics = step(state, objective, batch, jax.random.key(1))
+        losses.append(float(metrics["mse"]))
+    np.testing.assert_allclose(losses[0], expected, rtol=1e-3)
+    for a, b in zip(before, jax.device_get(jax.tree.leaves(objective)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(np.any(leaf != 0) for name, leaf in flatten(state.networks).items() if ".up" in name)
+    assert (task.recipe.guidance, task.recipe.boundary) == (1.0, None)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -113,6 +137,8 @@ def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
         (["--config.objective.options.prediction=data"], "is for the data, but the base predicts the velocity"),
         (["--config.objective=autoencoding"], "'autoencoding' is not one of the task adapters"),
         (["--config.network.name=dit"], "config"),
+        (["--config.task.options.guidance=2"], "is for the base as a teacher, from which objective 'flow_matching'"),
+        (["--config.task=adapters(guidance=(1, 4))", "--config.objective=latent_consistency"], "guidance must be"),
     ],
 )
 def test_what_does_not_fit_is_one_line(base, tmp_path, capsys, changes, message):

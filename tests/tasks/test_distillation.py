@@ -17,6 +17,7 @@ from flowjax import train as train_main
 from flowjax._trees import flatten
 from flowjax.recipe import load, load_run
 from flowjax.training import create_state, make_mesh, make_step
+from flowjax.training.ema import from_config
 
 pytestmark = pytest.mark.standard_promotion
 
@@ -28,9 +29,9 @@ def teacher(tmp_path_factory):
     return folder
 
 
-def config_of(teacher, *overrides):
+def config_of(teacher, *overrides, name="distill"):
     """The config `distill:smoke` of a teacher, changed as on a command line."""
-    argv = ["--config=distill:smoke", f"--config.teacher.options.workdir={teacher}", *overrides]
+    argv = [f"--config={name}:smoke", f"--config.teacher.options.workdir={teacher}", *overrides]
     values = train_main.flags.FlagValues()
     train_main.define(values, argv)
     values(["train", *argv])
@@ -106,6 +107,63 @@ def test_training_moves_the_student_alone(teacher):
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:10])
     for a, b in zip(before, jax.device_get(jax.tree.leaves(task.objective)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_latent_consistency_student(teacher):
+    """It starts from the teacher and follows its guided steps towards an average of itself; the teacher stays."""
+    task = task_of(config_of(teacher, name="lcm"))
+    part, objective = task.networks()["network"], task.objective
+    averages = from_config({}, objective)
+    start = {"network": part.start}
+    state = create_state(lambda: part.build(nnx.Rngs(1)), part.optimizer, make_mesh(), averages=averages, start=start)
+    x, _, cond = inputs(8)
+    draws = objective.draw(jax.random.key(1), {"x1": x, "cond": cond}, step=0)
+    assert 1 <= float(draws.guidance.min()) < float(draws.guidance.max()) <= 4
+    flow = load(teacher)[0]
+    t, w = draws.t[:, None, None, None], draws.guidance[:, None, None, None]
+    begin = flow.path.interpolate(draws.t, draws.x0, draws.x1)
+    c, u = (flow.velocity(draws.t, begin, label) for label in (draws.cond, jnp.full(8, 10)))
+    end = begin + 0.02 * (u + w * (c - u))  # on straight lines a step of DDIM is Euler's
+    # The student is the teacher still, whatever its scale.
+    error = begin + (1 - t) * c - (end + (0.98 - t) * flow.velocity(draws.end, end, draws.cond))
+    expected = jnp.mean(jnp.sqrt(error**2 + 1e-6) - 1e-3, (1, 2, 3))
+    loss, _ = objective.loss({"network": state.network, "target": state.averages["target"]}, draws)
+    np.testing.assert_allclose(loss, expected, rtol=2e-3, atol=1e-6)
+    before, step = jax.device_get(jax.tree.leaves(objective)), jax.jit(make_step(part.optimizer, averages))
+    for _ in range(3):
+        state, metrics = step(state, objective, {"x1": x, "cond": cond}, jax.random.key(2))
+    assert np.isfinite(float(metrics["loss"]))
+    target, now = (flatten(tree) for tree in (state.averages["target"], state.network))
+    assert any(np.any(target[name] != now[name]) for name in now)
+    for a, b in zip(before, jax.device_get(jax.tree.leaves(objective)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (task.recipe.embedded, task.recipe.boundary, task.recipe.build_solver()) == (
+        (1.0, 4.0),
+        None,
+        fj.solvers.Consistency(),
+    )
+
+
+def test_a_student_of_a_table_is_sampled_within_its_boundary(tmp_path):
+    """A noise prediction on the table of latent diffusion, as latent consistency models are published."""
+    table = {"name": "tabulated", "options": {"alphas_cumprod": {"name": "scaled_linear_betas", "options": {}}}}
+    small.write(tmp_path / "teacher", path=table, prediction="noise")
+    objective = "latent_consistency(boundary={'scale': 1e4, 'end': 0.999})"
+    task = task_of(config_of(tmp_path / "teacher", f"--config.objective={objective}", name="lcm"))
+    assert task.objective.grid[-2:] == pytest.approx((0.98, 0.999))
+    assert task.recipe.boundary == {"scale": 1e4, "end": 0.999}
+    network = small.network(task.recipe)
+    task.save(tmp_path)
+    recipe = fj.Recipe.load(tmp_path)
+    x = inputs(4)[0]
+    found = recipe.flow(network).data(0.999, x, jnp.arange(4), guidance=jnp.ones(4))
+    np.testing.assert_array_equal(found, x)
+    samples = recipe.sample({"network": network}, fj.recipe.Request(num=4, batch=8, steps=2, guidance=2.0))
+    assert (samples.evaluations, samples.network_calls) == (2, 2)
+    assert np.isfinite(samples.x).all()
+    with pytest.raises(ValueError, match=r"of a noise is not at t = 0.98 of .*give boundary=") as error:
+        task_of(config_of(tmp_path / "teacher", "--config.objective=latent_consistency(grid=(0.0, 0.98))", name="lcm"))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,18 @@ from flowjax import _cli
 from flowjax import train as train_main
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.slow]
-CONFIGS = ["digits", "moons", "captions", "distill", "adapters", "classifier", "autoencoder", "clouds"]
+CONFIGS = [
+    "digits",
+    "moons",
+    "captions",
+    "distill",
+    "adapters",
+    "lcm",
+    "lcm_lora",
+    "classifier",
+    "autoencoder",
+    "clouds",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,7 @@ def trained(tmp_path_factory):
 
 
 def run(name, workdir, trained, *flags):
-    stands_on = {"distill": "teacher", "adapters": "base"}
+    stands_on = {"distill": "teacher", "lcm": "teacher", "adapters": "base", "lcm_lora": "base"}
     if name in stands_on:
         flags += (f"--config.{stands_on[name]}.options.workdir={trained}",)
     with pytest.raises(SystemExit) as exit_:

@@ -1,0 +1,36 @@
+"""Digits in 1 or 2 evaluations: continuous-time consistency (sCM) with the network of `digits`.
+
+    python -m flowjax.train --config=scm --workdir=runs/scm
+    python -m flowjax.sample --workdir=runs/scm --steps=2
+
+Expected on 2 CPU cores: to be measured; the run takes some hundred seconds.
+
+The highest frequency of the time features, `time_scale`, is 1 here: the function is learned from the network's own
+derivative in t.
+"""
+
+from flowjax.configs.base import base, smoke, spec
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `smoke` trains a tiny network for two steps.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    network = dict(image_shape=(8, 8, 1), patch=2, width=96, depth=4, heads=4, num_classes=10, time_scale=1.0)
+    config = base(
+        argument=argument,
+        data=spec("digits"),
+        network=spec("dit", **network),
+        path=spec("trig"),
+        objective=spec("continuous_consistency", warmup=600),
+        optimizer=spec("adamw", rate=3e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
+        train=dict(steps=1800, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        sample=dict(solver=spec("consistency"), steps=2, guidance=1.0),
+    )
+    if argument == "smoke":
+        config.network.options.update(width=16, depth=1, heads=2)
+        smoke(config)
+    return config

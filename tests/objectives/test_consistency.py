@@ -1,0 +1,391 @@
+"""Consistency objectives against derivations of their own, and against functions that are known."""
+
+import dataclasses
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowjax as fj
+from flowjax.fields import Bounded
+from flowjax.objectives import Consistency, ContinuousConsistency, LatentConsistency
+from flowjax.objectives.distances import pseudo_huber
+from flowjax.objectives.self_consistency import ddim
+
+LINEAR, TRIG = fj.paths.Linear(), fj.paths.Trig()
+BETAS = fj.paths.scaled_linear_betas()
+TABLE = fj.paths.Tabulated(alphas_cumprod=BETAS)
+
+
+def network(theta, x, t, cond=None, guidance=None):
+    """Smooth in everything."""
+    shift = 0.0 if cond is None else 0.3 * cond[:, None]
+    scale = 0.0 if guidance is None else 0.1 * guidance[:, None]
+    return jnp.tanh(x @ theta["w"] + theta["a"] * t[:, None] + shift + scale) @ theta["v"]
+
+
+def parameters(seed=0):
+    rng, shapes = np.random.default_rng(seed), {"w": (2, 5), "a": (1, 5), "v": (5, 2)}
+    return {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+
+
+def of(theta):
+    return lambda *inputs, **more: network(theta, *inputs, **more)
+
+
+def batch(n=8):
+    rng = np.random.default_rng(1)
+    return {"x1": jnp.asarray(rng.standard_normal((n, 2))), "cond": jnp.asarray(rng.integers(1, 5, n), jnp.float64)}
+
+
+def draws_of(objective, n=8, step=0):
+    draws = objective.draw(jax.random.key(0), batch(n), step=step)
+    return dataclasses.replace(draws, t=draws.t.astype(draws.x1.dtype))
+
+
+def slopes(loss, theta, fixed):
+    """Directional derivative of a loss(theta, fixed) by differences of the first argument alone."""
+    flat, rebuild = jax.flatten_util.ravel_pytree(theta)
+    way, h = jnp.asarray(np.random.default_rng(2).standard_normal(flat.size)), 1e-5
+    there, here = (jnp.mean(loss(rebuild(flat + sign * h * way), fixed)) for sign in (1, -1))
+    return float((there - here) / (2 * h)), way
+
+
+def along(gradient, way):
+    return float(jax.flatten_util.ravel_pytree(gradient)[0] @ way)
+
+
+# ------------------------------------------------------------------------------------------------- latent consistency
+
+
+def published(table, student, teacher, k, noise, data, w, metric):
+    """The loss of latent consistency models from their authors' description, on integer steps k, row by row."""
+    losses = []
+    for i, step in enumerate(k):
+        before = max(step - 20, 0)
+        x = np.sqrt(table[step]) * data[i] + np.sqrt(1 - table[step]) * noise[i]
+
+        def split(e, x=x, step=step):  # a noise prediction as data and noise
+            return (x - np.sqrt(1 - table[step]) * e) / np.sqrt(table[step]), e
+
+        (x1c, ec), (x10, e0) = (split(teacher(x, step, i, null)) for null in (False, True))
+        x1, e = x1c + w[i] * (x1c - x10), ec + w[i] * (ec - e0)
+        previous = np.sqrt(table[before]) * x1 + np.sqrt(1 - table[before]) * e
+
+        def function(y, step, i=i):
+            skip = 0.25 / ((10 * step) ** 2 + 0.25)
+            out = 10 * step / np.sqrt((10 * step) ** 2 + 0.25)
+            e = student(y, step, i)
+            return skip * y + out * (y - np.sqrt(1 - table[step]) * e) / np.sqrt(table[step])
+
+        d = function(x, step) - function(previous, before)
+        losses.append(np.mean(np.sqrt(d**2 + 1e-6) - 1e-3) if metric == "pseudo_huber" else np.mean(d**2))
+    return losses
+
+
+@pytest.mark.parametrize("metric", ["pseudo_huber", "l2"])
+def test_latent_consistency_as_published(x64, metric):
+    theta, own = parameters(0), parameters(1)
+    teacher = fj.Flow(of(own), path=TABLE, prediction="noise", null=0.0)
+    boundary = {"scale": 1e4, "end": 0.999}
+    objective = LatentConsistency(
+        path=TABLE, prediction="noise", teacher=teacher, guidance=(6.0, 16.0), boundary=boundary, metric=metric
+    )
+    draws = draws_of(objective, 64)
+    k, after = (np.rint(1000 * (1 - np.asarray(t)) - 1).astype(int) for t in (draws.t, draws.end))
+    assert set(k) <= set(range(19, 1000, 20))
+    assert len(set(k)) > 30
+    np.testing.assert_array_equal(after, np.maximum(k - 20, 0))
+    w = np.asarray(draws.guidance) - 1  # the authors' w
+    assert 5 <= w.min() < 7 < 13 < w.max() <= 15
+
+    def call(theta, y, step, i, null=False, guidance=None):
+        t = jnp.asarray([1 - (step + 1) / 1000])
+        cond = jnp.zeros(1) if null else draws.cond[i : i + 1]
+        return np.asarray(network(theta, jnp.asarray(y)[None], t, cond, guidance)[0])
+
+    expected = published(
+        BETAS,
+        lambda y, step, i: call(theta, y, step, i, guidance=draws.guidance[i : i + 1]),
+        lambda y, step, i, null: call(own, y, step, i, null),
+        k,
+        np.asarray(draws.x0),
+        np.asarray(draws.x1),
+        w,
+        metric,
+    )
+    loss, metrics = objective.loss(of(theta), draws)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9)
+    if metric == "l2":
+        np.testing.assert_allclose(metrics["mse"], loss, rtol=1e-12)
+
+
+OBJECTIVES = {
+    "latent": lambda: LatentConsistency(
+        path=LINEAR, teacher=fj.Flow(of(parameters(1)), path=LINEAR, null=0.0), guidance=(1.0, 4.0)
+    ),
+    "training": lambda: Consistency(path=LINEAR, grid=fj.times.uniform(20)),
+    "distillation": lambda: Consistency(
+        path=LINEAR, grid=fj.times.uniform(20), teacher=fj.Flow(of(parameters(1)), path=LINEAR)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_are_those_of_the_first_function_alone(x64, name):
+    """By differences, with the second one fixed; an average in its place gets none, and no teacher does."""
+    objective, theta = OBJECTIVES[name](), parameters()
+    draws = draws_of(objective)
+
+    def loss(theta, fixed):
+        return objective.loss({"network": of(theta), "target": of(fixed)}, draws)[0]
+
+    expected, way = slopes(loss, theta, theta)
+    found = jax.grad(lambda theta: jnp.mean(objective.loss(of(theta), draws)[0]))(theta)
+    assert along(found, way) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_array_equal(loss(theta, theta), objective.loss(of(theta), draws)[0])
+    assert not np.allclose(loss(theta, parameters(3)), loss(theta, theta), rtol=1e-3)
+    kept = jax.grad(lambda fixed: jnp.mean(loss(theta, fixed)))(parameters(3))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(kept))
+
+
+def test_weights_of_a_teacher_get_no_gradient(x64):
+    def value(own, kind, path, **more):
+        teacher = fj.Flow(jax.tree_util.Partial(network, own), path=path)
+        objective = kind(path=path, teacher=teacher, **more)
+        return jnp.mean(objective.loss(of(parameters()), draws_of(objective))[0])
+
+    for kind, path in ((LatentConsistency, LINEAR), (Consistency, LINEAR), (ContinuousConsistency, TRIG)):
+        gradient = jax.grad(value)(parameters(1), kind, path)
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
+        assert value(parameters(1), kind, path) != value(parameters(4), kind, path)
+
+
+# -------------------------------------------------------------------------------------------- functions that are known
+
+
+def exact(target):
+    """A network of data: where the flow leads."""
+    return lambda x, t, cond=None: target.flow_map(x, t, jnp.ones_like(t))
+
+
+def errors_of_grids(make, counts):
+    """Root mean square of the difference on grids of n steps, for the exact function."""
+    found = []
+    for n in counts:
+        objective, function = make(n)
+        draws = objective.draw(jax.random.key(0), {"x1": jnp.zeros((512, 1))})
+        x1 = 0.7 + 0.5 * jnp.asarray(np.random.default_rng(3).standard_normal((512, 1)))
+        draws = dataclasses.replace(draws, x1=x1, x0=draws.x0.astype(x1.dtype))
+        found.append(float(jnp.sqrt(jnp.mean(objective.loss(function, draws)[1]["mse"]))))
+    return -np.polyfit(np.log(counts), np.log(found), 1)[0]
+
+
+@pytest.mark.parametrize("path", [LINEAR, TRIG, fj.paths.VP()])
+def test_the_exact_function_is_a_zero_up_to_the_error_of_the_teacher_steps(x64, path):
+    """Single steps of DDIM err by 1/N^2, of Heun by 1/N^3: N of them by one power less."""
+    target = fj.oracles.Gaussian(mean=0.7, std=0.5, path=path)
+    teacher = fj.Flow(target.network("noise"), path=path, prediction="noise")
+    options = {"path": path, "prediction": "data", "teacher": teacher, "boundary": {}}
+
+    def grid(n):  # noise says nothing of the data where there is noise alone
+        return fj.times.uniform(n, start=0.05)
+
+    make = lambda n: (LatentConsistency(grid=grid(n), **options), exact(target))  # noqa: E731
+    assert errors_of_grids(make, (40, 80, 160)) == pytest.approx(2, abs=0.25)
+    if path.has_velocity(1.0):
+        smooth = options | {"teacher": fj.Flow(target.network("velocity"), path=path)}
+        make = lambda n: (Consistency(grid=grid(n), **smooth), exact(target))  # noqa: E731
+        assert errors_of_grids(make, (20, 40, 80)) == pytest.approx(3, abs=0.35)
+
+
+def test_a_step_without_guidance_is_ddim(x64):
+    teacher = fj.Flow(of(parameters()), path=fj.paths.VP(), prediction="noise", null=0.0)
+    x, cond = batch()["x1"], batch()["cond"]
+    t, end = jnp.full(8, 0.4), jnp.full(8, 0.55)
+    expected = fj.solve(teacher, fj.solvers.DDIM(), x, [0.4, 0.55], cond=cond).x
+    np.testing.assert_allclose(ddim(teacher, t, end, x, cond), expected, rtol=1e-10)
+    guided = fj.guide(teacher, fj.guidance.CFG(scale=jnp.ones(8)))  # w = 0
+    np.testing.assert_allclose(ddim(guided, t, end, x, cond), expected, rtol=1e-10)
+
+
+def test_the_pseudo_huber_distance_has_two_ends(x64):
+    d, c = jnp.asarray([1e-6, -1e-6, 10.0, -10.0]), 1e-3
+    expected = [5e-10, 5e-10, 9.999, 9.999]  # d^2 / 2c, |d| - c
+    np.testing.assert_allclose(pseudo_huber(d, c), expected, rtol=1e-6)
+
+
+# -------------------------------------------------------------------------------- consistency training and distillation
+
+
+def test_consistency_training_by_hand(x64):
+    theta, objective = parameters(), Consistency(path=LINEAR, grid=fj.times.uniform(8))
+    draws = draws_of(objective, 32)
+    np.testing.assert_allclose(draws.end - draws.t, 1 / 8, rtol=1e-12)
+    assert len(set(np.asarray(draws.t).tolist())) == 8
+
+    def function(t):
+        x = t[:, None] * draws.x1 + (1 - t)[:, None] * draws.x0
+        return x + (1 - t)[:, None] * network(theta, x, t, draws.cond)  # the data of a velocity
+
+    d = np.asarray(function(draws.t) - function(draws.end))
+    c = 0.00054 * np.sqrt(2)
+    expected = 8 * (np.sqrt(np.sum(d**2, 1) + c**2) - c)
+    np.testing.assert_allclose(objective.loss(of(theta), draws)[0], expected, rtol=1e-9)
+
+
+def test_the_steps_of_a_teacher_by_hand(x64):
+    velocity = fj.Flow(lambda x, t, cond: jnp.sin(x) + t[:, None], path=LINEAR)
+    x, t, end = batch()["x1"], jnp.full(8, 0.4), jnp.full(8, 0.6)
+    found = {}
+    for step in ("heun", "ddim"):
+        objective = Consistency(path=LINEAR, teacher=velocity, step=step)
+        found[step], asked = objective.neighbour(dataclasses.replace(draws_of(objective), t=t, end=end), x)
+        assert asked == {}
+    first = jnp.sin(x) + 0.4
+    np.testing.assert_allclose(found["ddim"], x + 0.2 * first, rtol=1e-10)  # on straight lines Euler's
+    second = jnp.sin(x + 0.2 * first) + 0.6
+    np.testing.assert_allclose(found["heun"], x + 0.1 * (first + second), rtol=1e-10)
+
+
+def test_the_curriculum_doubles_up_to_the_grid():
+    grid = fj.times.quadratic(40)
+    objective = Consistency(path=LINEAR, grid=grid, curriculum=(5, 100))
+    for step, n in ((0, 5), (99, 5), (100, 10), (250, 20), (300, 40), (10_000, 40)):
+        draws = jax.jit(objective.draw)(jax.random.key(0), {"x1": jnp.zeros((400, 1))}, step=step)
+        own = grid[:: 40 // n].astype(np.float32)
+        assert set(np.asarray(draws.t).tolist()) == set(own[:-1].tolist())
+        np.testing.assert_allclose(draws.end, own[np.searchsorted(own, draws.t) + 1], rtol=1e-6)
+
+
+def test_an_interval_is_as_likely_as_a_time_in_it():
+    law = fj.objectives.times.LogitNormal(mean=1.0, std=0.5)
+    objective = Consistency(path=LINEAR, grid=fj.times.uniform(4), times=law)
+    draws = objective.draw(jax.random.key(0), {"x1": jnp.zeros((4000, 1))})
+    found = np.bincount(np.rint(4 * np.asarray(draws.t)).astype(int), minlength=4) / 4000
+    edges = jax.scipy.stats.norm.cdf((jax.scipy.special.logit(jnp.linspace(0, 1, 5)) - 1) / 0.5)
+    np.testing.assert_allclose(found, np.diff(edges), atol=0.04)  # five standard errors
+
+
+# ---------------------------------------------------------------------------------------------- continuous consistency
+
+
+def function_of(theta, draws, t):
+    """f on the trajectory of the example."""
+    x = TRIG.interpolate(t, draws.x0, draws.x1)
+    return fj.Flow(of(theta), path=TRIG).data(t, x, draws.cond)
+
+
+def test_continuous_consistency_by_differences(x64):
+    """The tangent cos(r) df/dr, with r = pi/2 (1 - t), along the example."""
+    theta, objective = parameters(), ContinuousConsistency(path=TRIG)
+    draws = draws_of(objective)
+    h = 1e-5
+    slope = (function_of(theta, draws, draws.t + h) - function_of(theta, draws, draws.t - h)) / (2 * h)
+    tangent = np.asarray(jnp.sin(jnp.pi / 2 * draws.t)[:, None] * slope * (-2 / jnp.pi))
+    size = np.sqrt(np.sum(tangent**2, 1))
+    loss, metrics = objective.loss(of(theta), draws)
+    np.testing.assert_allclose(metrics["tangent"], size, rtol=1e-5)
+    np.testing.assert_allclose(loss, np.mean((tangent / (size + 0.1)[:, None]) ** 2, 1), rtol=1e-5)
+    plain = dataclasses.replace(objective, c=None).loss(of(theta), draws)[0]
+    np.testing.assert_allclose(plain, np.mean(tangent**2, 1), rtol=1e-5)
+
+
+def test_it_is_the_limit_of_neighbouring_times(x64):
+    """Its gradient is that of mean |f(r) - stop_gradient(f(r - d))|^2 / (d tan r) for d to 0."""
+    theta, objective = parameters(), ContinuousConsistency(path=TRIG, c=None)
+    draws = draws_of(objective)
+    found = jax.grad(lambda theta: jnp.mean(objective.loss(of(theta), draws)[0]))(theta)
+    angle, distances = jnp.pi / 2 * (1 - draws.t), []
+    for d in (1e-3, 1e-4):
+
+        def discrete(theta, d=d):
+            near = function_of(theta, draws, draws.t + 2 / jnp.pi * d)
+            error = function_of(theta, draws, draws.t) - jax.lax.stop_gradient(near)
+            return jnp.mean(jnp.mean(error**2, 1) / (d * jnp.tan(angle)))
+
+        limit = jax.grad(discrete)(theta)
+        distances.append(max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (found, limit)))))
+    assert distances[1] < 1e-3
+    assert distances[0] / distances[1] == pytest.approx(10, rel=0.05)
+
+
+def test_the_exact_function_has_no_tangent_along_a_teacher(x64):
+    target = fj.oracles.Gaussian(mean=0.7, std=0.5, path=TRIG)
+    objective = ContinuousConsistency(path=TRIG, teacher=fj.Flow(target.network(), path=TRIG))
+
+    def velocity(x, t, cond=None):  # with which f = cos(r) x + 2/pi sin(r) v is where the flow leads
+        return jnp.pi / 2 * (exact(target)(x, t) - TRIG.alpha(t)[:, None] * x) / TRIG.sigma(t)[:, None]
+
+    draws = objective.draw(jax.random.key(0), {"x1": batch(64)["x1"]})
+    np.testing.assert_allclose(objective.loss(velocity, draws)[1]["tangent"], 0, atol=1e-9)
+    wrong = objective.loss(lambda *inputs: 1.1 * velocity(*inputs), draws)[1]["tangent"]
+    assert float(wrong.mean()) > 0.05
+
+
+def test_the_warm_up_begins_with_flow_matching(x64):
+    """At its start the tangent is cos(r)^2 (u - F), and the gradient pulls to the velocity."""
+    theta, objective = parameters(), ContinuousConsistency(path=TRIG, warmup=10, c=None)
+    draws, done = draws_of(objective, step=0), draws_of(objective, step=10)
+    assert (float(draws.warm), float(draws_of(objective, step=5).warm), float(done.warm)) == (0, 0.5, 1)
+    x = TRIG.interpolate(draws.t, draws.x0, draws.x1)
+    error = (
+        2 / np.pi * (network(theta, x, draws.t, draws.cond) - TRIG.conditional_velocity(draws.t, draws.x0, draws.x1))
+    )
+    expected = jnp.sin(jnp.pi / 2 * draws.t) ** 4 * jnp.mean(error**2, 1)
+    np.testing.assert_allclose(objective.loss(of(theta), draws)[0], expected, rtol=1e-9)
+    complete = dataclasses.replace(objective, warmup=0)
+    np.testing.assert_array_equal(objective.loss(of(theta), done)[0], complete.loss(of(theta), done)[0])
+    central = dataclasses.replace(complete, derivative="central").loss(of(theta), done)[0]
+    np.testing.assert_allclose(central, complete.loss(of(theta), done)[0], rtol=1e-2)
+
+
+# --------------------------------------------------------------------------------------------------------------- both
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Consistency(path=LINEAR, prediction="data"),
+            r"must be x at its last time.* of a data is not at t = 1",
+        ),
+        (lambda: Consistency(path=fj.paths.Linear(sigma_min=0.1)), "give boundary="),
+        (lambda: Consistency(path=LINEAR, boundary={"end": 0.9}, grid=(0.0, 0.5)), "must be x at its last time"),
+        (lambda: Consistency(path=LINEAR, boundary={"ende": 1.0}), "boundary has no option ende"),
+        (lambda: Consistency(path=LINEAR, prediction="noise"), "move the start of the times"),
+        (lambda: Consistency(path=LINEAR, grid=(0.0, 0.0, 1.0)), "the times of grid must rise"),
+        (lambda: Consistency(path=LINEAR, grid=(0.5, 0.0)), "times must increase"),
+        (lambda: Consistency(path=LINEAR, curriculum=(12, 100)), "doubling 12 steps does not lead to the 1280 of grid"),
+        (lambda: Consistency(path=LINEAR, step="euler"), "unknown step 'euler'"),
+        (
+            lambda: Consistency(path=fj.paths.VP(), teacher=fj.Flow(of({}), path=fj.paths.VP())),
+            "infinite at the end: take step='ddim'",
+        ),
+        (lambda: LatentConsistency(path=LINEAR, teacher=fj.Flow(of({}), path=TRIG)), "the teacher's path is Trig"),
+        (lambda: LatentConsistency(path=LINEAR, teacher=fj.Flow(of({}), path=LINEAR), metric="l1"), "metric 'l1'"),
+        (
+            lambda: LatentConsistency(path=LINEAR, teacher=fj.Flow(of({}), path=LINEAR), guidance=(1.0, 2.0)),
+            "without a null condition",
+        ),
+        (lambda: ContinuousConsistency(path=LINEAR), r"is for the path Trig\(\), got Linear"),
+        (
+            lambda: ContinuousConsistency(path=TRIG, teacher=fj.Flow(of({}), path=LINEAR)),
+            "the teacher's path is Linear",
+        ),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_the_function_is_bounded_where_it_is_asked_for():
+    objective = Consistency(path=LINEAR, prediction="data", boundary={"scale": 20.0}, grid=fj.times.uniform(10))
+    field = objective.function(lambda x, t, cond: x)
+    assert isinstance(field, Bounded)
+    assert (field.scale, field.data_std, field.end) == (20.0, 0.5, 1.0)
+    assert isinstance(Consistency(path=LINEAR).function(lambda x, t, cond: x), fj.Flow)
