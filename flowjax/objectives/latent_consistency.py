@@ -52,7 +52,7 @@ class LatentConsistency(SelfConsistency):
         guidance: Smallest and largest scale by which the teacher, which has a null condition, is guided, uniformly
             drawn for each example; None leaves it as it is.
         metric: "pseudo_huber", sqrt(d^2 + c^2) - c of each element, or "l2", its square.
-        c: Of the pseudo-Huber distance, positive.
+        c: Error from which "pseudo_huber" is no longer quadratic, at least 0.
 
     Raises:
         ValueError: No field, one with a memory or of another path, or one that does not know the data at a time of the
@@ -77,9 +77,9 @@ class LatentConsistency(SelfConsistency):
         """Checks the options."""
         super().__post_init__()
         self.check_path(self.teacher)
-        self.teacher.check(self.grid[:-1], "v")
+        self.teacher.check(self.grid[:-1], "data")
         choose("metric", self.metric, METRICS)
-        real("(0, inf)", c=self.c)
+        real("[0, inf)", c=self.c)
         if self.guidance is not None:
             object.__setattr__(self, "guidance", check_scales(self.guidance, self.teacher))
 

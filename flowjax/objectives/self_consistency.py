@@ -27,6 +27,7 @@ from flowjax.fields import Bounded
 from flowjax.flow import Counts, Field, Flow, check_determined
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import make_draws
+from flowjax.objectives.phased_rectified import move
 from flowjax.objectives.spans import SpanDraws, in_precision, total
 from flowjax.objectives.teacher import check_teacher
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
@@ -38,11 +39,9 @@ from flowjax.times import check_times
 def ddim(
     teacher: Field, t: Float[Array, " B"], end: Float[Array, " B"], x: Float[Array, "B ..."], cond: Any
 ) -> Float[Array, "B ..."]:
-    """One step of DDIM from t to `end`: the teacher's data and noise at t, mixed as at `end`."""
-    path = teacher.path
-    v, _ = teacher.evaluate(t, x, cond, teacher.init(x), to="v")  # says both
-    data, noise = (path.convert(v, given="v", to=kind, t=t, x=x) for kind in ("data", "noise"))
-    return path.interpolate(end, noise, data)
+    """One step of DDIM from t to `end` with the teacher's data prediction at t."""
+    data, _ = teacher.evaluate(t, x, cond, teacher.init(x), to="data")
+    return move(teacher.path, x, data, t, end)
 
 
 @pytree

@@ -21,19 +21,6 @@ from flowjax.paths import GaussianPath
 from flowjax.paths.base import check_prediction, check_time_and_state
 
 
-def check_teacher(teacher: Any) -> None:
-    """Refuses a teacher that is no field from noise to data, or one with a memory.
-
-    Raises:
-        ValueError: It is.
-    """
-    check_field(teacher)
-    if not isinstance(teacher.path, GaussianPath):
-        raise ValueError(f"a teacher needs a path from noise to data, got {type(teacher.path).__name__}")
-    if not teacher.stateless:
-        raise ValueError(f"a teacher is asked at single times, and {type(teacher).__name__} has a memory")
-
-
 def check_scales(guidance: Any, teacher: Field) -> tuple[float, float]:
     """The smallest and largest scale by which a teacher is guided.
 

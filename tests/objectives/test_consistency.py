@@ -7,12 +7,14 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import gradients_everywhere
 
 import flowjax as fj
 from flowjax.fields import Bounded
 from flowjax.objectives import Consistency, ContinuousConsistency, LatentConsistency
 from flowjax.objectives.distances import pseudo_huber
 from flowjax.objectives.self_consistency import ddim
+from flowjax.training.ema import Constant
 
 LINEAR, TRIG = fj.paths.Linear(), fj.paths.Trig()
 BETAS = fj.paths.scaled_linear_betas()
@@ -131,6 +133,27 @@ OBJECTIVES = {
         path=LINEAR, grid=fj.times.uniform(20), teacher=fj.Flow(of(parameters(1)), path=LINEAR)
     ),
 }
+EVERYWHERE = OBJECTIVES | {
+    "continuous": lambda: ContinuousConsistency(path=TRIG),
+    "continuous_distillation": lambda: ContinuousConsistency(
+        path=TRIG, teacher=fj.Flow(of(parameters(1)), path=TRIG), warmup=10
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_gradients_are_equal_under_jit_pmap_and_on_eight_devices(x64, name):
+    objective = EVERYWHERE[name]()
+    gradients_everywhere(
+        lambda theta, draws: jnp.mean(objective.loss(of(theta), draws)[0]),
+        parameters(),
+        draws_of(objective, 16, step=3),
+    )
+
+
+def test_an_objective_with_an_average_is_an_argument_of_a_program():
+    objective = Consistency(path=LINEAR, target_average=Constant(decay=0.95))
+    jax.jit(lambda objective: objective.draw(jax.random.key(0), {"x1": jnp.ones((2, 2))}))(objective)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
