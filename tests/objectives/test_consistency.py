@@ -6,7 +6,9 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from gradients import gradients_everywhere
 
 import flowjax as fj
@@ -363,6 +365,51 @@ def test_the_warm_up_begins_with_flow_matching(x64):
     np.testing.assert_array_equal(objective.loss(of(theta), done)[0], complete.loss(of(theta), done)[0])
     central = dataclasses.replace(complete, derivative="central").loss(of(theta), done)[0]
     np.testing.assert_allclose(central, complete.loss(of(theta), done)[0], rtol=1e-2)
+
+
+# -------------------------------------------------------------------------------------------------------- in training
+
+
+@pytest.mark.slow
+@pytest.mark.standard_promotion
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_four_steps_of_a_student_beat_four_of_its_teacher(seed):
+    """Of a mixture in the plane, trained as the authors do: towards an average, which is then sampled."""
+    law = fj.oracles.Mixture.default(LINEAR, dim=2)
+    velocity, steps = law.network(), 1500
+    teacher, optimizer = fj.Flow(velocity, path=LINEAR), optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    objective = LatentConsistency(path=LINEAR, teacher=teacher)
+
+    def student(model):  # what a network adds to the teacher
+        return lambda x, t, cond: velocity(x, t) + model(x, t)
+
+    def step(carry, key):
+        model, average, state = carry
+        for_data, for_draws = jax.random.split(key)
+        draws = objective.draw(for_draws, {"x1": law.sample(for_data, 256)})
+
+        def loss(model):
+            return jnp.mean(objective.loss({"network": student(model), "target": student(average)}, draws)[0])
+
+        change, state = optimizer.update(jax.grad(loss)(model), state, model)
+        model = optax.apply_updates(model, change)
+        return (model, jax.tree.map(lambda a, b: 0.95 * a + 0.05 * b, average, model), state), None
+
+    @jax.jit
+    def run(model, key):
+        return jax.lax.scan(step, (model, model, optimizer.init(model)), jax.random.split(key, steps))[0][1]
+
+    model = fj.models.MLP(2, width=64, depth=2, time_scale=1.0, rngs=nnx.Rngs(seed))
+    flow = fj.Flow(student(run(model, jax.random.key(seed))), path=LINEAR)
+    x, times = fj.noise(jax.random.key(10 + seed), (2000, 2)), fj.times.uniform(4)
+    samples = {
+        "student": fj.solve(flow, fj.solvers.Consistency(), x, times, key=jax.random.key(30 + seed)).x,
+        "teacher": fj.solve(teacher, fj.solvers.DDIM(), x, times).x,
+    }
+    real = np.asarray(law.sample(jax.random.key(20 + seed), 2000))
+    found = {who: float(fj.evaluation.energy_distance(np.asarray(own), real)) for who, own in samples.items()}
+    print(found)
+    assert found["student"] < found["teacher"] / 1.5
 
 
 # --------------------------------------------------------------------------------------------------------------- both
