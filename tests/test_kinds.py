@@ -53,6 +53,7 @@ class Autoencoder(nnx.Module):
 OWN_NETWORKS = {
     "classification": lambda x: jnp.sin(x),
     "regression": lambda x, t, cond: jnp.sin(x[:, :2]) + t[:, None],
+    "refiner": lambda x, t, cond, velocity: network(x, t, cond) * velocity,
     "improved_mean_flow": lambda x, t, cond, end: {"u": network(x, t, cond), "v": network(2 * x, t, cond)},
     "schroedinger_bridge": {"velocity": network, "interpolant": lambda x, t, cond: network(x[:, :3], t, cond)},
 }

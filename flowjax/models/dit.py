@@ -15,6 +15,7 @@ from flowjax.models.layers import (
     DEPTH,
     Condition,
     TimeEmbedding,
+    beside,
     build_stacked,
     check_dropout,
     check_input,
@@ -157,6 +158,7 @@ class DiT(nnx.Module):
         out_channels: int | None = None,
         second_time: bool = False,
         guidance: bool = False,
+        velocity: bool = False,
         time_scale: float = 100.0,
         dropout: float = 0.0,
         attention: str = "xla",
@@ -181,6 +183,7 @@ class DiT(nnx.Module):
             out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
+            velocity: Whether the network takes a velocity beside x (the refiner of FlowTurbo), as further channels.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
@@ -210,7 +213,7 @@ class DiT(nnx.Module):
         self.depth, self.dropout = depth, check_dropout(dropout)
         attention = check_implementation(attention, dtype)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        pixels = patch * patch * channels
+        self.refines, pixels = velocity, patch * patch * channels * (2 if velocity else 1)
         self.embed = dense(pixels, width, ("patch", "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, **options)
         self.span = TimeEmbedding(width, scale=time_scale, **options) if second_time else None
@@ -278,6 +281,7 @@ class DiT(nnx.Module):
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
         guidance: Float[Array, " B"] | None = None,
+        velocity: Float[Array, "B ..."] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -288,6 +292,7 @@ class DiT(nnx.Module):
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
             guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
+            velocity: A velocity, of the shape of x. With `velocity`, and only then.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -295,7 +300,7 @@ class DiT(nnx.Module):
         check_input(x, self.image_shape, t)
         batch, rows, columns = x.shape[0], *(side // self.patch for side in self.image_shape[:2])
         with jax.named_scope("embed"):
-            h = per_token(self.embed, to_patches(x.astype(self.dtype), self.patch))
+            h = per_token(self.embed, to_patches(beside(self, x, velocity).astype(self.dtype), self.patch))
             h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
             c = embed_times(self, t, end, guidance) + self.condition(cond, batch)
             c = jax.nn.silu(c)

@@ -307,6 +307,22 @@ def embed_times(
     return embedded
 
 
+def beside(network: Any, x: Array, velocity: Array | None) -> Array:
+    """The input of a network with `refines`: state and velocity, one behind the other on the last axis.
+
+    Raises:
+        ValueError: A velocity is missing, of another shape, or given to a network built without it.
+    """
+    if network.refines != (velocity is not None):
+        what = "is built with velocity=True: pass velocity=" if network.refines else "is built without velocity=True"
+        raise ValueError(f"this network {what}")
+    if velocity is None:
+        return x
+    if velocity.shape != x.shape:
+        raise ValueError(f"velocity= has the shape of x, {x.shape}, got {velocity.shape}")
+    return jnp.concatenate([x, velocity.astype(x.dtype)], axis=-1)
+
+
 def look_up(table: Float[Array, "N width"], index: Int[Array, "..."]) -> Float[Array, "... width"]:
     """Rows of a table; NaN for an index outside 0..N-1, also for a negative one."""
     return jnp.take(table, jnp.where(index < 0, len(table), index), axis=0, mode="fill", fill_value=jnp.nan)

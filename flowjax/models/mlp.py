@@ -13,6 +13,7 @@ from flowjax.models.layers import (
     DEPTH,
     Condition,
     TimeEmbedding,
+    beside,
     check_dropout,
     check_input,
     dense,
@@ -76,6 +77,7 @@ class MLP(nnx.Module):
         outputs: int | None = None,
         second_time: bool = False,
         guidance: bool = False,
+        velocity: bool = False,
         time_scale: float = 100.0,
         dropout: float = 0.0,
         dtype: Any = jnp.float32,
@@ -94,6 +96,7 @@ class MLP(nnx.Module):
             outputs: Number of coordinates of the answer; `dim` unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
+            velocity: Whether the network takes a velocity beside x (the refiner of FlowTurbo), as further coordinates.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             dtype: Type of the computation.
@@ -108,7 +111,8 @@ class MLP(nnx.Module):
         real("(0, inf)", time_scale=time_scale)
         self.dim, self.dtype, self.dropout = dim, dtype, check_dropout(dropout)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.embed = dense(dim, width, (None, "embed"), **options)
+        self.refines = velocity
+        self.embed = dense(2 * dim if velocity else dim, width, (None, "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, features=64, **options)
         self.span = TimeEmbedding(width, scale=time_scale, features=64, **options) if second_time else None
         self.strength = TimeEmbedding(width, scale=time_scale, features=64, zero=True, **options) if guidance else None
@@ -124,6 +128,7 @@ class MLP(nnx.Module):
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
         guidance: Float[Array, " B"] | None = None,
+        velocity: Float[Array, "B ..."] | None = None,
     ) -> Float[Array, "B outputs"]:
         """Evaluates the network.
 
@@ -134,12 +139,13 @@ class MLP(nnx.Module):
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
             guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
+            velocity: A velocity, of the shape of x. With `velocity`, and only then.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
         """
         check_input(x, (self.dim,), t)
-        h = self.embed(x.astype(self.dtype))
+        h = self.embed(beside(self, x, velocity).astype(self.dtype))
         c = jax.nn.silu(embed_times(self, t, end, guidance) + self.condition(cond, x.shape[0]))
         keys = layer_keys(key, x.shape[0], len(self.layers))
         for index, layer in enumerate(self.layers):

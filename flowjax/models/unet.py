@@ -14,6 +14,7 @@ from flowjax.models.attention import attend, check_implementation
 from flowjax.models.layers import (
     Condition,
     TimeEmbedding,
+    beside,
     check_dropout,
     check_input,
     conv,
@@ -205,6 +206,7 @@ class UNet(nnx.Module):
         out_channels: int | None = None,
         second_time: bool = False,
         guidance: bool = False,
+        velocity: bool = False,
         time_scale: float = 100.0,
         dropout: float = 0.0,
         attention: str = "xla",
@@ -229,6 +231,7 @@ class UNet(nnx.Module):
             out_channels: Channels of the answer; C unless given.
             second_time: Whether the network takes the end of a span (flow maps).
             guidance: Whether the network takes a scale of guidance; at the start it makes no difference.
+            velocity: Whether the network takes a velocity beside x (the refiner of FlowTurbo), as further channels.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
@@ -279,7 +282,8 @@ class UNet(nnx.Module):
             "dropout": check_dropout(dropout),
         }
 
-        self.embed = conv(pixels, channels, 3, (None, "embed"), **options)
+        self.refines = velocity
+        self.embed = conv(2 * pixels if velocity else pixels, channels, 3, (None, "embed"), **options)
         down, up, kept, width = [], [], [channels], channels
         heads = [head if height in attention_at else None for height in heights]
         for level, target in enumerate(widths):
@@ -308,6 +312,7 @@ class UNet(nnx.Module):
         end: Float[Array, " B"] | None = None,
         key: Key[Array, "..."] | None = None,
         guidance: Float[Array, " B"] | None = None,
+        velocity: Float[Array, "B ..."] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -318,6 +323,7 @@ class UNet(nnx.Module):
             end: Ends of the spans, in [t, 1]; None means t. Only with `second_time`.
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
             guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
+            velocity: A velocity, of the shape of x. With `velocity`, and only then.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -325,7 +331,7 @@ class UNet(nnx.Module):
         check_input(x, self.image_shape, t)
         apply = jax.checkpoint(_apply) if self.remat else _apply
         with jax.named_scope("embed"):
-            h = self.embed(x.astype(self.dtype))
+            h = self.embed(beside(self, x, velocity).astype(self.dtype))
             c = jax.nn.silu(embed_times(self, t, end, guidance) + self.condition(cond, x.shape[0]))
         keys = iter(layer_keys(key, x.shape[0], len(self.down) + len(self.middle) + len(self.up)))
         kept = [h]

@@ -17,6 +17,7 @@ from flowjax.objectives.mean_flow import MeanFlow
 from flowjax.objectives.phased_rectified import PhasedRectified
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.rectified import Rectified
+from flowjax.objectives.refiner import Refiner, RefinerDraws
 from flowjax.objectives.regression import Regression, RegressionDraws
 from flowjax.objectives.schroedinger import SchroedingerBridge
 from flowjax.objectives.self_consistency import SelfConsistency

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from flowjax import _checks, specs
 from flowjax.conditions import Label, with_conditions
@@ -54,6 +55,7 @@ class Definition(Base):
     stored_as: str = "network"
     codec: Mapping[str, Any] | None = None
     adapters: Mapping[str, Any] | None = None
+    refiner: Mapping[str, Any] | None = None
     kind: str = "flow"
 
     specs: ClassVar[tuple[str, ...]] = ("network", "data", "path", "solver", "times")
@@ -84,6 +86,10 @@ class Definition(Base):
             specs.find("adapters", self.adapters["name"])
             if "base" not in self.runs:
                 raise ValueError("adapters need the run 'base', whose network they are for")
+        if self.refiner is not None:
+            specs.find("network", self.refiner["name"])
+            if "network" not in self.runs:
+                raise ValueError("a refiner needs the run 'network', whose velocities it lifts")
         self._check_codec()
         known = self.network["options"].get("num_classes")
         if self.num_classes is not None and self.conditions is None and (known is None or known < self.num_classes):
@@ -120,11 +126,16 @@ class Definition(Base):
         return self.start is not None
 
     def stored(self) -> dict[str, Any]:
-        """The network, or the adapters on the one of the run "base"."""
+        """The network; the adapters on the one of the run "base"; or the refiner of the one of the run "network"."""
+        if self.refiner is not None:
+            return {"refiner": self._build_refiner}
         if self.adapters is None:
             return {self.stored_as: self.build_network}
         shapes = shapes_of(self.build_network)
         return {"network": lambda rngs: specs.build("adapters", self.adapters, network=shapes, rngs=rngs)}
+
+    def _build_refiner(self, rngs: nnx.Rngs) -> nnx.Module:
+        return specs.build("network", self.refiner, rngs=rngs)
 
     def alone(self) -> "Definition":
         """Without adapters, other labels and the run "base"."""
@@ -168,21 +179,37 @@ class Definition(Base):
             raise ValueError("the network has several outputs; head= says which one is the prediction")
         if answer.shape != x.shape:
             raise ValueError(f"the network answers {answer.shape[1:]} where samples have the shape {self.state_shape}")
+        if self.refiner is not None:
+            lifted = traced(shapes["refiner"], x, t, cond, velocity=x)
+            if getattr(lifted, "shape", None) != x.shape:
+                raise ValueError(f"the refiner must answer velocities {x.shape[1:]} with such, not with {lifted}")
         if self.codec is not None:
             other: Any = from_values(self.runs["codec"]["recipe"])
             if (found := other.latent_shape(shapes["codec"])) != self.state_shape:
                 raise ValueError(f"the codec makes latents of the shape {found}, the flow moves {self.state_shape}")
 
-    def flows(self, networks: Mapping[str, Any]) -> dict[str, Field]:
-        """The flows of the other runs, which solvers and rules may name."""
+    def flows(self, networks: Mapping[str, Any], guidance: Any = None) -> dict[str, Field]:
+        """The flows of the other runs, which solvers and rules may name, and the refiner, guided like the flow.
+
+        Args:
+            networks: By label.
+            guidance: A scale or a rule; the recipe's by default.
+        """
         found = {
             label: (networks[label], from_values(run["recipe"]))
             for label, run in self.runs.items()
             if label in networks
         }
-        return {
+        flows: dict[str, Field] = {
             label: other.flow(network) for label, (network, other) in found.items() if isinstance(other, Definition)
         }
+        if self.refiner is not None:
+            refiner, rule = Flow(networks["refiner"], path=self.build_path(), null=self.null), self.build_rule(guidance)
+            plain = rule.rule if isinstance(rule, Interval) else rule
+            if plain is not None and not isinstance(plain, CFG):
+                raise ValueError(f"a refiner is guided by a scale, and not by {type(plain).__name__}")
+            flows["refiner"] = refiner if rule is None or not self.inputs else guide(refiner, rule)
+        return flows
 
     @functools.cached_property
     def inputs(self) -> dict[str, Any]:
@@ -213,7 +240,7 @@ class Definition(Base):
         """
         if spec is None or (isinstance(spec, str) and specs.plain(spec) == specs.plain(self.solver["name"])):
             spec = self.solver
-        solver = specs.build("solver", spec, flows=self._shapes_of_flows if flows is None else flows)
+        solver = specs.build("solver", spec, flows=self.flows(self._shapes) if flows is None else flows)
         if self.diffusion is not None:
             own = isinstance(solver, SDESolver) and solver.drift == "field" and not solver.backward
             if not own or any(solver.eps(self.build_path(), t) != self.diffusion for t in (0.25, 0.75)):
@@ -224,13 +251,16 @@ class Definition(Base):
         return solver
 
     @functools.cached_property
-    def _shapes_of_flows(self) -> dict[str, Field]:
-        others = {label: from_values(run["recipe"]) for label, run in self.runs.items()}
-        return self.flows({label: shapes_of(other.build_network) for label, other in others.items()})
+    def _shapes(self) -> dict[str, Any]:
+        """The networks of other runs and the refiner, in shapes."""
+        others = {label: from_values(run["recipe"]).build_network for label, run in self.runs.items()}
+        own = {} if self.refiner is None else {"refiner": self._build_refiner}
+        return {label: shapes_of(build) for label, build in (others | own).items()}
 
-    def build_times(self, spec: Any = None, steps: int | None = None) -> np.ndarray:
-        """The default grid, or the one that `spec` says, with `steps` steps."""
-        given = {"path": self.build_path(), "n": self.steps if steps is None else steps}
+    def build_times(self, spec: Any = None, steps: int | None = None, solver: Any = None) -> np.ndarray:
+        """The default grid, or the one that `spec` says, with `steps` steps: by default as many as the solver has."""
+        default = getattr(solver, "steps", self.steps)
+        given = {"path": self.build_path(), "n": default if steps is None else steps}
         return specs.build("times", self.times if spec is None else spec, **given)
 
     def build_rule(self, guidance: Any = None) -> Rule | None:

@@ -58,6 +58,8 @@ class Recipe(Definition):
             (z - shift) / scale and the run "codec" is the autoencoder; None for a flow on the data itself.
         adapters: {"name": adapters of the catalogue, "options": ...}: the workdir holds adapters on the network of the
             run "base"; None where it holds the network.
+        refiner: The network of FlowTurbo's refiner, {"name": ..., "options": ...}: the workdir holds its weights, and
+            the flow is that of the run "network"; None where there is none.
 
     Raises:
         ValueError: An unknown name, unknown, missing or wrong options, a number outside its range, or a network with
@@ -90,13 +92,13 @@ class Recipe(Definition):
             raise ValueError(f"solver={request.solver} needs a calibration: pass a file of flowjax.calibrate")
         if request.guidance is not None and not self.inputs:
             raise ValueError("guidance is given, but the data of this run has no classes")
-        solver = self.build_solver(request.solver)
+        solver = self.build_solver(request.solver, self.flows(self._shapes, request.guidance))
         if "end" in solver.asks and self.build_rule(request.guidance) is not None:
             raise ValueError(
                 f"{type(solver).__name__} asks for average velocities, whose guidance is that of training: leave "
                 "guidance at 1, or take another solver, such as heun"
             )
-        self.build_times(request.times, request.steps)
+        self.build_times(request.times, request.steps, solver)
         if request.straightness is not None:
             _checks.whole(_checks.STEPS, straightness=request.straightness)
             if self.starts_from_data:
@@ -134,7 +136,7 @@ class Recipe(Definition):
             return self.generate(networks, request, mesh=mesh, cond=cond, **options)
         self.check(request)
         flow: Any = self.flow(networks["network"])
-        solver, grid = self.build_solver(request.solver, self.flows(networks)), request.times
+        solver, grid = self.build_solver(request.solver, self.flows(networks, request.guidance)), request.times
         start: Any = source
         if request.calibration is not None:
             fields = [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)]
@@ -163,10 +165,12 @@ class Recipe(Definition):
             float(rule) if isinstance(rule, int | float) else specs.text(rule)
             for rule in lists.get("guidance") or default
         ]
+        rows: list[tuple[Any, ...]] = []
+        for solver in dict.fromkeys(solvers):
+            steps = lists.get("steps") or [getattr(self.build_solver(solver), "steps", self.steps)]
+            rows += itertools.product([solver], dict.fromkeys(steps), dict.fromkeys(guidance))
         found = []
-        for values in itertools.product(
-            dict.fromkeys(solvers), dict.fromkeys(lists.get("steps") or [self.steps]), dict.fromkeys(guidance)
-        ):
+        for values in rows:
             setting = dict(zip(("solver", "steps", "guidance"), values, strict=True))
             asked = setting if lists.get("guidance") or self.inputs else {**setting, "guidance": None}
             found.append((setting, dataclasses.replace(request, **asked)))
@@ -247,8 +251,8 @@ class Recipe(Definition):
         """
         if self.codec is not None and codec is None:
             raise ValueError("this flow makes latents: pass codec=, the network 'codec' of flowjax.recipe.load_run")
-        grid = grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps)
         solver = self.build_solver() if solver is None else solver
+        grid = grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps, solver)
 
         def shown(made: Array) -> Array:
             return made if self.codec is None else decode(codec, made * self.codec["scale"] + self.codec["shift"])
@@ -343,13 +347,13 @@ class Recipe(Definition):
         self.check(request)
         flow = self.flow(networks["network"])
         field = self.field(flow, request.guidance, request.fields)
-        solver = self.build_solver(request.solver, self.flows(networks))
+        solver = self.build_solver(request.solver, self.flows(networks, request.guidance))
         if self.starts_from_data or solver.stochastic:
             what = "this flow starts from data" if self.starts_from_data else f"{type(solver).__name__} adds noise"
             raise ValueError(f"pairs are noise and what a solver makes of it alone, but {what}")
         if request.calibration is not None:
             raise ValueError("pairs are drawn by a solver of the catalogue: leave calibration out")
-        mesh, grid = make_mesh() if mesh is None else mesh, self.build_times(request.times, request.steps)
+        mesh, grid = make_mesh() if mesh is None else mesh, self.build_times(request.times, request.steps, solver)
         cond = self.read_conditions(request.conditions, request.num)
         keys = (*jax.random.split(jax.random.key(request.seed)),)
         guidance = self.guidance if request.guidance is None else request.guidance

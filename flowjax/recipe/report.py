@@ -121,10 +121,12 @@ def measure(
     batch: int,
     mesh: Mesh,
     codec: Any = None,
+    solver: Any = None,
 ) -> dict[str, Any]:
-    """Compares `num` new samples with the first 10,000 real ones at most, by default solver, steps and guidance.
+    """Compares `num` new samples with the first 10,000 real ones at most, by the recipe's solver, steps and guidance.
 
-    A flow on latents needs `codec`, see `Recipe.generate`; samples and data are compared in the data's own scale.
+    A flow on latents needs `codec`, a solver with networks of its own `solver`, see `Recipe.generate`; samples and data
+    are compared in the data's own scale.
     Conditions by name are those of the real ones, labels without a name are all asked for equally often.
 
     With a classifier: accuracy of the samples, their spread, the Frechet distance in its features and the search for
@@ -140,7 +142,15 @@ def measure(
     cond = recipe.matching(source, num, len(rows))
     clock = time.perf_counter()
     samples = recipe.generate(
-        recipe.field(flow), num, key=key, cond=cond, start=source, batch=batch, mesh=mesh, codec=codec
+        recipe.field(flow),
+        num,
+        key=key,
+        cond=cond,
+        solver=solver,
+        start=source,
+        batch=batch,
+        mesh=mesh,
+        codec=codec,
     )
     seconds = time.perf_counter() - clock
     if samples.bad:

@@ -71,6 +71,7 @@ class FlowTurbo(Solver):
             raise ValueError(f"blocks={self.blocks!r} begins with a refiner step, which has no velocity to refine")
 
     second = property(lambda self: self.refiner)
+    steps = property(lambda self: len(self.kinds), doc="How many the schedule makes.")
 
     @property
     def kinds(self) -> str:

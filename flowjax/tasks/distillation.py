@@ -68,7 +68,7 @@ class Distillation(Generation):
             the smallest and the largest of the scales that the student learns to answer with (networks with
             `guidance=True`).
         start: Whether the student starts from the teacher's weights, where it has parameters of the same names and
-            shapes; others start as in a new network.
+            shapes; others, and a refiner, start as in a new network.
 
     Example:
         >>> from flowjax.configs.base import base, spec
@@ -100,7 +100,7 @@ class Distillation(Generation):
                 f"config.path is {specs.text(self.config.path.to_dict())}, but the teacher's path is "
                 f"{specs.text(recipe.path)}; leave config.path.name empty to take the teacher's"
             )
-        if self.start and self._objective.prediction != recipe.prediction:
+        if self.start and not self._refines and self._objective.prediction != recipe.prediction:
             raise ValueError(
                 f"the student predicts the {self._objective.prediction}, the teacher the {recipe.prediction}: it "
                 "cannot start from the teacher, set config.task.options.start=False"
@@ -170,17 +170,34 @@ class Distillation(Generation):
         )
 
     def _built(self) -> dict[str, Any]:
-        """The teacher's path and network, unless the config has another network."""
+        """The teacher's path and network, unless the config has another network; of a refiner both networks."""
         recipe, network = self.teacher.recipe, self.config.network.to_dict()
         if not network["name"]:
             network = {**recipe.network, "options": {**recipe.network["options"], **network["options"]}}
-        return {"network": network, "path": recipe.path, **self._trained_for}
+        if self._refines:
+            kept = ("network", "path", "prediction", "head", "embedded")
+            return {name: getattr(recipe, name) for name in kept} | {"refiner": network}
+        return {"network": network, "path": recipe.path, "stored_as": "network", **self._trained_for}
+
+    @property
+    def _refines(self) -> bool:
+        return getattr(self._objective, "refines", False)
+
+    def runs(self, workdir: str | Path) -> dict[str, Any]:
+        """The codec; under a refiner the teacher, whose network stays the flow's."""
+        return super().runs(workdir) | ({"network": self.teacher.entry(workdir)} if self._refines else {})
+
+    def weights(self, state: Any, raw: bool = False) -> dict[str, Any]:
+        """The student, or the refiner and its teacher."""
+        if not self._refines:
+            return super().weights(state, raw)
+        return state.weights(raw) | {"network": self.teacher.networks["network"]}
 
     def networks(self) -> dict[str, Part]:
-        """The student."""
-        part = super().networks()["network"]
-        if not self.start:
-            return {"network": part}
+        """The student, or the refiner."""
+        parts = super().networks()
+        if not self.start or self._refines:
+            return parts
         wanted, found = flatten(shapes_of(self._draft.build_network)), flatten(self.teacher.networks["network"])
         shared = {name for name in wanted if name in found and found[name].shape == wanted[name].shape}
         if not shared:
@@ -188,7 +205,7 @@ class Distillation(Generation):
                 "the student has no parameter of the teacher's names and shapes to start from; set "
                 "config.task.options.start=False"
             )
-        return {"network": dataclasses.replace(part, start={name: found[name] for name in shared})}
+        return {"network": dataclasses.replace(parts["network"], start={name: found[name] for name in shared})}
 
     def check(self, workdir: Path) -> None:
         """The teacher must be the one that the run began with.

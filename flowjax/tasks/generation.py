@@ -73,7 +73,7 @@ class Generation(Task):
     def described(self) -> dict[str, Any]:
         """What the recipe says, by the names of its attributes."""
         sample = self.config.sample.to_dict()
-        return self._built() | dict(
+        own = dict(
             prediction=self._objective.prediction,
             **self.of_data(),
             solver=sample["solver"],
@@ -84,10 +84,10 @@ class Generation(Task):
             conditions=self._asked and {name: specs.spec_of("condition", c) for name, c in self._asked.items()},
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
             diffusion=self._objective.diffusion if self._objective.prediction == "forward_drift" else None,
-            stored_as=self._labels[0],
             runs=self.runs("."),
             codec=None if self.codec is None else {"shape": self._latent_shape, "shift": 0.0, "scale": 1.0},
         )
+        return own | self._built()
 
     def runs(self, workdir: str | Path) -> dict[str, Any]:
         """What the recipe in `workdir` says of other runs."""
@@ -153,7 +153,10 @@ class Generation(Task):
             raise ValueError("config.train.best='accuracy' needs data with classes")
         _ = self.pairs
         self._draft.check(Request(num=self.config.sample.num, batch=self.config.sample.batch))
-        self._draft.check_networks({"network": shapes_of(self._draft.build_network), "codec": self._decoder})
+        stored = {label: shapes_of(build) for label, build in self._draft.stored().items()}
+        self._draft.check_networks(
+            {"network": shapes_of(self._draft.build_network), "codec": self._decoder, "refiner": stored.get("refiner")}
+        )
         if (self.partner is None) != (len(self._labels) == 1):
             needed = "needs a partner of its network" if self.partner is None else "has no partner of its network"
             raise ValueError(f"objective {self.config.objective.name!r} {needed}: config.task.options.partner")
@@ -166,7 +169,8 @@ class Generation(Task):
 
     def _built(self) -> dict[str, Any]:
         """The part of the recipe that says what the flow is."""
-        return {"network": self._network(), "path": self.config.path.to_dict(), **self._trained_for}
+        own = {"network": self._network(), "path": self.config.path.to_dict(), "stored_as": self._labels[0]}
+        return own | self._trained_for
 
     @property
     def _trained_for(self) -> dict[str, Any]:
@@ -255,9 +259,10 @@ class Generation(Task):
     def _decoder(self) -> Any:
         return None if self.codec is None else self.codec.networks["autoencoder"]
 
-    @property
-    def _sampling(self) -> Mapping[str, Any]:
-        return dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh, codec=self._decoder)
+    def _sampling(self, networks: Mapping[str, Any]) -> Mapping[str, Any]:
+        solver = self.recipe.build_solver(flows=self.recipe.flows(networks))
+        shared = dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh)
+        return shared | dict(codec=self._decoder, solver=solver)
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -266,7 +271,7 @@ class Generation(Task):
 
     def networks(self) -> dict[str, Part]:
         """The flow's network, and its partner in training."""
-        builds = dict(zip(self._labels, (self._draft.build_network, self._build_partner)))
+        builds = dict(zip(self._labels, (*self._draft.stored().values(), self._build_partner)))
         return {
             label: Part(build=build, optimizer=self.optimizer(label), averaged=label == self._labels[0])
             for label, build in builds.items()
@@ -312,14 +317,16 @@ class Generation(Task):
         num = min(self.config.sample.num, 10 * (recipe.num_classes or (1000 if recipe.shape == (2,) else 10)))
         flow = recipe.flow(networks["network"])
         cond = recipe.balanced(num)
-        samples = recipe.generate(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling)
+        samples = recipe.generate(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling(networks))
         if jax.process_index() == 0:
             picture(recipe, samples, path, self.source)
 
     def assess(self, networks: Mapping[str, Any]) -> dict[str, Any]:
         """What the network generates, in numbers."""
         flow = self.recipe.flow(networks["network"])
-        return measure(self.recipe, flow, self.source, self.config.sample.num, judge=self.judge, **self._sampling)
+        return measure(
+            self.recipe, flow, self.source, self.config.sample.num, judge=self.judge, **self._sampling(networks)
+        )
 
     def finish(self, networks: Mapping[str, Any], workdir: Path) -> None:
         """Pictures the ways of points in the plane."""
