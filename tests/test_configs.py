@@ -18,6 +18,7 @@ def trained(tmp_path_factory):
     """A flow of digits, for configs that stand on one."""
     folder = tmp_path_factory.mktemp("trained")
     small.write(folder)
+    small.write_pairs(folder)
     return str(folder)
 
 
@@ -32,6 +33,8 @@ def test_config_and_its_smoke_version_are_valid(name, trained):
             continue
         for section in {"teacher", "base"} & set(config):
             config[section].options.workdir = trained
+        if "coupling" in config and "path" in config.coupling.options:
+            config.coupling.options.path = f"{trained}/pairs"
         task = task_of(config)
         assert hasattr(task.objective, "draw")
         if "path" in config:

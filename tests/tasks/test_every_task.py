@@ -20,6 +20,8 @@ CONFIGS = [
     "adapters",
     "lcm",
     "lcm_lora",
+    "rectified",
+    "refiner",
     "classifier",
     "autoencoder",
     "clouds",
@@ -30,13 +32,18 @@ CONFIGS = [
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     small.write(folder)
+    small.write_pairs(folder, num=16)
     return folder
 
 
 def run(name, workdir, trained, *flags):
-    stands_on = {"distill": "teacher", "lcm": "teacher", "adapters": "base", "lcm_lora": "base"}
+    stands_on = {"adapters": "base", "lcm_lora": "base"} | dict.fromkeys(
+        ("distill", "lcm", "rectified", "refiner"), "teacher"
+    )
     if name in stands_on:
         flags += (f"--config.{stands_on[name]}.options.workdir={trained}",)
+    if name == "rectified":
+        flags += (f"--config.coupling.options.path={trained / 'pairs'}",)
     with pytest.raises(SystemExit) as exit_:
         _cli.run(train_main.main, train_main.define, ["x", f"--config={name}:smoke", f"--workdir={workdir}", *flags])
     assert exit_.value.code == 0
