@@ -21,7 +21,7 @@ infinite values are an error that leaves no file. Sample i depends on --seed, on
 --batch. Solver, times, steps, guidance and fields are those of the recipe in the workdir unless they are given.
 
 --pairs=FOLDER writes noise and sample instead, in the scale of the network, as shards from which
-config.coupling=stored(path=FOLDER) trains. Stopped and started again, it goes on.
+--config.coupling="stored(path='FOLDER')" trains. Stopped and started again, it goes on.
 """
 
 import contextlib

@@ -110,7 +110,7 @@ class Rectified:
             found = "has none" if x0 is None else f"has {x0.shape} for data of shape {batch['x1'].shape}"
             raise ValueError(
                 f'rectified learns pairs: the noise of each example, batch["x0"]; the batch {found}. Draw pairs with '
-                "`python -m flowjax.sample --pairs=FOLDER` and take config.coupling=stored(path=FOLDER)"
+                "`python -m flowjax.sample --pairs=FOLDER` and train with --config.coupling=\"stored(path='FOLDER')\""
             )
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
         ends = [self.path.determines(self.prediction, self.space, t) for t in (0.0, 1.0)]

@@ -242,7 +242,7 @@ def test_pairs_make_one_step_good_and_straighten_a_mixture():
         (lambda: Rectified(path=fj.paths.Linear(), label_dropout=0.1), "label_dropout needs null="),
         (
             lambda: Rectified(path=fj.paths.Linear()).draw(jax.random.key(0), {"x1": jnp.zeros((2, 1))}),
-            r"rectified learns pairs.*the batch has none.*coupling=stored\(path=FOLDER\)",
+            r'rectified learns pairs.*the batch has none.*coupling="stored\(path=.FOLDER.\)"',
         ),
         (lambda: dataclasses.replace(phased(parameters()), grid=[0.0, 0.5, 1.0]), "2 phases of 3 steps need 7 increas"),
         (
