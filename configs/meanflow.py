@@ -23,24 +23,32 @@ from ml_collections import ConfigDict
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The config; `continued` starts from a trained flow, `smoke` trains a tiny network for two steps.
+    """The config; `continued` starts from a trained flow, `flow` trains that, `smoke` a tiny network for two steps.
 
     Raises:
         ValueError: Another argument.
     """
-    continued = argument == "continued"
-    network = dict(image_shape=(8, 8, 1), patch=2, width=96, depth=4, heads=4, num_classes=10, time_scale=1.0)
+    continued, flow = argument == "continued", argument == "flow"
+    network = dict(image_shape=(8, 8, 1), patch=2, width=128, depth=6, heads=4, num_classes=10, time_scale=1.0)
     own = dict(teacher=spec("run", workdir="runs/flow"), network=spec(second_time=True)) if continued else {}
+    objective = spec("mean_flow", kappa=0.2, label_dropout=0.1, power=0.5)
+    jump = dict(solver=spec("jump"), steps=1, guidance=1.0)
     config = base(
         "distillation" if continued else "generation",
         argument,
-        ("continued",),
+        ("continued", "flow"),
         data=spec("digits"),
-        objective=spec("mean_flow", kappa=0.2857, label_dropout=0.1),
+        objective=spec("flow_matching", times=spec("uniform"), label_dropout=0.1) if flow else objective,
         optimizer=spec("adamw", rate=3e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=450 if continued else 1800, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
-        sample=dict(solver=spec("jump"), steps=1, guidance=1.0),
-        **{"network": spec("dit", second_time=True, **network), **own},
+        train=dict(
+            steps=450 if continued else 2610 if flow else 1800,  # of equal time for the last two
+            ema=0.99,
+            report_every=20,
+            sample_every=300,
+            checkpoint_every=300,
+        ),
+        sample=dict(solver=spec("euler"), steps=50, guidance=1.25) if flow else jump,
+        **{"network": spec("dit", second_time=not flow, **network), **own},
     )
     if argument == "smoke":
         config.network.options.update(width=16, depth=1, heads=2)

@@ -5,7 +5,7 @@
     python -m flowjax.sample --workdir=runs/refiner
     python -m flowjax.sample --workdir=runs/refiner --solver="flowturbo(blocks='H2P4R2', refiner=refiner)"
 
-The refiner is the network of the teacher with one block, which also sees a velocity.
+The refiner is the network of the teacher with one block of half the width, which also sees a velocity.
 """
 
 from flowjax.configs.base import base, smoke, spec
@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> ConfigDict:
         task=spec("distillation", guidance=1.0),
         data=spec("digits"),
         teacher=spec("run", workdir="runs/digits"),
-        network=spec(depth=1, velocity=True),
+        network=spec(width=48, depth=1, velocity=True),
         objective=spec("refiner", label_dropout=0.1),
         optimizer=spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
         train=dict(steps=900, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),

@@ -202,8 +202,35 @@ def results() -> str:
     return "\n\n".join(parts)
 
 
+def one_evaluation() -> str:
+    """Frechet distances of flows and of average velocities, over the seeds."""
+    shown = [
+        ("flow, 50 steps", "flow: 50 Euler steps"),
+        ("flow, 1 step", "flow: 1 Euler step"),
+        ("average velocities, 1 evaluation", "scratch: 1 evaluation"),
+        ("2 evaluations", "scratch: 2 evaluations"),
+        ("1 evaluation / 50 steps", "scratch: 1 evaluation / 50 steps of the flow"),
+        ("1 step / 1 evaluation", "scratch: 1 Euler step of the flow / 1 evaluation"),
+        ("from the flow, 1 evaluation", "continued: 1 evaluation"),
+        ("2 evaluations", "continued: 2 evaluations"),
+        ("accuracy, 1 evaluation", "scratch: accuracy, 1 evaluation"),
+        ("seconds of the flow", "flow: seconds"),
+        ("seconds of training", "scratch: seconds"),
+        ("seconds from the flow", "continued: seconds"),
+    ]
+    found = {name: result["numbers"] for name, result in stored().items() if name.startswith("one_evaluation_")}
+
+    def span(numbers: Mapping[str, Any], key: str) -> str:
+        low, *_, high = sorted(seed[key] for seed in numbers.values())
+        return f"{low:.3g} to {high:.3g}"
+
+    names = [name.removeprefix("one_evaluation_").rsplit("-", 1)[0] for name in found]
+    return table(["", *names], ([text, *(span(numbers, key) for numbers in found.values())] for text, key in shown))
+
+
 TABLES = {
     "results": results,
+    "one_evaluation": one_evaluation,
     "sweeps": sweeps,
     "advice": advice,
     "catalogue": overview,

@@ -179,6 +179,22 @@ def test_a_folder_of_something_else_stays_as_it_is(capsys, tmp_path, teacher):
 
 
 @pytest.mark.slow
+def test_another_round_has_pairs_of_the_student(capsys, tmp_path, teacher, made):
+    folder, _ = made
+    student, again = tmp_path / "student", tmp_path / "again"
+    argv = ["train", "--config=rectified:smoke", f"--config.teacher.options.workdir={teacher}", f"--workdir={student}"]
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(train_main.main, train_main.define, [*argv, f"--config.coupling.options.path={folder}"])
+    assert exit_.value.code == 0
+    code, _, err = draw(capsys, f"--workdir={student}", f"--pairs={again}", "--num=20")
+    assert (code, err) == (0, "")
+    assert Pairs(again).record["model"] != Pairs(folder).record["model"]
+    assert len(task_of(config_of(student, again)).training.x) == 20
+    with pytest.raises(ValueError, match="draw pairs with this teacher"):
+        task_of(config_of(student, folder))
+
+
+@pytest.mark.slow
 def test_pairs_of_two_processes_are_those_of_one(tmp_path, teacher, made):
     folder, options = made
     with socket.socket() as probe:
