@@ -166,3 +166,22 @@ def test_other_refusals():
 def test_zero_counts_are_left_out():
     assert FlowTurbo(blocks="H2P0").kinds == "HH"
     assert FlowTurbo(blocks="H8P9R5", refiner=NO_REFINER).kinds == "H" * 8 + "P" * 9 + "R" * 5
+
+
+def test_edits_with_a_perfect_refiner_are_those_of_heun():
+    """From a picture with noise, keeping a part of it after every step; the cache stays and is refined there."""
+    network = lambda x, t, cond=None: jnp.sin(x) + t[:, None]  # noqa: E731
+    flow = fj.Flow(network, path=LINEAR)
+    refiner = fj.Flow(lambda x, t, cond=None, velocity=None: network(x, t) - velocity, path=LINEAR)
+    source, noise = jnp.asarray(START, jnp.float32), jnp.array([[0.5], [-0.2], [1.0]])
+    keep, times = jnp.array([[1.0], [0.0], [0.0]]), uniform(5, start=0.4)
+
+    def inpaint(t, x):
+        return keep * LINEAR.interpolate(t, noise, source) + (1 - keep) * x
+
+    found = [
+        fj.solve(flow, solver, LINEAR.interpolate(0.4, noise, source), times, after_step=inpaint).x
+        for solver in (FlowTurbo(blocks="H2R3", refiner=refiner), Heun())
+    ]
+    assert relative(*found) < 1e-6
+    np.testing.assert_allclose(found[0][0], source[0], rtol=1e-6)
