@@ -3,7 +3,9 @@
     python -m flowjax.train --config=scm --workdir=runs/scm
     python -m flowjax.sample --workdir=runs/scm --steps=2
 
-Expected on 2 CPU cores: to be measured; the run takes some hundred seconds.
+Expected on 2 CPU cores, with two evaluations: 95.8 % of 1,000 samples recognised as the class asked for, spread 0.95 of
+the real one, Frechet distance 0.247. On cores shared with other work the run took 788 seconds; the numbers are in
+`benchmarks/results/scm-cpu.json`.
 
 The highest frequency of the time features, `time_scale`, is 1 here: the function is learned from the network's own
 derivative in t.
