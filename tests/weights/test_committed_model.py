@@ -1,4 +1,4 @@
-"""The network of MNIST digits that the benchmarks use: small, readable, and still drawing digits."""
+"""The committed networks, of MNIST for the benchmarks and of digits in one evaluation: small, readable, working."""
 
 import pathlib
 
@@ -12,18 +12,33 @@ from sklearn.svm import SVC
 
 import flowjax as fj
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "models" / "mnist"
+MODELS = pathlib.Path(__file__).parents[2] / "benchmarks" / "models"
+FOLDER = MODELS / "mnist"
 
 
-def test_it_is_small_and_not_tied_to_a_machine():
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 6e6
-    assert fj.Recipe.load(FOLDER).data == {"name": "npz", "options": {"path": "mnist.npz"}}
-
-
-def test_it_has_its_checksum():
-    with safe_open(FOLDER / "weights.safetensors", framework="numpy") as file:
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("mnist", {"name": "npz", "options": {"path": "mnist.npz"}}),
+        ("digits_one_evaluation", {"name": "digits", "options": {}}),
+    ],
+)
+def test_it_is_small_not_tied_to_a_machine_and_has_its_checksum(name, data):
+    assert sum(path.stat().st_size for path in (MODELS / name).iterdir()) < 4e6
+    assert fj.Recipe.load(MODELS / name).data == data
+    with safe_open(MODELS / name / "weights.safetensors", framework="numpy") as file:
         assert len(file.metadata()["flowjax.sha256"]) == 64
-    fj.load(FOLDER)
+    fj.load(MODELS / name)
+
+
+@pytest.mark.slow
+def test_one_evaluation_draws_the_digits_asked_for():
+    flow, recipe = fj.load(MODELS / "digits_one_evaluation")
+    samples = recipe.generate(recipe.field(flow), 200, key=jax.random.key(0), cond=recipe.balanced(200))
+    assert (samples.evaluations, samples.network_calls) == (1, 1)
+    digits = load_digits()
+    classifier = SVC(gamma=0.001).fit(digits.data, digits.target)
+    assert np.mean(classifier.predict(samples.x.reshape(200, -1)) == samples.cond) > 0.9
 
 
 @pytest.mark.slow
