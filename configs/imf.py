@@ -4,7 +4,10 @@
     python -m flowjax.sample --workdir=runs/imf --guidance=1.5
     python -m flowjax.sample --workdir=runs/imf --guidance="interval(rule=cfg(scale=2.0), start=0.3, end=0.7)"
 
-The network has learned scales from 1 to 2 and the times between which they hold.
+The network has learned scales from 1 to 2 and the times between which they hold. Expected on 2 CPU cores, with one
+evaluation and the scale 1.25: 97.5 % of 1,000 samples recognised as the class asked for, spread 0.74 of the real one,
+Frechet distance 1.16, where `meanflow`, whose scale is fixed, is nearer to the data. On one core shared with other work
+the run took 1,633 seconds; the numbers are in `benchmarks/results/imf-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec

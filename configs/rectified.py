@@ -7,7 +7,8 @@
 
 The guidance of the pairs is in the student, which samples in one step and without. `rectified:reflow` compares
 velocities in place of data (InstaFlow), `rectified:phased` needs no pairs and samples in four steps. Another round has
-pairs of this run, and `--config.teacher.options.workdir=runs/rectified`.
+pairs of this run, and `--config.teacher.options.workdir=runs/rectified`. Expected on 2
+CPU cores: to be measured; the run takes some hundred seconds.
 """
 
 from flowjax.configs.base import base, smoke, spec

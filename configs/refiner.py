@@ -6,6 +6,7 @@
     python -m flowjax.sample --workdir=runs/refiner --solver="flowturbo(blocks='H2P4R2', refiner=refiner)"
 
 The refiner is the network of the teacher with one block of half the width, which also sees a velocity.
+Expected on 2 CPU cores: to be measured; the run takes some hundred seconds.
 """
 
 from flowjax.configs.base import base, smoke, spec
