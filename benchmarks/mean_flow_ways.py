@@ -52,7 +52,7 @@ def main():
         train(runs / name, "--config=meanflow:flow", *SMALL, "--config.train.steps=2520", *more)
         (one, _), (fifty, _) = measured(runs / name, "euler", 1.0, 1, 50)
         numbers["flow" if name == "flow" else "flow, three times the steps"] = {"1 step": one, "50 steps": fifty}
-    store("one_evaluation_ways", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
+    store("mean_flow_ways", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
 
 
 if __name__ == "__main__":
