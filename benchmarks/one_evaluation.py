@@ -106,8 +106,10 @@ def main():
     parser.add_argument("--data", choices=GROUPS, required=True)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     args = parser.parse_args()
-    numbers = {f"seed {seed}": compared(args.data, args.runs, seed) for seed in SEEDS}
-    store(f"one_evaluation_{args.data}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
+    numbers = {}
+    for seed in SEEDS:
+        numbers[f"seed {seed}"] = compared(args.data, args.runs, seed)
+        store(f"one_evaluation_{args.data}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
     strip(args.data, args.runs)
 
 

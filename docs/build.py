@@ -221,10 +221,10 @@ def one_evaluation() -> str:
     found = {name: result["numbers"] for name, result in stored().items() if name.startswith("one_evaluation_")}
 
     def span(numbers: Mapping[str, Any], key: str) -> str:
-        low, *_, high = sorted(seed[key] for seed in numbers.values())
-        return f"{low:.3g} to {high:.3g}"
+        values = [seed[key] for seed in numbers.values()]
+        return f"{min(values):.3g} to {max(values):.3g}"
 
-    names = [name.removeprefix("one_evaluation_").rsplit("-", 1)[0] for name in found]
+    names = [f"{name.removeprefix('one_evaluation_').rsplit('-', 1)[0]}, {len(n)} seeds" for name, n in found.items()]
     return table(["", *names], ([text, *(span(numbers, key) for numbers in found.values())] for text, key in shown))
 
 

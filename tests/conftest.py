@@ -74,6 +74,17 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+_finished = 0
+
+
+def pytest_runtest_teardown() -> None:
+    """Forgets compiled functions now and then: of more than 8,192 JAX keeps no account, and they take gigabytes."""
+    global _finished
+    _finished += 1
+    if _finished % 800 == 0:
+        jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def dtype_promotion(request: pytest.FixtureRequest):
     """Strict dtype promotion, unless the test is marked `standard_promotion`."""
