@@ -224,7 +224,7 @@ def one_evaluation() -> str:
         values = [seed[key] for seed in numbers.values()]
         return f"{min(values):.3g} to {max(values):.3g}"
 
-    names = [f"{name.removeprefix('one_evaluation_').rsplit('-', 1)[0]}, {len(n)} seeds" for name, n in found.items()]
+    names = [f"{name.removeprefix('one_evaluation_').rsplit('-', 1)[0]} (seeds: {len(n)})" for name, n in found.items()]
     return table(["", *names], ([text, *(span(numbers, key) for numbers in found.values())] for text, key in shown))
 
 
