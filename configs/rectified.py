@@ -1,14 +1,17 @@
 """Digits in few steps, from pairs that a trained flow has drawn: rectified diffusion, reflow, and in phases.
 
     python -m flowjax.train --config=digits --workdir=runs/digits
-    python -m flowjax.sample --workdir=runs/digits --pairs=runs/pairs --num=20000
+    python -m flowjax.sample --workdir=runs/digits --pairs=runs/pairs --num=10000
     python -m flowjax.train --config=rectified --workdir=runs/rectified
     python -m flowjax.sample --workdir=runs/rectified
 
 The guidance of the pairs is in the student, which samples in one step and without. `rectified:reflow` compares
 velocities in place of data (InstaFlow), `rectified:phased` needs no pairs and samples in four steps. Another round has
-pairs of this run, and `--config.teacher.options.workdir=runs/rectified`. Expected on 2
-CPU cores: to be measured; the run takes some hundred seconds.
+pairs of this run, and `--config.teacher.options.workdir=runs/rectified`.
+
+Expected on 2 CPU cores, with one evaluation and no guidance: 99.1 % of 1,000 samples recognised as the class asked for,
+spread 0.85 of the real one, Frechet distance 0.321 (the teacher 0.266 with 20 network calls). The run takes 80 seconds
+on one core; the numbers are in `benchmarks/results/rectified-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec

@@ -6,7 +6,10 @@
     python -m flowjax.sample --workdir=runs/refiner --solver="flowturbo(blocks='H2P4R2', refiner=refiner)"
 
 The refiner is the network of the teacher with one block of half the width, which also sees a velocity.
-Expected on 2 CPU cores: to be measured; the run takes some hundred seconds.
+
+Expected on 2 CPU cores, with H1P5R3 (7 evaluations of the flow) and guidance 1.4: 99.6 % of 1,000 samples recognised as
+the class asked for, spread 0.83 of the real one, Frechet distance 0.777, farther than five steps of Heun (0.266). The
+run takes 47 seconds on one core; the numbers are in `benchmarks/results/refiner-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
