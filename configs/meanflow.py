@@ -1,4 +1,4 @@
-"""Digits in one evaluation: MeanFlow on the 1,797 handwritten digits of scikit-learn, with the network of `digits`.
+"""Digits in one evaluation: MeanFlow on the 1,797 handwritten digits of scikit-learn.
 
     python -m flowjax.train --config=meanflow --workdir=runs/meanflow
     python -m flowjax.sample --workdir=runs/meanflow

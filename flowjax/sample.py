@@ -96,7 +96,7 @@ def asked(values: flags.FlagValues) -> Request:
 
 def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Draws pairs with a bar of what is done."""
-    for name in ("out", "overwrite"):
+    for name in ("out", "overwrite", "data"):
         if values[name].present:
             raise _cli.UsageError(f"--{name} is given, but --pairs writes shards into its folder")
     _cli.use_compilation_cache()

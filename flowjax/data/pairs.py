@@ -4,6 +4,7 @@ A shard is one `.npy` file of named columns, "x0", "x1" and, where there are con
 scale in which the network works. It is mapped, not read, so that a set may be larger than memory.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ class Pairs:
         >>> [list(shard) for shard in pairs.missing()]
         [[0, 1, 2, 3, 4]]
         >>> pairs.write(pairs.missing()[0], {"x0": np.zeros((5, 2)), "x1": np.ones((5, 2))})
-        >>> pairs.missing(), pairs.source().fields["x0"].shape
+        >>> pairs.missing(), pairs.source.fields["x0"].shape
         ([], (5, 2))
     """
 
@@ -102,8 +103,9 @@ class Pairs:
         with replacing(self._file(rows.start)) as part, part.open("wb") as file:
             np.save(file, table, allow_pickle=False)
 
+    @functools.cached_property
     def source(self) -> Source:
-        """The pairs as data: x is x1, the field "x0" its noise, and conditions as they were.
+        """The pairs as data, read once: x is x1, the field "x0" its noise, and conditions as they were.
 
         Raises:
             ValueError: No pairs, some that are missing, or files of something else.

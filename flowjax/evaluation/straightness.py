@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flowjax.flow import Field
-from flowjax.objectives.phased_rectified import move
 from flowjax.solvers import Heun
 from flowjax.solving import solve
 from flowjax.times import check_times
@@ -70,7 +69,7 @@ def _sums(field: Field, ways: Array, cond: Any, grid: Array, weights: Array, bou
         given = "velocity" if bounded else "data"
         value, _ = field.evaluate(t, x, cond, field.init(x), to=given)
         data = path.convert(value, given=given, to="data", t=t, x=x)
-        errors = {"first_order_defect": move(path, x, data, t, jnp.broadcast_to(grid[-1], t.shape)) - last}
+        errors = {"first_order_defect": path.ddim_step(t, grid[-1], x, data) - last}
         if bounded:
             errors["straightness"] = value - straight
         squares = {name: jnp.sum(error**2, axis=tuple(range(1, x.ndim))) for name, error in errors.items()}

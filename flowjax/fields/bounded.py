@@ -9,14 +9,14 @@ from jaxtyping import Array
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
-from flowjax.fields.wrapper import FieldWrapper, check_convertible
-from flowjax.flow import Field, check_determined
+from flowjax.fields.wrapper import DataWrapper
+from flowjax.flow import Field
 from flowjax.paths.base import check_time_and_state, expand
 
 
 @fact("field", "bounded", "a data prediction that ends at the state itself", cite="luo2023latent")
 @pytree
-class Bounded(FieldWrapper):
+class Bounded(DataWrapper):
     """A field whose data prediction m becomes f(x, t) = c_skip x + c_out m, whatever prediction is asked for.
 
     With s = scale max(end - t, 0) and d = data_std,
@@ -58,7 +58,6 @@ class Bounded(FieldWrapper):
     def __post_init__(self) -> None:
         """Checks the field and the numbers."""
         super().__post_init__()
-        check_convertible(self, self.field)
         real("(0, inf)", scale=self.scale, data_std=self.data_std)
         real("(0, 1]", end=self.end)
 
@@ -66,18 +65,6 @@ class Bounded(FieldWrapper):
     def network(self) -> Any:
         """That of the flow inside."""
         return self.field.network  # type: ignore[attr-defined]
-
-    def check(self, times: Any, to: str) -> None:
-        """The data prediction must be known, and determine what is asked for.
-
-        Raises:
-            ValueError: at a time where it is not, or "raw" is asked for.
-        """
-        if to == "raw":
-            raise ValueError("Bounded works on the data prediction, not on the raw network output")
-        self.field.check(times, "data")
-        for t in times:
-            check_determined(self.path, "data", to, float(t))
 
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any

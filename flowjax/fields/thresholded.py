@@ -8,14 +8,14 @@ from jaxtyping import Array
 from flowjax._checks import real
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
-from flowjax.fields.wrapper import FieldWrapper, check_convertible
-from flowjax.flow import Field, check_determined
+from flowjax.fields.wrapper import DataWrapper
+from flowjax.flow import Field
 from flowjax.paths.base import at_least_single
 
 
 @fact("field", "thresholded", "dynamic thresholding of the data prediction", cite="saharia2022photorealistic")
 @pytree
-class Thresholded(FieldWrapper):
+class Thresholded(DataWrapper):
     """A field whose data prediction is thresholded at every evaluation, whatever prediction is asked for.
 
     Per sample, q = the quantile of |m| over all its elements, moved into [1, max], and m <- clip(m, -q, q)/q. For data
@@ -49,21 +49,8 @@ class Thresholded(FieldWrapper):
     def __post_init__(self) -> None:
         """Checks the field and the numbers."""
         super().__post_init__()
-        check_convertible(self, self.field)
         real("(0, 1]", quantile=self.quantile)
         real("[1, inf)", max=1.0 if self.max is None else self.max)
-
-    def check(self, times: Any, to: str) -> None:
-        """The data prediction must be known, and determine what is asked for.
-
-        Raises:
-            ValueError: at a time where it is not, or "raw" is asked for.
-        """
-        if to == "raw":
-            raise ValueError("Thresholded works on the data prediction, not on the raw network output")
-        self.field.check(times, "data")
-        for t in times:
-            check_determined(self.path, "data", to, float(t))
 
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", **extra: Any

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from flowjax.flow import Field, check_field
+from flowjax.flow import Field, check_determined, check_field
 
 
 class _Forwarded:
@@ -65,6 +65,37 @@ class FieldWrapper(Field):
     def report(self, memory: Any) -> Any:
         """The field's."""
         return self.field.report(memory)
+
+
+class DataWrapper(FieldWrapper):
+    """A field that changes the data prediction, and with it all others.
+
+    Example:
+        >>> import flowjax as fj
+        >>> issubclass(fj.fields.Thresholded, DataWrapper)
+        True
+    """
+
+    def __post_init__(self) -> None:
+        """Checks the inner field.
+
+        Raises:
+            ValueError: it is none, or its predictions cannot be converted.
+        """
+        super().__post_init__()
+        check_convertible(self, self.field)
+
+    def check(self, times: Any, to: str) -> None:
+        """The data prediction must be known, and determine what is asked for.
+
+        Raises:
+            ValueError: at a time where it is not, or "raw" is asked for.
+        """
+        if to == "raw":
+            raise ValueError(f"{type(self).__name__} works on the data prediction, not on the raw network output")
+        self.field.check(times, "data")
+        for t in times:
+            check_determined(self.path, "data", to, float(t))
 
 
 def check_convertible(what: Any, field: Field) -> None:

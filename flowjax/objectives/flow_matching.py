@@ -68,6 +68,12 @@ def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_
     return Draws(x0=x0, x1=x1, t=t, cond=cond, seeds=seeds)
 
 
+def off_ends(draws: Any, start: bool, end: bool) -> Any:
+    """The draws with times at least 0.001 from an end of the path, where False says that the loss is not defined."""
+    low, high = 0.0 if start else 1 - LATEST, 1.0 if end else LATEST
+    return dataclasses.replace(draws, t=jnp.clip(draws.t, low, high))
+
+
 def with_null(cond: Any, null: Any, dropped: Bool[Array, " B"]) -> Any:
     """Conditions, a pytree with leading axis B, with the null condition where they are dropped; None stays None."""
     if cond is None or null is None:

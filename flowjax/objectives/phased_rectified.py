@@ -27,11 +27,11 @@ from flowjax.facts import fact
 from flowjax.flow import Field
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.distances import METRICS, distance
-from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
+from flowjax.objectives.flow_matching import Draws, check_answer, make_draws, off_ends
 from flowjax.objectives.teacher import check_teacher
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import GaussianPath
-from flowjax.paths.base import check_prediction, check_time_and_state, divide, expand
+from flowjax.paths.base import check_prediction, check_time_and_state, expand
 from flowjax.times import check_times, uniform
 
 
@@ -121,10 +121,9 @@ class PhasedRectified:
             step: Unused likewise.
         """
         draws = make_draws(key, batch, self.times, 0.0, None)
-        low, high = (self.path.determines(self.prediction, "data", t) for t in (0.0, 1.0))
+        draws = off_ends(draws, *(self.path.determines(self.prediction, "data", t) for t in (0.0, 1.0)))
         grid = jnp.asarray(self.grid, draws.t.dtype)
-        t = jnp.clip(draws.t, 0.0 if low else 1 - LATEST, 1.0 if high else LATEST)
-        return dataclasses.replace(draws, t=jnp.clip(t, grid[0], grid[-1]))
+        return dataclasses.replace(draws, t=jnp.clip(draws.t, grid[0], grid[-1]))
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Distance of the student's step to the end of the phase to the teacher's.
@@ -152,7 +151,7 @@ class PhasedRectified:
         value = with_keys(networks, draws.seeds)(x, t, draws.cond)
         check_answer(value, draws.x1)
         data = self.path.convert(value, given=self.prediction, to="data", t=t, x=x)
-        error = move(self.path, x, data, t, end) - last
+        error = self.path.ddim_step(t, end, x, data) - last
         return distance(self.metric, error, self.c), {"mse": distance("l2", error, 0.0)}
 
     def _teach(self, x: Array, ways: Float[Array, "B T"], cond: Any) -> Array:
@@ -160,7 +159,7 @@ class PhasedRectified:
 
         def one(x: Array, times: tuple[Array, Array]) -> tuple[Array, None]:
             data, _ = self.teacher.evaluate(times[0], x, cond, self.teacher.init(x), to="data")
-            return move(self.path, x, data, *times), None
+            return self.path.ddim_step(*times, x, data), None
 
         return jax.lax.scan(one, x, (ways.T[:-1], ways.T[1:]))[0]
 
@@ -172,9 +171,3 @@ class PhasedRectified:
         )
         determinant = c * b - a * d  # positive: alpha / sigma rises
         return alpha * (b * last - d * first) / determinant + sigma * (c * first - a * last) / determinant
-
-
-def move(path: GaussianPath, x: Array, data: Array, t: Array, to: Array) -> Array:
-    """One DDIM step from t (B,) to a later time (B,), with the data prediction at t."""
-    ratio = divide(path.sigma(to), path.sigma(t))  # 0 where both are
-    return expand(ratio, x) * x + expand(path.alpha(to) - ratio * path.alpha(t), x) * data

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import choose, real
@@ -21,7 +20,7 @@ from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.distances import METRICS, distance
-from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
+from flowjax.objectives.flow_matching import Draws, check_answer, make_draws, off_ends
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import GaussianPath
 from flowjax.paths.base import check_prediction, check_time_and_state
@@ -113,9 +112,8 @@ class Rectified:
                 "`python -m flowjax.sample --pairs=FOLDER` and train with --config.coupling=\"stored(path='FOLDER')\""
             )
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
-        ends = [self.path.determines(self.prediction, self.space, t) for t in (0.0, 1.0)]
-        t = jnp.clip(draws.t, 0.0 if ends[0] else 1 - LATEST, 1.0 if ends[1] else LATEST)
-        return dataclasses.replace(draws, x0=x0.astype(draws.x0.dtype), t=t)
+        draws = dataclasses.replace(draws, x0=x0.astype(draws.x0.dtype))
+        return off_ends(draws, *(self.path.determines(self.prediction, self.space, t) for t in (0.0, 1.0)))
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """Distance of the network's prediction to the pair.

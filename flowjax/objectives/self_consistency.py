@@ -27,7 +27,6 @@ from flowjax.fields import Bounded
 from flowjax.flow import Counts, Field, Flow, check_determined
 from flowjax.objectives.base import with_keys
 from flowjax.objectives.flow_matching import make_draws
-from flowjax.objectives.phased_rectified import move
 from flowjax.objectives.spans import SpanDraws, in_precision, total
 from flowjax.objectives.teacher import check_teacher
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
@@ -41,7 +40,7 @@ def ddim(
 ) -> Float[Array, "B ..."]:
     """One step of DDIM from t to `end` with the teacher's data prediction at t."""
     data, _ = teacher.evaluate(t, x, cond, teacher.init(x), to="data")
-    return move(teacher.path, x, data, t, end)
+    return teacher.path.ddim_step(t, end, x, data)
 
 
 @pytree

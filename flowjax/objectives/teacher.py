@@ -15,7 +15,7 @@ from flowjax.fields import guide
 from flowjax.flow import Field, check_field
 from flowjax.guidance import CFG
 from flowjax.objectives.base import with_keys
-from flowjax.objectives.flow_matching import LATEST, Draws, check_answer, make_draws
+from flowjax.objectives.flow_matching import Draws, check_answer, make_draws, off_ends
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import GaussianPath
 from flowjax.paths.base import check_prediction, check_time_and_state
@@ -132,8 +132,7 @@ class TeacherRegression:
             step: Unused; part of the objective protocol.
         """
         draws = make_draws(key, batch, self.times, self.label_dropout, self.null)
-        low, high = 0.0 if self._determined(0.0) else 1 - LATEST, 1.0 if self._determined(1.0) else LATEST
-        draws = dataclasses.replace(draws, t=jnp.clip(draws.t, low, high))
+        draws = off_ends(draws, *map(self._determined, (0.0, 1.0)))
         return draws if self.guidance is None else with_scales(draws, key, self.guidance)
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:

@@ -168,6 +168,20 @@ class GaussianPath(abc.ABC):
         t = check_time_and_state(t, x1)
         return expand(self.alpha(t), x1) * x1 + expand(self.sigma(t), x0) * x0
 
+    def ddim_step(self, t: Time, to: Time, x: Array, data: Array) -> Array:
+        """Where the noise that goes with `data` at (t, x) leads at another time: one first-order step.
+
+        x' = (sigma(to) / sigma(t)) x + (alpha(to) - alpha(t) sigma(to) / sigma(t)) data, and `data` where sigma is 0.
+
+        Args:
+            t: scalar or (B,).
+            to: likewise, not before t.
+            x: state at t, (B, ...).
+            data: the data prediction there, (B, ...).
+        """
+        ratio = divide(self.sigma(to), self.sigma(t))
+        return expand(ratio, x) * x + expand(self.alpha(to) - ratio * self.alpha(t), x) * data
+
     def conditional_velocity(self, t: Time, x0: Array, x1: Array) -> Array:
         """d/dt x_t = alpha'(t) x1 + sigma'(t) x0."""
         t = check_time_and_state(t, x1)

@@ -105,7 +105,7 @@ class Chain(Base):
         Raises:
             ValueError: Another solver, grid, guidance, ... is asked for, or a condition that no stage has.
         """
-        for name in ("solver", "times", "steps", "guidance", "fields", "calibration"):
+        for name in ("solver", "times", "steps", "guidance", "fields", "calibration", "straightness"):
             if getattr(request, name) is not None:
                 raise ValueError(f"{name} is given, but each stage of a chain is sampled as its own recipe says")
         for recipe, conditions in zip(self.recipes, self._conditions(request), strict=True):

@@ -371,8 +371,8 @@ class Recipe(Definition):
         }
         pairs, first = Pairs(folder), jax.process_index() == 0
         known = bool(pairs.record)
-        if not everywhere(known) and known:
-            raise ValueError(f"{folder} lies on this host and not on all: use a folder that all hosts share")
+        if not everywhere(known) and not everywhere(not known):
+            raise ValueError(f"{folder} lies on some hosts and not on all: use a folder that all hosts share")
         row = 2 * 4 * math.prod(self.state_shape)
         batch = -(-request.batch // mesh.size) * mesh.size
         if first or known:

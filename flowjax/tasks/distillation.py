@@ -105,6 +105,11 @@ class Distillation(Generation):
                 f"the student predicts the {self._objective.prediction}, the teacher the {recipe.prediction}: it "
                 "cannot start from the teacher, set config.task.options.start=False"
             )
+        if self._refines and recipe.embedded is not None:
+            raise ValueError(
+                f"the teacher {self.teacher.workdir} answers with guidance in one call, and a refiner is guided by a "
+                "pair: take a teacher without"
+            )
         known = specs.options_of(specs.find("objective", self.config.objective.name))
         if self.guidance is not None and ("guidance" if self._scales else "teacher") not in known:
             raise ValueError(
@@ -175,7 +180,7 @@ class Distillation(Generation):
         if not network["name"]:
             network = {**recipe.network, "options": {**recipe.network["options"], **network["options"]}}
         if self._refines:
-            kept = ("network", "path", "prediction", "head", "embedded")
+            kept = ("network", "path", "prediction", "head", "boundary")
             return {name: getattr(recipe, name) for name in kept} | {"refiner": network}
         return {"network": network, "path": recipe.path, "stored_as": "network", **self._trained_for}
 

@@ -61,8 +61,11 @@ class Generation(Task):
         """How the flow is built and sampled; asks for the latents where there is a codec."""
         if self._draft.codec is None:
             return self._draft
-        measured = vars(self.training) if self.pairs is None else self.pairs.record["codec"]
-        codec = {**self._draft.codec, "shift": measured["shift"], "scale": measured["scale"]}
+        if self.pairs is not None:
+            measured = {name: self.pairs.record["codec"][name] for name in ("shift", "scale")}
+        else:
+            measured = {"shift": self.training.shift, "scale": self.training.scale}
+        codec = {**self._draft.codec, **measured}
         return dataclasses.replace(self._draft, codec=codec)
 
     @functools.cached_property
@@ -107,11 +110,19 @@ class Generation(Task):
         if any(self.config.data.get("augment", {}).values()):
             raise ValueError("config.data.augment changes images, and pairs would no longer be pairs: leave it out")
         pairs, own = Pairs(path), self._draft
-        pairs.source()  # refuses what is not there or not complete
+        source = pairs.source  # refuses what is not there or not complete
         for name in ("shape", "shift", "scale", "num_classes", "conditions"):
             there, here = pairs.record.get(name), json.loads(json.dumps(getattr(own, name)))
             if there != here:
                 raise ValueError(f"the pairs in {path} do not fit: their {name} is {there}, that of this run {here}")
+        held = {
+            "shape": (source.x.shape[1:], own.state_shape),
+            "conditions": (source.conditions, tuple(own.conditions or ())),
+            "labels": (source.cond is not None, own.conditions is None and own.num_classes is not None),
+        }
+        for name, (there, here) in held.items():
+            if there != here:
+                raise ValueError(f"the shards in {path} do not fit: their {name} are {there}, not {here}")
         model = None if self.codec is None else self.codec.model
         if pairs.record.get("codec_model") != model:
             raise ValueError(
@@ -207,7 +218,7 @@ class Generation(Task):
     def training(self) -> Source:
         """The data, their latents or pairs, with the conditions as the network takes them."""
         if self.pairs is not None:
-            return self.pairs.source()
+            return self.pairs.source
         source = with_conditions(self.source, self._asked or {})
         return source if self.codec is None else self._scaled(latents(self.codec, source, self.mesh))
 
@@ -299,7 +310,7 @@ class Generation(Task):
             if recipe.codec != self.recipe.codec:
                 then, now = recipe.codec, self.recipe.codec
                 raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
-        if self.pairs is not None and json.loads((workdir / RECORD).read_text()) != self.pairs.record:
+        if self.pairs is not None and Pairs(workdir).record not in ({}, self.pairs.record):
             raise ValueError(f"{self.pairs.folder} holds other pairs than when {workdir} began: bring those back")
         for name, condition in (recipe.conditions or {}).items():
             if (self.recipe.conditions or {}).get(name) != condition:

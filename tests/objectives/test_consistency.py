@@ -10,43 +10,16 @@ import optax
 import pytest
 from flax import nnx
 from gradients import gradients_everywhere
+from smooth import LINEAR, TRIG, batch, draws_of, exact, network, of, parameters
 
 import flowjax as fj
 from flowjax.fields import Bounded
 from flowjax.objectives import Consistency, ContinuousConsistency, LatentConsistency
-from flowjax.objectives.distances import pseudo_huber
 from flowjax.objectives.self_consistency import ddim
 from flowjax.training.ema import Constant
 
-LINEAR, TRIG = fj.paths.Linear(), fj.paths.Trig()
 BETAS = fj.paths.scaled_linear_betas()
 TABLE = fj.paths.Tabulated(alphas_cumprod=BETAS)
-
-
-def network(theta, x, t, cond=None, guidance=None):
-    """Smooth in everything."""
-    shift = 0.0 if cond is None else 0.3 * cond[:, None]
-    scale = 0.0 if guidance is None else 0.1 * guidance[:, None]
-    return jnp.tanh(x @ theta["w"] + theta["a"] * t[:, None] + shift + scale) @ theta["v"]
-
-
-def parameters(seed=0):
-    rng, shapes = np.random.default_rng(seed), {"w": (2, 5), "a": (1, 5), "v": (5, 2)}
-    return {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
-
-
-def of(theta):
-    return lambda *inputs, **more: network(theta, *inputs, **more)
-
-
-def batch(n=8):
-    rng = np.random.default_rng(1)
-    return {"x1": jnp.asarray(rng.standard_normal((n, 2))), "cond": jnp.asarray(rng.integers(1, 5, n), jnp.float64)}
-
-
-def draws_of(objective, n=8, step=0):
-    draws = objective.draw(jax.random.key(0), batch(n), step=step)
-    return dataclasses.replace(draws, t=draws.t.astype(draws.x1.dtype))
 
 
 def slopes(loss, theta, fixed):
@@ -191,11 +164,6 @@ def test_weights_of_a_teacher_get_no_gradient(x64):
 # -------------------------------------------------------------------------------------------- functions that are known
 
 
-def exact(target):
-    """A network of data: where the flow leads."""
-    return lambda x, t, cond=None: target.flow_map(x, t, jnp.ones_like(t))
-
-
 def errors_of_grids(make, counts):
     """Root mean square of the difference on grids of n steps, for the exact function."""
     found = []
@@ -234,12 +202,6 @@ def test_a_step_without_guidance_is_ddim(x64):
     np.testing.assert_allclose(ddim(teacher, t, end, x, cond), expected, rtol=1e-10)
     guided = fj.guide(teacher, fj.guidance.CFG(scale=jnp.ones(8)))  # w = 0
     np.testing.assert_allclose(ddim(guided, t, end, x, cond), expected, rtol=1e-10)
-
-
-def test_the_pseudo_huber_distance_has_two_ends(x64):
-    d, c = jnp.asarray([1e-6, -1e-6, 10.0, -10.0]), 1e-3
-    expected = [5e-10, 5e-10, 9.999, 9.999]  # d^2 / 2c, |d| - c
-    np.testing.assert_allclose(pseudo_huber(d, c), expected, rtol=1e-6)
 
 
 # -------------------------------------------------------------------------------- consistency training and distillation
@@ -294,79 +256,6 @@ def test_an_interval_is_as_likely_as_a_time_in_it():
     np.testing.assert_allclose(found, np.diff(edges), atol=0.04)  # five standard errors
 
 
-# ---------------------------------------------------------------------------------------------- continuous consistency
-
-
-def function_of(theta, draws, t):
-    """f on the trajectory of the example."""
-    x = TRIG.interpolate(t, draws.x0, draws.x1)
-    return fj.Flow(of(theta), path=TRIG).data(t, x, draws.cond)
-
-
-def test_continuous_consistency_by_differences(x64):
-    """The tangent cos(r) df/dr, with r = pi/2 (1 - t), along the example."""
-    theta, objective = parameters(), ContinuousConsistency(path=TRIG)
-    draws = draws_of(objective)
-    h = 1e-5
-    slope = (function_of(theta, draws, draws.t + h) - function_of(theta, draws, draws.t - h)) / (2 * h)
-    tangent = np.asarray(jnp.sin(jnp.pi / 2 * draws.t)[:, None] * slope * (-2 / jnp.pi))
-    size = np.sqrt(np.sum(tangent**2, 1))
-    loss, metrics = objective.loss(of(theta), draws)
-    np.testing.assert_allclose(metrics["tangent"], size, rtol=1e-5)
-    np.testing.assert_allclose(loss, np.mean((tangent / (size + 0.1)[:, None]) ** 2, 1), rtol=1e-5)
-    plain = dataclasses.replace(objective, c=None).loss(of(theta), draws)[0]
-    np.testing.assert_allclose(plain, np.mean(tangent**2, 1), rtol=1e-5)
-
-
-def test_it_is_the_limit_of_neighbouring_times(x64):
-    """Its gradient is that of mean |f(r) - stop_gradient(f(r - d))|^2 / (d tan r) for d to 0."""
-    theta, objective = parameters(), ContinuousConsistency(path=TRIG, c=None)
-    draws = draws_of(objective)
-    found = jax.grad(lambda theta: jnp.mean(objective.loss(of(theta), draws)[0]))(theta)
-    angle, distances = jnp.pi / 2 * (1 - draws.t), []
-    for d in (1e-3, 1e-4):
-
-        def discrete(theta, d=d):
-            near = function_of(theta, draws, draws.t + 2 / jnp.pi * d)
-            error = function_of(theta, draws, draws.t) - jax.lax.stop_gradient(near)
-            return jnp.mean(jnp.mean(error**2, 1) / (d * jnp.tan(angle)))
-
-        limit = jax.grad(discrete)(theta)
-        distances.append(max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (found, limit)))))
-    assert distances[1] < 1e-3
-    assert distances[0] / distances[1] == pytest.approx(10, rel=0.05)
-
-
-def test_the_exact_function_has_no_tangent_along_a_teacher(x64):
-    target = fj.oracles.Gaussian(mean=0.7, std=0.5, path=TRIG)
-    objective = ContinuousConsistency(path=TRIG, teacher=fj.Flow(target.network(), path=TRIG))
-
-    def velocity(x, t, cond=None):  # with which f = cos(r) x + 2/pi sin(r) v is where the flow leads
-        return jnp.pi / 2 * (exact(target)(x, t) - TRIG.alpha(t)[:, None] * x) / TRIG.sigma(t)[:, None]
-
-    draws = objective.draw(jax.random.key(0), {"x1": batch(64)["x1"]})
-    np.testing.assert_allclose(objective.loss(velocity, draws)[1]["tangent"], 0, atol=1e-9)
-    wrong = objective.loss(lambda *inputs: 1.1 * velocity(*inputs), draws)[1]["tangent"]
-    assert float(wrong.mean()) > 0.05
-
-
-def test_the_warm_up_begins_with_flow_matching(x64):
-    """At its start the tangent is cos(r)^2 (u - F), and the gradient pulls to the velocity."""
-    theta, objective = parameters(), ContinuousConsistency(path=TRIG, warmup=10, c=None)
-    draws, done = draws_of(objective, step=0), draws_of(objective, step=10)
-    assert (float(draws.warm), float(draws_of(objective, step=5).warm), float(done.warm)) == (0, 0.5, 1)
-    x = TRIG.interpolate(draws.t, draws.x0, draws.x1)
-    error = (
-        2 / np.pi * (network(theta, x, draws.t, draws.cond) - TRIG.conditional_velocity(draws.t, draws.x0, draws.x1))
-    )
-    expected = jnp.sin(jnp.pi / 2 * draws.t) ** 4 * jnp.mean(error**2, 1)
-    np.testing.assert_allclose(objective.loss(of(theta), draws)[0], expected, rtol=1e-9)
-    complete = dataclasses.replace(objective, warmup=0)
-    np.testing.assert_array_equal(objective.loss(of(theta), done)[0], complete.loss(of(theta), done)[0])
-    central = dataclasses.replace(complete, derivative="central").loss(of(theta), done)[0]
-    np.testing.assert_allclose(central, complete.loss(of(theta), done)[0], rtol=1e-2)
-
-
 # -------------------------------------------------------------------------------------------------------- in training
 
 
@@ -408,7 +297,6 @@ def test_four_steps_of_a_student_beat_four_of_its_teacher(seed):
     }
     real = np.asarray(law.sample(jax.random.key(20 + seed), 2000))
     found = {who: float(fj.evaluation.energy_distance(np.asarray(own), real)) for who, own in samples.items()}
-    print(found)
     assert found["student"] < found["teacher"] / 1.5
 
 

@@ -13,8 +13,6 @@ from gradients import gradients_everywhere
 
 import flowjax as fj
 from flowjax.objectives import PhasedRectified, Rectified
-from flowjax.objectives.distances import pseudo_huber
-from flowjax.objectives.phased_rectified import move
 
 PATHS = [fj.paths.Linear(), fj.paths.VP(), fj.paths.Cosine(), fj.paths.Trig()]
 MEAN, STD = 0.7, 0.5
@@ -41,7 +39,7 @@ def test_ddim_with_one_noise_composes_and_is_euler_on_lines(x64, path):
     s, r, t = (jnp.array([value]) for value in (0.2, 0.5, 0.9))
 
     def first_order(x, t, to):
-        return move(path, x, (x - expand(path.sigma(t)) * noise) / expand(path.alpha(t)), t, to)
+        return path.ddim_step(t, to, x, (x - expand(path.sigma(t)) * noise) / expand(path.alpha(t)))
 
     np.testing.assert_allclose(first_order(first_order(x, s, r), r, t), first_order(x, s, t), rtol=1e-12)
     if isinstance(path, fj.paths.Linear):
@@ -92,18 +90,6 @@ def test_least_squares_on_pairs_finds_the_optimum_and_on_shuffled_ones_the_mean(
     expected = sigma / (sigma**2 + alpha**2 * STD**2) if shuffled else 1 / (alpha * STD + sigma)
     tolerance = 0.03 if shuffled else 1e-9  # of 20,000 pairs: 4 standard errors
     np.testing.assert_allclose((slope, shift), (expected, -expected * alpha * MEAN), rtol=tolerance)
-
-
-def test_pseudo_huber(x64):
-    small, large, c = 1e-6, 50.0, 1e-3
-    np.testing.assert_allclose(pseudo_huber(jnp.array(small), c), small**2 / (2 * c), rtol=1e-6)
-    np.testing.assert_allclose(pseudo_huber(jnp.array(large), c), large - c, rtol=1e-9)
-    errors = jnp.linspace(-5, 5, 101)
-    np.testing.assert_allclose(pseudo_huber(errors, 0.0), jnp.abs(errors), atol=1e-15)
-    slopes = jax.vmap(jax.grad(lambda e: pseudo_huber(e, c)))(errors)
-    np.testing.assert_allclose(slopes, errors / jnp.sqrt(errors**2 + c**2), rtol=1e-9)
-    assert float(jnp.abs(slopes).max()) <= 1
-    assert jnp.isfinite(jax.grad(lambda e: pseudo_huber(e, 0.0))(jnp.array(0.0)))
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: type(path).__name__)

@@ -55,7 +55,7 @@ def made(capsys, tmp_path, teacher, monkeypatch):
 def test_pairs_are_noise_and_sample_in_the_scale_of_the_network(capsys, tmp_path, teacher, made):
     folder, _ = made
     assert sorted(path.name for path in folder.iterdir()) == [*(f"{i:06d}.npy" for i in range(4)), "pairs.json"]
-    source, out = Pairs(folder).source(), tmp_path / "samples.npz"
+    source, out = Pairs(folder).source, tmp_path / "samples.npz"
     draw(capsys, f"--workdir={teacher}", f"--out={out}", "--num=50", "--batch=16", "--seed=3")
     with np.load(out) as samples:
         np.testing.assert_allclose(source.x * 8 + 8, samples["x"], atol=1e-4)
@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_goes_on_and_other_pairs_are_refused(capsys, teac
     expected = np.load(gone)
     gone.unlink()
     with pytest.raises(ValueError, match="is not complete: 16 of 50 pairs are missing"):
-        Pairs(folder).source()
+        _ = Pairs(folder).source
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     code, _, err = draw(capsys, *options, "--batch=4")  # another batch changes nothing but the rounding
     assert (code, err) == (0, "")
@@ -92,6 +92,7 @@ def test_a_run_that_was_stopped_goes_on_and_other_pairs_are_refused(capsys, teac
         ("--num=60", "holds pairs of num=50, not 60"),
         ("--solver=euler_maruyama(diffusion=1.0)", "EulerMaruyama adds noise"),
         ("--out=x.npz", "--out is given, but --pairs writes shards"),
+        ("--data=recipe", "--data is given, but --pairs writes shards"),
     ):
         code, _, err = draw(capsys, *options, more)
         assert code == 1 or code == 2
@@ -112,7 +113,7 @@ def test_a_student_trains_on_pairs_and_is_judged_by_data(teacher, made):
     folder, _ = made
     task = task_of(config_of(teacher, folder))
     batch = data.Batches(task.training, 8).batch(0)
-    source, rows = Pairs(folder).source(), data.Batches(task.training, 8).indices(0)
+    source, rows = Pairs(folder).source, data.Batches(task.training, 8).indices(0)
     for name, held in (("x1", source.x), ("x0", source.fields["x0"]), ("cond", source.cond)):
         np.testing.assert_array_equal(batch[name], held[rows])
     draws = task.objective.draw(jax.random.key(0), jax.tree.map(jnp.asarray, batch))
@@ -134,6 +135,16 @@ def test_pairs_of_another_teacher_scale_or_data_are_refused(tmp_path, teacher, m
     record = json.loads((folder / "pairs.json").read_text())
     (folder / "pairs.json").write_text(json.dumps(record | {"scale": 2.0}))
     with pytest.raises(ValueError, match=r"do not fit: their scale is 2.0, that of this run 8.0"):
+        task_of(config_of(teacher, folder))
+
+
+def test_shards_without_the_labels_of_their_record_are_refused(teacher, made):
+    """A network of classes would be trained without any."""
+    folder, _ = made
+    for file in folder.glob("*.npy"):
+        table = np.load(file)
+        np.save(file, table[["x0", "x1"]].astype([(name, table.dtype[name]) for name in ("x0", "x1")]))
+    with pytest.raises(ValueError, match=r"the shards in .* do not fit: their labels are False, not True"):
         task_of(config_of(teacher, folder))
 
 
@@ -165,7 +176,7 @@ def test_damaged_pairs_are_refused(made, break_it, message):
     folder, _ = made
     break_it(folder)
     with pytest.raises(ValueError, match=message):
-        Pairs(folder).source()
+        _ = Pairs(folder).source
 
 
 def _with_nan(file):

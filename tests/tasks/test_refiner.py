@@ -102,6 +102,14 @@ def test_an_export_is_sampled_like_the_run(workdir, tmp_path):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_a_teacher_that_has_guidance_as_an_input_is_refused(tmp_path, capsys):
+    small.write(tmp_path, network={"name": "dit", "options": small.DIT | {"guidance": True}}, embedded=(1.0, 4.0))
+    flags = (f"--config.teacher.options.workdir={tmp_path}", f"--workdir={tmp_path / 'run'}")
+    assert main(train_main, "--config=refiner:smoke", *flags) != 0
+    assert "a refiner is guided by a pair: take a teacher without" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
 def test_a_refiner_learns_and_its_teacher_stays(teacher):
     """The loss falls below that without a refiner, on the same draws."""
     values = train_main.flags.FlagValues()
