@@ -43,7 +43,8 @@ def ratio(seconds: dict[str, list[float]], name: str, against: str) -> float:
 def store(name: str, claim: str, numbers: dict[str, Any]) -> None:
     """Prints the numbers and writes them to results/<name>-<platform>.json with versions, commit and device."""
     device = jax.devices()[0]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    command, here = ["git", "rev-parse", "--short", "HEAD"], RESULTS.parent
+    commit = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     record = {
         "claim": claim,
         "numbers": numbers,

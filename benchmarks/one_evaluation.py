@@ -87,16 +87,14 @@ def compared(data, runs, seed):
     return numbers
 
 
-def strip(data, runs):
-    """A picture of the first seed: the flow in 1 and 50 Euler steps, then average velocities in 1 and 2 evaluations."""
-    rows = [("flow_0", "euler", SCALE, 1), ("flow_0", "euler", SCALE, 50)]
-    rows += [(f"{name}_0", "jump", 1.0, steps) for name in ("scratch", "continued") for steps in (1, 2)]
+def strip(name, runs, rows):
+    """A picture in the docs: a row of 20 samples for each (run, solver, guidance, steps)."""
     shown = []
-    for name, solver, guidance, steps in rows:
-        networks, recipe = load_run(runs / name)
+    for run, solver, guidance, steps in rows:
+        networks, recipe = load_run(runs / run)
         request = Request(num=20, seed=1, batch=20, solver=solver, guidance=guidance, steps=steps)
         shown.append(recipe.sample(networks, request).x)
-    path = RESULTS.parent.parent / "docs" / "figures" / f"one_evaluation_{data}.png"
+    path = RESULTS.parent.parent / "docs" / "figures" / f"{name}.png"
     zoom = max(1, 24 // recipe.shape[0])
     pictures.grid(np.concatenate(shown), path, low=recipe.low, high=recipe.high, columns=20, zoom=zoom)
 
@@ -110,7 +108,9 @@ def main():
     for seed in SEEDS:
         numbers[f"seed {seed}"] = compared(args.data, args.runs, seed)
         store(f"one_evaluation_{args.data}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
-    strip(args.data, args.runs)
+    rows = [("flow_0", "euler", SCALE, 1), ("flow_0", "euler", SCALE, 50)]
+    rows += [(f"{name}_0", "jump", 1.0, steps) for name in ("scratch", "continued") for steps in (1, 2)]
+    strip(f"one_evaluation_{args.data}", args.runs, rows)
 
 
 if __name__ == "__main__":

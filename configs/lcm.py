@@ -30,7 +30,7 @@ def get_config(argument: str = "") -> ConfigDict:
         teacher=spec("run", workdir="runs/digits"),
         objective=spec("latent_consistency", target_average=spec("constant", decay=0.95)),
         optimizer=spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=900, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        train=dict(steps=2700, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
         sample=dict(solver=spec("consistency"), times=spec("skipping"), steps=4, guidance=1.4),
     )
     return smoke(config) if argument == "smoke" else config

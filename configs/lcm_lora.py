@@ -30,7 +30,7 @@ def get_config(argument: str = "") -> ConfigDict:
         adapters=spec("lora", rank=3),
         objective=spec("latent_consistency"),
         optimizer=spec("adamw", rate=5e-4, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=900, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        train=dict(steps=2700, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
         sample=dict(solver=spec("consistency"), times=spec("skipping"), steps=4, guidance=1.0),
     )
     return smoke(config) if argument == "smoke" else config

@@ -5,7 +5,8 @@
     python -m flowjax.sample --workdir=runs/refiner
     python -m flowjax.sample --workdir=runs/refiner --solver="flowturbo(blocks='H2P4R2', refiner=refiner)"
 
-The refiner is the network of the teacher with one block of half the width, which also sees a velocity.
+The refiner is the network of the teacher with one block of half the width, which also sees a velocity. Velocities
+change most where the data are near; there the quadratic grid has short steps.
 
 Expected on 2 CPU cores, with H1P5R3 (7 evaluations of the flow) and guidance 1.4: 99.6 % of 1,000 samples recognised as
 the class asked for, spread 0.83 of the real one, Frechet distance 0.777, farther than five steps of Heun (0.266). The
@@ -31,8 +32,13 @@ def get_config(argument: str = "") -> ConfigDict:
         network=spec(width=48, depth=1, velocity=True),
         objective=spec("refiner", label_dropout=0.1),
         optimizer=spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=900, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
-        sample=dict(solver=spec("flowturbo", blocks="H1P5R3", refiner="refiner"), steps=9, guidance=1.4),
+        train=dict(steps=1800, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        sample=dict(
+            solver=spec("flowturbo", blocks="H1P6R2", refiner="refiner"),
+            times=spec("quadratic"),
+            steps=9,
+            guidance=1.4,
+        ),
     )
     if argument == "smoke":
         smoke(config)

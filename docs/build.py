@@ -221,8 +221,8 @@ def one_evaluation() -> str:
     found = {name: result["numbers"] for name, result in stored().items() if name.startswith("one_evaluation_")}
 
     def span(numbers: Mapping[str, Any], key: str) -> str:
-        values = [seed[key] for seed in numbers.values()]
-        return f"{min(values):.3g} to {max(values):.3g}"
+        ends = (min(seed[key] for seed in numbers.values()), max(seed[key] for seed in numbers.values()))
+        return " to ".join(f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in ends)
 
     names = [f"{name.removeprefix('one_evaluation_').rsplit('-', 1)[0]} (seeds: {len(n)})" for name, n in found.items()]
     return table(["", *names], ([text, *(span(numbers, key) for numbers in found.values())] for text, key in shown))
