@@ -74,7 +74,7 @@ def refiner(network, options):
 
 def pairs(network, recipe):
     """Pairs in a folder against samples in memory."""
-    request = Request(num=2000, batch=200, steps=10, guidance=1.4)
+    request = Request(num=400, batch=200, steps=10, guidance=1.4)
     with tempfile.TemporaryDirectory() as folder:
         count = iter(range(10**6))
 

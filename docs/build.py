@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flowjax import catalogue
@@ -218,19 +218,55 @@ def one_evaluation() -> str:
         ("seconds of training", "scratch: seconds"),
         ("seconds from the flow", "continued: seconds"),
     ]
-    found = {name: result["numbers"] for name, result in stored().items() if name.startswith("one_evaluation_")}
+    return over_seeds("one_evaluation_", shown)
 
-    def span(numbers: Mapping[str, Any], key: str) -> str:
-        ends = (min(seed[key] for seed in numbers.values()), max(seed[key] for seed in numbers.values()))
-        return " to ".join(f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in ends)
 
-    names = [f"{name.removeprefix('one_evaluation_').rsplit('-', 1)[0]} (seeds: {len(n)})" for name, n in found.items()]
-    return table(["", *names], ([text, *(span(numbers, key) for numbers in found.values())] for text, key in shown))
+def few_steps() -> str:
+    """Frechet distances of a teacher and its students, over the seeds."""
+    heun, blocks = "8 steps of Heun", ("H1P7R1", "H1P6R2")
+    shown = [(f"teacher, {steps}", f"teacher, {steps}") for steps in ("1 steps of euler", "4 steps of euler")]
+    shown += [(f"teacher, {heun}", "teacher, 8 steps of heun")]
+    for text, name, counts in (
+        ("rectified", "rectified", (1, 2)),
+        ("latent consistency", "lcm", (1, 2, 4)),
+        ("its adapters", "lcm_lora", (1, 2, 4)),
+    ):
+        shown += [(f"{text}, evaluations: {count}", f"{name}: {count} evaluations") for count in counts]
+    shown += [(f"{heun}, quadratic times", f"{heun} on its times")]
+    shown += [(f"FlowTurbo {name}, quadratic times", f"FlowTurbo {name}") for name in blocks]
+    shown += [(f"time of {name} / {heun}", f"time of {name} / {heun}") for name in blocks]
+    shown += [("parameters of the adapters / network", "parameters, LCM-LoRA / network")]
+    shown += [(f"seconds, {name}", f"{name}: seconds") for name in ("rectified", "lcm", "lcm_lora", "refiner")]
+    return over_seeds("few_steps_", shown)
+
+
+def over_seeds(prefix: str, shown: Sequence[tuple[str, str]]) -> str:
+    """A table of results that hold numbers by seed, and others: a column for each, with the range of what has one.
+
+    Args:
+        prefix: Of the results' names.
+        shown: The text of each row, and the name of its number.
+    """
+    found = {
+        name.removeprefix(prefix).rsplit("-", 1)[0]: result["numbers"]
+        for name, result in stored().items()
+        if name.startswith(prefix)
+    }
+    seeds = {name: [part for part in numbers.values() if isinstance(part, dict)] for name, numbers in found.items()}
+
+    def cell(name: str, key: str) -> str:
+        values = [seed[key] for seed in seeds[name] if key in seed] or [found[name][key]]
+        ends = (f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in (min(values), max(values)))
+        return " to ".join(dict.fromkeys(ends))
+
+    titles = [f"{name} (seeds: {len(parts)})" for name, parts in seeds.items()]
+    return table(["", *titles], ([text, *(cell(name, key) for name in found)] for text, key in shown))
 
 
 TABLES = {
     "results": results,
     "one_evaluation": one_evaluation,
+    "few_steps": few_steps,
     "sweeps": sweeps,
     "advice": advice,
     "catalogue": overview,
