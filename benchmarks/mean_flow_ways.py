@@ -1,6 +1,6 @@
 """Claim: settings of MeanFlow on the digits without guidance: distances in 1 and 2 evaluations, one seed each.
 
-    python benchmarks/one_evaluation_ways.py --runs=runs/ways
+    python benchmarks/mean_flow_ways.py --runs=runs/ways
 
 What was tried before `benchmarks/one_evaluation.py`, with a smaller network (width 96, four blocks). Runs that are
 complete are taken as they are.
