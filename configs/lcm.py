@@ -5,9 +5,9 @@
     python -m flowjax.sample --workdir=runs/lcm --steps=4 --guidance=2
 
 The student starts from the teacher and learns where its guided flow ends, for scales from 1 to 4; `lcm_lora` learns it
-with adapters. Expected on 2 CPU cores, with 4 evaluations and guidance 1.4: 99.2 % of 1,000 samples recognised as
-the class asked for, spread 0.84 of the real one, Frechet distance 0.421 (the teacher 0.266 with 20 network
-calls). On cores shared with other work the run took 395 seconds; the numbers are in
+with adapters. Expected on 2 CPU cores, with 4 evaluations and guidance 1.4: 99.0 % of 1,000 samples recognised as
+the class asked for, spread 0.85 of the real one, Frechet distance 0.323 (the teacher 0.266 with 20 network
+calls). On a core shared with other work the run took 472 seconds; the numbers are in
 `benchmarks/results/lcm-cpu.json`.
 """
 

@@ -6,8 +6,8 @@
 
 The base is its own teacher, guided with scale 1.4. The adapters have that guidance in them, so that samples take none;
 they can be added to others of the same base (`flowjax.models.lora.merge`). Expected on 2 CPU cores, with 4 evaluations:
-97.1 % of 1,000 samples recognised as the class asked for, spread 0.83 of the real one, Frechet distance 0.400 (the base
-0.266 with 20 network calls). The run takes 111 seconds on one core; the numbers are in
+98.2 % of 1,000 samples recognised as the class asked for, spread 0.84 of the real one, Frechet distance 0.342 (the base
+0.266 with 20 network calls). On a core shared with other work the run took 354 seconds; the numbers are in
 `benchmarks/results/lcm_lora-cpu.json`.
 """
 
