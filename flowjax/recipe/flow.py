@@ -1,6 +1,7 @@
 """The recipe of a flow: what sampling from it needs besides the weights."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,19 @@ from flowjax.solving import solve
 from flowjax.times import uniform
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
 from flowjax.training.store import everywhere
+
+
+@functools.lru_cache(maxsize=64)
+def _beginning(shape: tuple[int, ...], time: float, sharding: Any) -> Callable[..., Array]:
+    """The compiled function that makes start states (B, ...), kept so that another request does not compile it anew."""
+
+    def begin(path: Any, key: Key[Array, ""], index: Array, start: Any, cond: Any) -> Array:
+        if isinstance(start, jax.Array):
+            return start
+        x0 = noise(key, shape, index)
+        return path.start(x0, time) if start is None else start.start(x0, time, cond)
+
+    return jax.jit(begin, out_shardings=sharding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,18 +324,12 @@ class Recipe(Definition):
         mesh = make_mesh() if mesh is None else mesh
         batch = -(-batch // mesh.size) * mesh.size
 
-        def begin(key, index, start, cond):
-            if isinstance(start, jax.Array):
-                return start
-            x0 = noise(key, (batch, *self.state_shape), index)
-            return field.path.start(x0, begin_at) if start is None else start.start(x0, begin_at, cond)
-
-        begin = jax.jit(begin, out_shardings=batch_sharding(mesh))
+        begin = _beginning((batch, *self.state_shape), float(begin_at), batch_sharding(mesh))
         for first in range(0, len(rows), batch):
             asked = put_batch(resized(cond, first, batch), mesh)
             given = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
             index = rows.start + first
-            yield index, begin(jax.random.clone(key), jnp.asarray(index), given, asked), asked
+            yield index, begin(field.path, jax.random.clone(key), jnp.asarray(index), given, asked), asked
 
     def pairs(
         self, networks: Mapping[str, Any], request: Request, folder: str | Path, mesh: Mesh | None = None
