@@ -66,10 +66,17 @@ def compared(teacher, group, runs, seed):
             solver, guidance, steps = asked[name]
             found = measured(workdir, solver, guidance, *steps)
             numbers |= {f"{name}: {count} evaluations": one[0] for count, one in zip(steps, found, strict=True)}
-    solvers = {"8 steps of Heun on its times": ("heun", 8)} | {f"FlowTurbo {b}": (turbo(b), 9) for b in BLOCKS}
-    for name, (solver, steps) in solvers.items():
-        [(numbers[name], _)] = measured(workdir, solver, SCALE, steps)
-    return numbers
+    return numbers | refined(workdir)
+
+
+def refined(workdir):
+    """Distances of FlowTurbo's schedules, and of Heun, on equal times and on the quadratic ones of the config."""
+    solvers = {"8 steps of Heun": ("heun", 8)} | {f"FlowTurbo {blocks}": (turbo(blocks), 9) for blocks in BLOCKS}
+    return {
+        f"{name}, {times}": measured(workdir, solver, SCALE, steps, times=times)[0][0]
+        for times in ("uniform", "quadratic")
+        for name, (solver, steps) in solvers.items()
+    }
 
 
 def share(workdir):
@@ -88,7 +95,7 @@ def times(workdir):
     def run(solver, steps):
         recipe.sample(networks, Request(num=200, batch=200, solver=solver, steps=steps, guidance=SCALE))
 
-    seconds = alternate({name: lambda spec=spec: run(*spec) for name, spec in specs.items()}, rounds=11)
+    seconds = alternate({name: lambda spec=spec: run(*spec) for name, spec in specs.items()}, rounds=5)
     return {f"time of {blocks} / 8 steps of Heun": ratio(seconds, blocks, "heun") for blocks in BLOCKS}
 
 

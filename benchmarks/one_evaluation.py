@@ -43,8 +43,8 @@ def train(workdir, *arguments):
     return json.loads(report.read_text())["wall_seconds"]
 
 
-def measured(workdir, solver, guidance, *steps):
-    """Frechet distance and accuracy by number of steps."""
+def measured(workdir, solver, guidance, *steps, times=None):
+    """Frechet distance and accuracy by number of steps, on the times of the recipe or others."""
     listed = ",".join(map(str, steps))
     main_of(
         "evaluate",
@@ -54,6 +54,7 @@ def measured(workdir, solver, guidance, *steps):
         f"--guidance={guidance}",
         "--seed=1",
         "--data=recipe",
+        *([] if times is None else [f"--times={times}"]),
     )
     runs = json.loads((workdir / "evaluation.json").read_text())["runs"]
     rows = {row["steps"]: row for row in runs[-1]["rows"] if row["solver"] == solver and row["guidance"] == guidance}

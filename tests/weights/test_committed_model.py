@@ -1,4 +1,4 @@
-"""The committed networks, of MNIST for the benchmarks and of digits in one evaluation: small, readable, working."""
+"""The committed networks, of MNIST for the benchmarks and of few evaluations: small, readable, working."""
 
 import pathlib
 
@@ -11,31 +11,34 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 import flowjax as fj
+from flowjax.recipe import Request, load_run
 
 MODELS = pathlib.Path(__file__).parents[2] / "benchmarks" / "models"
 FOLDER = MODELS / "mnist"
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("mnist", {"name": "npz", "options": {"path": "mnist.npz"}}),
-        ("digits_one_evaluation", {"name": "digits", "options": {}}),
-    ],
-)
-def test_it_is_small_not_tied_to_a_machine_and_has_its_checksum(name, data):
-    assert sum(path.stat().st_size for path in (MODELS / name).iterdir()) < 4e6
-    assert fj.Recipe.load(MODELS / name).data == data
-    with safe_open(MODELS / name / "weights.safetensors", framework="numpy") as file:
-        assert len(file.metadata()["flowjax.sha256"]) == 64
-    fj.load(MODELS / name)
+FEW = {"digits_one_evaluation": 1, "digits_rectified": 1, "digits_lcm": 4, "digits_flowturbo": 8}
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist_lcm_lora", *FEW])
+def test_it_is_small_not_tied_to_a_machine_and_has_its_checksum(name):
+    files = [path for path in (MODELS / name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 4e6
+    mnist = {"name": "npz", "options": {"path": "mnist.npz"}}
+    assert fj.Recipe.load(MODELS / name).data == (mnist if "mnist" in name else {"name": "digits", "options": {}})
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy") as file:
+                assert len(file.metadata()["flowjax.sha256"]) == 64
+    load_run(MODELS / name)
 
 
 @pytest.mark.slow
-def test_one_evaluation_draws_the_digits_asked_for():
-    flow, recipe = fj.load(MODELS / "digits_one_evaluation")
-    samples = recipe.generate(recipe.field(flow), 200, key=jax.random.key(0), cond=recipe.balanced(200))
-    assert (samples.evaluations, samples.network_calls) == (1, 1)
+@pytest.mark.parametrize(("name", "evaluations"), FEW.items())
+def test_few_evaluations_draw_the_digits_asked_for(name, evaluations):
+    networks, recipe = load_run(MODELS / name)
+    samples = recipe.sample(networks, Request(num=200))
+    assert samples.evaluations == evaluations
     digits = load_digits()
     classifier = SVC(gamma=0.001).fit(digits.data, digits.target)
     assert np.mean(classifier.predict(samples.x.reshape(200, -1)) == samples.cond) > 0.9
