@@ -232,8 +232,9 @@ def few_steps() -> str:
         ("its adapters", "lcm_lora", (1, 2, 4)),
     ):
         shown += [(f"{text}, evaluations: {count}", f"{name}: {count} evaluations") for count in counts]
-    for text, times in (("equal", "uniform"), ("quadratic", "quadratic")):
-        shown += [(f"{name}, {text} times", f"{name}, {times}") for name in (heun, *(f"FlowTurbo {b}" for b in blocks))]
+    turbo = [f"FlowTurbo {name}" for name in blocks]
+    for times, names in (("uniform", turbo), ("quadratic", [heun, *turbo])):
+        shown += [(f"{name}, {times} times", f"{name}, {times}") for name in names]
     shown += [(f"time of {name} / {heun}", f"time of {name} / {heun}") for name in blocks]
     shown += [("parameters of the adapters / network", "parameters, LCM-LoRA / network")]
     shown += [(f"seconds, {name}", f"{name}: seconds") for name in ("rectified", "lcm", "lcm_lora", "refiner")]
