@@ -72,7 +72,7 @@ def test_blocks_are_sampled_guided_and_counted(workdir, teacher):
     flow, refiner = (fj.guide(fj.Flow(networks[name], path=path, null=null), rule) for name in ("network", "refiner"))
     x0 = fj.noise(jax.random.split(jax.random.key(0))[0], (6, 8, 8, 1))
     solver = fj.solvers.FlowTurbo(blocks="H1P2R2", refiner=refiner)
-    result = fj.solve(flow, solver, x0, fj.times.uniform(5), cond=jnp.arange(6))
+    result = fj.solve(flow, solver, x0, fj.times.quadratic(5), cond=jnp.arange(6))
     np.testing.assert_allclose(found.x, result.x * 8 + 8, atol=2e-3)
     assert int(result.refiner_evaluations) == 4
 
