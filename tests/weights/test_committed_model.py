@@ -15,8 +15,6 @@ from flowjax.recipe import Request, load_run
 
 MODELS = pathlib.Path(__file__).parents[2] / "benchmarks" / "models"
 FOLDER = MODELS / "mnist"
-
-
 FEW = {"digits_one_evaluation": 1, "digits_rectified": 1, "digits_lcm": 4, "digits_flowturbo": 8}
 
 
