@@ -20,10 +20,11 @@ _MODULES = {
     **dict.fromkeys(("adapters", "encoder", "tokenizer"), "models"),
     "times": "times",
     "time_law": "objectives",
+    "policy": "policies",
     "solver": "solvers.euler solvers.heun solvers.midpoint solvers.rk4 solvers.ddim solvers.adams_bashforth "
     "solvers.dpm_solver solvers.heavy_ball solvers.nesterov solvers.ghvb solvers.splitting solvers.edm solvers.deis "
     "solvers.unipc solvers.dc_solver solvers.dpm_solver_v3 solvers.usf solvers.flowturbo solvers.sa_solver "
-    "solvers.er_sde solvers.euler_maruyama solvers.stochastic_heun solvers.jump solvers.consistency "
+    "solvers.er_sde solvers.euler_maruyama solvers.stochastic_heun solvers.jump solvers.policy solvers.consistency "
     "solvers.dpm_adaptive solvers.adaptive solvers",
     "rule": "guidance.cfg guidance.interval guidance.rescaled guidance.channels guidance.cfg_zero_star guidance.raag "
     "guidance.autoguidance guidance",

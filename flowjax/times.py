@@ -99,8 +99,13 @@ def shifted(times: Any, shift: float) -> Times:
     times = check_times(times)
     if not 0 < shift < np.inf:
         raise ValueError(f"shift must be positive and finite, got {shift}")
-    u = 1 - times
-    return np.where((times == 0) | (times == 1), times, 1 - shift * u / (1 + (shift - 1) * u))
+    return np.where((times == 0) | (times == 1), times, shift_times(times, shift))
+
+
+def shift_times(times: Any, shift: float) -> Any:
+    """The formula of `shifted`, for arrays of any kind, traced ones too."""
+    left = 1 - times
+    return 1 - shift * left / (1 + (shift - 1) * left)
 
 
 def resolution_shift(pixels: float, reference: float) -> float:

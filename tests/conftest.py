@@ -35,6 +35,7 @@ CHECKED = (
     "likelihood",
     "models",
     "objectives",
+    "policies",
 )
 CHECKED += ("recipe", "science", "solvers.adaptive", "solvers.bound", "solvers.dpm_adaptive", "solvers.executor")
 CHECKED += ("solving", "training", "video", "weights")

@@ -15,11 +15,18 @@ def network(x, t, cond=None, guidance=None, end=None):
     return jnp.tanh(x + t.reshape(-1, *(1,) * (x.ndim - 1)) + shift)
 
 
+def wide(x, channels):
+    """An answer with more channels, all of them different."""
+    number = jnp.arange(1, channels + 1, dtype=x.dtype)
+    return jnp.sin(jnp.sum(x, axis=-1, keepdims=True) * number.reshape(*(1,) * (x.ndim - 1), -1))
+
+
 def log_density(x, t, cond):
     return -jnp.sum(x**2, axis=1)
 
 
 FLOW = fj.Flow(network, path=PATH, null=0.0)
+WIDE_FLOW = fj.Flow(lambda x, t, cond: wide(network(x, t, cond), 9), path=PATH)  # two components of three numbers
 TRIG_FLOW = fj.Flow(network, path=fj.paths.Trig(), null=0.0)
 
 
@@ -33,6 +40,8 @@ def given_for(kind, name):
         return {"path": PATH, "n": 4} | ({"start": 1e-3, "end": 1 - 1e-3} if name == "log_snr" else {})
     if kind == "field":
         rule, other = fj.guidance.CFG(scale=2.0), fj.paths.Trig()
+        if name == "curved":
+            return {"field": WIDE_FLOW}
         field = FLOW if name != "converted" else fj.Flow(network, path=PATH, prediction="noise")
         objects = {"field": field, "rule": rule, "against": 0.0, "path": other}
         return objects | {"log_density": log_density, "network": network}
@@ -48,6 +57,8 @@ def given_for(kind, name):
             "null": 0.0,
         } | {"diffusion": 0.5}
     if kind == "time_law":
+        return {"path": PATH}
+    if kind == "policy":
         return {"path": PATH}
     return {"steps": 100} if kind == "optimizer" else {}
 
@@ -68,6 +79,8 @@ OPTIONS |= {("data", "captions"): {"size": 8}, ("data", "laws"): {"size": 8}}
 OPTIONS |= {
     ("coupling", "semidiscrete_map"): {"targets": [[0.1, 0, 0], [0, 0.1, 0]], "heights": [0.0, 0.0], "time": 0.5}
 }
+OPTIONS |= {("field", "curved"): {"policy": "momentum(components=2)"}}
+OPTIONS |= {("objective", "policy_distillation"): {"policy": "momentum(components=2)"}}
 OPTIONS |= {("weight", "sit"): {"weighting": "velocity"}, ("diffusion", "constant"): {"norm": 0.3}}
 OPTIONS |= {("schedule", "schedule"): {"times": (0.0, 0.5, 1.0), "decisions": ("decision", "decision(order=1)")}}
 OPTIONS |= {("statistics", "statistics"): {k: [0.0, 0.5, 1.0] for k in ("lam", "l", "s", "b")}}

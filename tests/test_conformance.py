@@ -96,7 +96,9 @@ free = pytest.mark.parametrize("name", FREE)
 def test_the_lists_hold_all_solvers():
     """Those with steps of their own, on times of their own, have tests of their own."""
     # What jumps is exact where its network is.
-    assert {name for name in FREE if solvers[name].order is None} == {"splitting", "jump"}, "say order= in the fact"
+    assert {name for name in FREE if solvers[name].order is None} == {"splitting", "jump", "policy"}, (
+        "say order= in the fact"
+    )
     assert set(solvers) - set(FIXED) == {"usf", "dpm_adaptive", "adaptive"}
     noisy = {name for name in FIXED if bind(name, "linear").pattern.noises}
     assert noisy == set(FIXED) - set(FREE) - {"flowturbo"} != set()

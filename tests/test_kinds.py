@@ -17,7 +17,7 @@ import optax
 import pytest
 from flax import nnx
 from flowjax.configs.base import base
-from kinds import ENTRIES, FILES, PATH, given_for, make, network, options_for
+from kinds import ENTRIES, FILES, PATH, given_for, make, network, options_for, wide
 
 import flowjax as fj
 from flowjax import catalogue, specs
@@ -53,6 +53,7 @@ class Autoencoder(nnx.Module):
 OWN_NETWORKS = {
     "classification": lambda x: jnp.sin(x),
     "regression": lambda x, t, cond: jnp.sin(x[:, :2]) + t[:, None],
+    "policy_distillation": lambda x, t, cond: wide(network(x, t, cond), 9),
     "refiner": lambda x, t, cond, velocity: network(x, t, cond) * velocity,
     "improved_mean_flow": lambda x, t, cond, end: {"u": network(x, t, cond), "v": network(2 * x, t, cond)},
     "schroedinger_bridge": {"velocity": network, "interpolant": lambda x, t, cond: network(x[:, :3], t, cond)},
@@ -86,6 +87,13 @@ def use_coupling(coupling, key, x):
     if isinstance(coupling, fj.couplings.SemidiscreteMap):
         return coupling.start(x0, coupling.time)
     return coupling.couple(key, x0, batch_of(x) | {"x0": jnp.cos(x)})
+
+
+def use_policy(head, key, x):
+    a = jax.nn.sigmoid(x[:, 0]) / 2
+    policy = head.policy(wide(x, head.channels(3)), a, x)
+    b, out = a + 0.3, policy.dropout(jax.random.split(jax.random.key(3), 8)[: len(x)], 0.5)
+    return policy.velocity(b, x), policy.average_velocity(x, a, b), out.rollout(x, a, b)
 
 
 def use_path(path, key, x):
@@ -147,6 +155,7 @@ def use_time_law(law, key, x):
 
 USES = {
     "path": use_path,
+    "policy": use_policy,
     "rule": use_rule,
     "field": use_field,
     "coupling": use_coupling,

@@ -2,6 +2,7 @@
 
 from flowjax.fields.bounded import Bounded
 from flowjax.fields.converted import Converted
+from flowjax.fields.curved import Curved
 from flowjax.fields.discrete_time import DiscreteTime
 from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms
 from flowjax.fields.embedded import Embedded

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from flowjax._checks import COUNT, real, whole
+from flowjax import _checks
 from flowjax.facts import fact
 from flowjax.models.layers import named
 
@@ -62,6 +62,7 @@ class Adapters(nnx.Module):
 
     Attributes:
         layers: `LowRank` by the dotted path of the layer.
+        whole: Layers that are trained whole: their parameters by name, by the dotted path of the layer.
 
     Example:
         >>> import jax
@@ -74,8 +75,10 @@ class Adapters(nnx.Module):
         20
     """
 
-    def __init__(self, layers: Mapping[str, LowRank]):
+    def __init__(self, layers: Mapping[str, LowRank], whole: Mapping[str, Mapping[str, nnx.Param]] | None = None):
         self.layers = nnx.data(layers)
+        if whole:  # without, a tree as it was before there were such layers
+            self.whole = nnx.data({name: dict(parameters) for name, parameters in whole.items()})
 
 
 @fact("adapters", "lora", "low-rank adapters of dense layers and convolutions", cite="hu2021lora")
@@ -84,6 +87,7 @@ def add(
     rank: int = 4,
     alpha: float | None = None,
     patterns: Sequence[str] = ("*",),
+    whole: Sequence[str] = (),
     *,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
@@ -98,6 +102,8 @@ def add(
         rank: Rank of the factors; for a layer with fewer inputs or outputs their number.
         alpha: The factors' product counts alpha / rank times; `rank` unless given.
         patterns: Which dense layers and convolutions: patterns of their dotted paths, such as "blocks.*.qkv".
+        whole: Patterns of layers that are trained whole in place of factors, such as a new last layer. They start as
+            the network's, and as zeros where only its shapes are known.
         param_dtype: Type of the factors.
         rngs: Source of the initial values.
 
@@ -111,17 +117,40 @@ def add(
         >>> list(add(network, rank=2, patterns=("layers.*.inner", "unembed"), rngs=nnx.Rngs(1)).layers)
         ['layers.0.inner', 'unembed']
     """
-    whole(COUNT, rank=rank)
+    _checks.whole(_checks.COUNT, rank=rank)
     alpha = float(rank) if alpha is None else alpha
-    real("(0, inf)", alpha=alpha)
+    _checks.real("(0, inf)", alpha=alpha)
     found = dict(_adaptable(network))
+    replaced = _chosen(found, whole) if whole else []
+    chosen = [name for name in _chosen(found, patterns) if name not in replaced]
+    return Adapters(
+        {name: _factors(found[name], rank, alpha / rank, param_dtype, rngs) for name in chosen},
+        {name: {key: _copied(value) for key, value in _parameters(found[name])} for name in replaced},
+    )
+
+
+def _chosen(found: Mapping[str, Any], patterns: Sequence[str] | str) -> list[str]:
+    """The layers whose paths fit one of the patterns."""
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     matches = {pattern: {name for name in found if fnmatch.fnmatchcase(name, pattern)} for pattern in patterns}
     for pattern, names in (matches or {"": set()}).items():
         if not names:
             raise ValueError(f"no dense layer or convolution has a path like {pattern!r}; there are {_listed(found)}")
-    chosen = [name for name in found if any(name in names for names in matches.values())]
-    return Adapters({name: _factors(found[name], rank, alpha / rank, param_dtype, rngs) for name in chosen})
+    return [name for name in found if any(name in names for names in matches.values())]
+
+
+def _parameters(layer: Any) -> Iterator[tuple[str, nnx.Param]]:
+    """Kernel and bias of a layer."""
+    for key in ("kernel", "bias"):
+        if getattr(layer, key) is not None:
+            yield key, getattr(layer, key)
+
+
+def _copied(parameter: nnx.Param) -> nnx.Param:
+    """A parameter of the same value; zeros where only the shape is known."""
+    (value,) = jax.tree.leaves(parameter)
+    known = not isinstance(value, jax.ShapeDtypeStruct)
+    return parameter.replace(value if known else jnp.zeros(value.shape, value.dtype))
 
 
 def merge(network: Any, adapters: Adapters, scale: Any = 1.0) -> Any:
@@ -132,10 +161,10 @@ def merge(network: Any, adapters: Adapters, scale: Any = 1.0) -> Any:
     Args:
         network: The base; it stays as it is.
         adapters: From `add`, for a network of this structure.
-        scale: A number, which may be traced.
+        scale: A number, which may be traced; 1 for adapters with layers that are trained whole.
 
     Raises:
-        ValueError: The adapters are those of another network.
+        ValueError: The adapters are those of another network, or have whole layers and another scale.
     """
     return _merged(network, adapters, scale, keep=True)
 
@@ -144,7 +173,7 @@ def unmerge(network: Any, adapters: Adapters, scale: Any = 1.0) -> Any:
     """Undoes `merge`, up to rounding.
 
     Raises:
-        ValueError: The adapters are those of another network.
+        ValueError: The adapters are those of another network, or have whole layers, in whose place nothing is known.
     """
     return _merged(network, adapters, -scale, keep=True)
 
@@ -230,4 +259,16 @@ def _merged(network: Any, adapters: Adapters, scale: Any, *, keep: bool) -> Any:
         wide = np.promote_types(kernel.dtype, delta.dtype)
         value = kernel[...].astype(wide) + jnp.asarray(scale, wide) * delta.astype(wide)
         layers[name].kernel = kernel.replace(value.astype(kernel.dtype) if keep else value)
+    for name, parameters in getattr(adapters, "whole", {}).items():
+        if isinstance(scale, jax.Array) or scale != 1:
+            raise ValueError(f"the layer {name!r} was trained whole and takes the place of the base's: scale must be 1")
+        if name not in layers:
+            raise ValueError(f"the adapters have a layer {name!r} that the network has not; it has {_listed(layers)}")
+        for key, value in parameters.items():
+            own = getattr(layers[name], key)
+            if own is None or own.ndim != value.ndim:
+                raise ValueError(f"the adapters of {name!r} are for a layer of another kind")
+            setattr(layers[name], key, own.replace(value[...].astype(own.dtype) if keep else value[...]))
+        shape, outputs = parameters["kernel"].shape, layers[name].out_features
+        layers[name].out_features = shape[-len(outputs) :] if isinstance(outputs, tuple) else shape[-1]
     return merged

@@ -15,6 +15,7 @@ from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
 from flowjax.objectives.latent_consistency import LatentConsistency
 from flowjax.objectives.mean_flow import MeanFlow
 from flowjax.objectives.phased_rectified import PhasedRectified
+from flowjax.objectives.policy_distillation import PolicyDistillation, PolicyDraws
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.rectified import Rectified
 from flowjax.objectives.refiner import Refiner, RefinerDraws

@@ -13,6 +13,7 @@ or are scalars; metrics too, and those of more than one axis are for `remember` 
   (`flowjax.models.layers.named`) lies along the devices that the rows of a batch lie on.
 - `head`, `guidance` and `boundary`: which answer of a network of several is sampled, the smallest and largest scale of
   guidance that it learns to answer with, and the options of `flowjax.fields.Bounded` that its field has in training.
+- `policy`: what makes a policy (`flowjax.policies`) of the network's answer, where it is one.
 - `refines`: that its network, of the label "refiner", lifts the velocities of the teacher, whose network stays the
   flow's.
 - `labels`: of its networks, where there are several; a flow is sampled by the first, the others are partners that only

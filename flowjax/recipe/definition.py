@@ -13,11 +13,12 @@ from flax import nnx
 from flowjax import _checks, specs
 from flowjax.conditions import Label, with_conditions
 from flowjax.data import Source
-from flowjax.fields import Bounded, Embedded, InterpolantFlow, guide
+from flowjax.fields import Bounded, Curved, Embedded, InterpolantFlow, guide
 from flowjax.flow import Field, Flow
 from flowjax.guidance import CFG, Interval, Rule
 from flowjax.models import lora
 from flowjax.paths import PREDICTIONS, GaussianPath
+from flowjax.policies import Head
 from flowjax.recipe.autoencoder import Autoencoder
 from flowjax.recipe.base import Base, from_values, shapes_of, traced
 from flowjax.solvers.euler_maruyama import SDESolver
@@ -51,6 +52,7 @@ class Definition(Base):
     head: str | int | None = None
     embedded: tuple[float, float] | None = None
     boundary: Mapping[str, Any] | None = None
+    policy: Mapping[str, Any] | None = None
     diffusion: float | None = None
     stored_as: str = "network"
     codec: Mapping[str, Any] | None = None
@@ -75,6 +77,10 @@ class Definition(Base):
             if two_sided:
                 raise ValueError("boundary is for paths from noise")
             self.flow(lambda x, t, cond: x)  # builds it
+        if self.policy is not None:
+            if two_sided or self.prediction != "velocity" or self.head is not None or self.boundary is not None:
+                raise ValueError("a policy is one of velocities on a path from noise, without head and boundary")
+            self.build_policy()
         if self.embedded is not None:
             _checks.pair("[0, inf)", embedded=self.embedded)
         self.build_rule()
@@ -158,7 +164,9 @@ class Definition(Base):
     def check_networks(self, shapes: Mapping[str, Any]) -> None:
         """A call with samples and conditions must answer with samples."""
         x, t, cond = self.call()
-        more = {name: t for name in self.build_solver().asks} | ({} if self.embedded is None else {"guidance": t})
+        more = {} if self.embedded is None else {"guidance": t}
+        if self.policy is None:
+            more |= {name: t for name in self.build_solver().asks}
         try:
             answer = traced(shapes["network"], x, t, cond, **more)
         except ValueError as error:
@@ -177,8 +185,12 @@ class Definition(Base):
                 raise ValueError(f"the network has no output head={self.head!r}") from None
         if not hasattr(answer, "shape"):
             raise ValueError("the network has several outputs; head= says which one is the prediction")
-        if answer.shape != x.shape:
-            raise ValueError(f"the network answers {answer.shape[1:]} where samples have the shape {self.state_shape}")
+        expected = self.state_shape
+        if self.policy is not None:
+            expected = (*expected[:-1], self.build_policy().channels(expected[-1]))
+        if answer.shape[1:] != expected:
+            what = f"samples have the shape {expected}" if self.policy is None else f"its policy needs {expected}"
+            raise ValueError(f"the network answers {answer.shape[1:]} where {what}")
         if self.refiner is not None:
             lifted = traced(shapes["refiner"], x, t, cond, velocity=x)
             if getattr(lifted, "shape", None) != x.shape:
@@ -230,6 +242,10 @@ class Definition(Base):
     def build_path(self) -> Any:
         """The path."""
         return specs.build("path", self.path)
+
+    def build_policy(self) -> Head:
+        """What makes policies of the network's answers."""
+        return specs.build("policy", self.policy, path=self.build_path())
 
     def build_solver(self, spec: Any = None, flows: Mapping[str, Field] | None = None) -> Any:
         """The default solver, or the one that `spec` says; a bare name of the default one keeps its options.
@@ -292,6 +308,8 @@ class Definition(Base):
         path = self.build_path()
         if isinstance(path, GaussianPath):
             flow = Flow(network=network, path=path, prediction=self.prediction, null=self.null, head=self.head)
+            if self.policy is not None:
+                return Curved(flow, policy=self.build_policy())
             return flow if self.boundary is None else _checks.call("boundary", Bounded, self.boundary, field=flow)
         return InterpolantFlow(network, path=path)  # a forward drift stands in the place of the velocity
 

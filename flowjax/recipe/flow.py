@@ -66,6 +66,8 @@ class Recipe(Definition):
             for networks that are guided by a pair.
         boundary: Options of `flowjax.fields.Bounded`, {"scale": ..., "data_std": ..., "end": ...}, of a consistency
             function that was trained with it; None for all other networks.
+        policy: {"name": ..., "options": ...}, what makes a policy of the network's answer (`flowjax.policies`), of a
+            network that was trained to answer with one; None for all other networks.
         diffusion: Of the SDE whose drift a network with prediction="forward_drift" is, positive.
         stored_as: Label of the network among those that were trained together.
         codec: Of a flow on latents {"shape": theirs, "shift": ..., "scale": ...}, where normalised latents are

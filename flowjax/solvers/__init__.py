@@ -22,6 +22,7 @@ from flowjax.solvers.heun import Heun
 from flowjax.solvers.jump import Jump
 from flowjax.solvers.midpoint import Midpoint
 from flowjax.solvers.nesterov import Nesterov
+from flowjax.solvers.policy import Policy
 from flowjax.solvers.rk4 import RK4
 from flowjax.solvers.sa_solver import SASolver
 from flowjax.solvers.solver import Formula, Solver, run_on_arrays

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flowjax import specs
+from flowjax._trees import flatten
 from flowjax.data import Source
 from flowjax.facts import fact
 from flowjax.models import lora
 from flowjax.objectives import Assembled
 from flowjax.recipe import Loaded, Recipe
+from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
-from flowjax.tasks.distillation import check_flow, named_conditions
+from flowjax.tasks.distillation import answering, check_flow, named_conditions, started
 from flowjax.tasks.generation import Generation
 from flowjax.training.state import TrainState
 
@@ -106,15 +108,32 @@ class Adaptation(Generation):
         """What the base is, with adapters on it."""
         recipe = self.base.recipe
         own = {name: getattr(recipe, name) for name in ("network", "path", "embedded", "head")}
-        return own | {"boundary": self._trained_for["boundary"], "adapters": self.config.adapters.to_dict()}
+        own |= {name: self._trained_for[name] for name in ("boundary", "policy")}
+        if self._policy is not None:
+            own["network"] = answering(recipe.network, self._policy.channels(recipe.state_shape[-1]))
+        return own | {"adapters": self.config.adapters.to_dict()}
 
     def runs(self, workdir: str | Path) -> dict[str, Any]:
         """The base, and its codec."""
         return super().runs(workdir) | {"base": self.base.entry(workdir)}
 
     def networks(self) -> dict[str, Part]:
-        """The adapters."""
-        return {"network": Part(build=self._draft.stored()["network"], optimizer=self.optimizer())}
+        """The adapters; layers that are trained whole start as those of the base."""
+        part = Part(build=self._draft.stored()["network"], optimizer=self.optimizer())
+        prefix = "whole."
+        wanted = {
+            name.removeprefix(prefix): shape
+            for name, shape in flatten(shapes_of(part.build)).items()
+            if name.startswith(prefix)
+        }
+        start = started(
+            self._policy, flatten(self.base.networks["network"]), wanted, self.base.recipe, self.config.seed
+        )
+        if missing := sorted(set(wanted) - set(start)):
+            raise ValueError(f"the base has no layer that {missing[0]} could start from")
+        if not start:
+            return {"network": part}
+        return {"network": dataclasses.replace(part, start={prefix + name: leaf for name, leaf in start.items()})}
 
     def weights(self, state: TrainState, raw: bool = False) -> dict[str, Any]:
         """The base with the adapters added."""

@@ -3,14 +3,18 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+import jax
 
 from flowjax import specs
 from flowjax._trees import flatten
 from flowjax.data import Pairs, Source
 from flowjax.facts import fact
 from flowjax.paths import GaussianPath
+from flowjax.policies import Head
 from flowjax.recipe import Loaded, Recipe
 from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
@@ -51,6 +55,46 @@ def check_flow(what: str, loaded: Loaded, source: Any, conditions: Any) -> Recip
         if own != there:
             raise ValueError(f"the {what} {loaded.workdir} does not fit: its {name} is {there}, that of the data {own}")
     return recipe
+
+
+def answering(network: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """The spec of a network, with so many channels of its answer.
+
+    Raises:
+        ValueError: It has no option for them.
+    """
+    name, options = network["name"], dict(network["options"])
+    known = specs.options_of(specs.find("network", name))
+    if "network" in known:  # one inside another, which gives it conditions
+        inner = dict(zip(("name", "options"), specs.name_and_options(options["network"]), strict=True))
+        return {"name": name, "options": options | {"network": answering(inner, channels)}}
+    for option in ("out_channels", "outputs"):
+        if option in known:
+            return {"name": name, "options": options | {option: channels}}
+    raise ValueError(f"network {name!r} answers in the channels of its input, and a policy needs {channels}")
+
+
+def started(
+    policy: Head | None, found: Mapping[str, Any], wanted: Mapping[str, Any], recipe: Recipe, seed: int
+) -> dict[str, Any]:
+    """What of a network can start from a trained one: the arrays of the same names and shapes.
+
+    Args:
+        policy: What makes policies of its answers: its last layer starts as K velocities of the trained one.
+        found: Arrays of the trained network, by name.
+        wanted: Those of the new one, in shapes.
+        recipe: That of the trained network.
+        seed: Of the noise that tells the K velocities apart.
+    """
+    start = {name: found[name] for name in wanted if name in found and found[name].shape == wanted[name].shape}
+    if policy is None:
+        return start
+    channels, key = recipe.state_shape[-1], jax.random.key(seed)
+    for number, name in enumerate(sorted(wanted)):
+        own, there = wanted[name].shape, found[name].shape if name in found else ()
+        if own != there and own[:-1] == there[:-1] and own[-1] * channels == there[-1] * policy.channels(channels):
+            start[name] = policy.grown(found[name], channels, jax.random.fold_in(key, number))
+    return start
 
 
 @fact("task", "distillation", "a student of a trained flow")
@@ -182,6 +226,8 @@ class Distillation(Generation):
         if self._refines:
             kept = ("network", "path", "prediction", "head", "boundary")
             return {name: getattr(recipe, name) for name in kept} | {"refiner": network}
+        if self._policy is not None:
+            network = answering(network, self._policy.channels(recipe.state_shape[-1]))
         return {"network": network, "path": recipe.path, "stored_as": "network", **self._trained_for}
 
     @property
@@ -204,13 +250,13 @@ class Distillation(Generation):
         if not self.start or self._refines:
             return parts
         wanted, found = flatten(shapes_of(self._draft.build_network)), flatten(self.teacher.networks["network"])
-        shared = {name for name in wanted if name in found and found[name].shape == wanted[name].shape}
-        if not shared:
+        start = started(self._policy, found, wanted, self.teacher.recipe, self.config.seed)
+        if not start:
             raise ValueError(
                 "the student has no parameter of the teacher's names and shapes to start from; set "
                 "config.task.options.start=False"
             )
-        return {"network": dataclasses.replace(parts["network"], start={name: found[name] for name in shared})}
+        return {"network": dataclasses.replace(parts["network"], start=start)}
 
     def check(self, workdir: Path) -> None:
         """The teacher must be the one that the run began with.

@@ -187,7 +187,14 @@ class Generation(Task):
     def _trained_for(self) -> dict[str, Any]:
         """Which answer of the network is trained, for which scales of guidance, and within which boundary."""
         names = {"head": "head", "embedded": "guidance", "boundary": "boundary"}
-        return {key: getattr(self._objective, name, None) for key, name in names.items()}
+        found = {key: getattr(self._objective, name, None) for key, name in names.items()}
+        policy = self._policy and specs.spec_of("policy", self._policy, path=self._path)
+        return found | {"policy": policy}
+
+    @property
+    def _policy(self) -> Any:
+        """What makes policies of the network's answers; None where they are none."""
+        return getattr(self._objective, "policy", None)
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:

@@ -142,6 +142,27 @@ def test_training_moves_adapters_only(mlp):
     close(before, mlp, rtol=0)
 
 
+def test_layers_that_are_trained_whole_take_the_place_of_the_bases(mlp):
+    adapters = lora.add(mlp, rank=2, patterns="layers.*", whole="unembed", rngs=nnx.Rngs(1))
+    assert list(adapters.whole) == ["unembed"]
+    assert "unembed" not in adapters.layers
+    close(lora.merge(mlp, adapters), mlp, rtol=0)
+    adapters.whole["unembed"]["bias"] = adapters.whole["unembed"]["bias"].replace(jnp.array([3.0, 4.0]))
+    merged = lora.merge(mlp, adapters)
+    np.testing.assert_array_equal(merged.unembed.bias[...], [3.0, 4.0])
+    close(lora.combine(adapters, {"network": mlp}), merged, rtol=0)
+    # One that answers with more numbers than the base: only its shapes are known when the adapters are made.
+    wide = jax.eval_shape(lambda: MLP(2, width=8, depth=2, outputs=5, rngs=nnx.Rngs(0)))
+    grown = lora.merge(mlp, lora.add(wide, rank=2, patterns="layers.*", whole="unembed", rngs=nnx.Rngs(1)))
+    x = jnp.ones((3, 2))
+    np.testing.assert_array_equal(grown(x, x[:, 0]), np.zeros((3, 5)))
+    for undo in (lambda: lora.unmerge(mlp, adapters), lambda: lora.merge(mlp, adapters, 0.5)):
+        with pytest.raises(ValueError, match=r"'unembed' was trained whole.*scale must be 1"):
+            undo()
+    with pytest.raises(ValueError, match="no dense layer or convolution has a path like 'head'"):
+        lora.add(mlp, whole="head", rngs=nnx.Rngs(1))
+
+
 def test_combine_by_label(mlp):
     adapters, other = (make_adapters(mlp, rank=1, seed=s) for s in (1, 2))
     right = lora.merge(mlp, adapters)

@@ -22,6 +22,7 @@ CONFIGS = [
     "lcm_lora",
     "rectified",
     "refiner",
+    "arcflow",
     "classifier",
     "autoencoder",
     "clouds",
@@ -38,7 +39,7 @@ def trained(tmp_path_factory):
 
 def run(name, workdir, trained, *flags):
     stands_on = {"adapters": "base", "lcm_lora": "base"} | dict.fromkeys(
-        ("distill", "lcm", "rectified", "refiner"), "teacher"
+        ("distill", "lcm", "rectified", "refiner", "arcflow"), "teacher"
     )
     if name in stands_on:
         flags += (f"--config.{stands_on[name]}.options.workdir={trained}",)
