@@ -16,7 +16,7 @@ from flowjax.paths import GaussianPath, Linear
 from flowjax.paths.base import expand
 from flowjax.policies.base import Head, Policy, mixed, wide
 
-LATEST = 1 - 1e-6  # a velocity is asked no later: it is data and state apart over what is left of the path
+LATEST = 1 - 1e-4  # velocities are asked no later: they are data and state apart over what is left of the path
 
 
 @pytree
@@ -128,6 +128,7 @@ class Mixture(Head):
         self, answer: Float[Array, "B ... out"], t: Float[Array, " B"], x: Float[Array, "B ... C"]
     ) -> MixturePolicy:
         """The policy of an answer at (t, x)."""
+        t = jnp.minimum(t, LATEST)
         velocities, logits, more = self._split(answer, x, self.components, int(self.logstd is None))
         state = jnp.broadcast_to(x[..., None, :], velocities.shape)
         means = self.path.convert(velocities, given="velocity", to="data", t=t, x=state)

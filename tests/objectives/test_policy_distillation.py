@@ -53,7 +53,8 @@ def by_hand(objective, network, draws):
             begin = number * length
             answer = np.asarray(network(jnp.array([[x]]), jnp.array([time(begin)]), None), np.float64)[0]
             k = objective.policy.components
-            v, w, rates = answer[:k], np.exp(answer[k : 2 * k]), np.concatenate([[0.0], answer[2 * k :]])
+            v, w = answer[:k], np.exp(answer[k : 2 * k])
+            rates = np.concatenate([[0.0], objective.policy.rate_scale * answer[2 * k :]])
             velocity = lambda t: np.sum(w / w.sum() * v * np.exp(rates * (t - time(begin))))  # noqa: B023, E731
 
             def displacement(a, b):
