@@ -9,6 +9,7 @@ from flowjax.objectives.classification import Classification, ClassificationDraw
 from flowjax.objectives.consistency import Consistency
 from flowjax.objectives.continuous_consistency import ContinuousConsistency, WarmDraws
 from flowjax.objectives.coupled import Coupled
+from flowjax.objectives.distribution_matching import DistributionMatching, MatchingDraws
 from flowjax.objectives.flow_matching import Draws, FlowMatching
 from flowjax.objectives.improved_mean_flow import ImprovedMeanFlow
 from flowjax.objectives.interpolation import Interpolation, InterpolationDraws

@@ -17,7 +17,7 @@ or are scalars; metrics too, and those of more than one axis are for `remember` 
 - `refines`: that its network, of the label "refiner", lifts the velocities of the teacher, whose network stays the
   flow's.
 - `labels`: of its networks, where there are several; a flow is sampled by the first, the others are partners that only
-  training needs.
+  training needs. The partner of a student starts as its teacher, whose answer `partner`, if there is one, extends.
 - `remember(memory, draws, metrics, good) -> memory`: the memory after a step. A step that is not `good` must not
   change it; a mask on what is written costs less than a choice between two whole memories.
 """
@@ -74,6 +74,11 @@ def with_keys(network: Callable[..., Any], seeds: UInt32[Array, "B 2"] | None) -
     if seeds is None or not getattr(network, "dropout", None):
         return network
     return lambda *inputs, **more: network(*inputs, key=keys(seeds), **more)
+
+
+def frozen(network: Any) -> Any:
+    """The network as a constant: what is asked of it moves none of its parameters."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, network)
 
 
 @pytree

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
 from flowjax.models.attention import require_jvp
-from flowjax.objectives.base import seed, with_keys
+from flowjax.objectives.base import frozen, seed, with_keys
 from flowjax.objectives.interpolation import CUT, InterpolationDraws
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths.base import check_time_and_state, expand
@@ -119,11 +119,7 @@ class SchroedingerBridge:
                 total += jnp.sum(u**2 / 2 - (slope + forward * z) * u, axis=tuple(range(1, u.ndim))) / 2
             return total
 
-        def frozen(network: Callable[..., Array]) -> Callable[..., Array]:
-            """The other player's parameters are constants: each loss moves one network only."""
-            return jax.tree.map(lambda p: jax.lax.stop_gradient(p) if isinstance(p, jax.Array) else p, network)
-
         u, bend = networks["velocity"], networks["interpolant"]
         require_jvp(bend)
-        own = value(u, frozen(bend))
+        own = value(u, frozen(bend))  # each loss moves one network only
         return own - value(frozen(u), bend), {"value": own}

@@ -14,7 +14,6 @@ from flowjax._trees import flatten
 from flowjax.data import Pairs, Source
 from flowjax.facts import fact
 from flowjax.paths import GaussianPath
-from flowjax.policies import Head
 from flowjax.recipe import Loaded, Recipe
 from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
@@ -75,25 +74,26 @@ def answering(network: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def started(
-    policy: Head | None, found: Mapping[str, Any], wanted: Mapping[str, Any], recipe: Recipe, seed: int
+    head: Any, found: Mapping[str, Any], wanted: Mapping[str, Any], recipe: Recipe, seed: int
 ) -> dict[str, Any]:
     """What of a network can start from a trained one: the arrays of the same names and shapes.
 
     Args:
-        policy: What makes policies of its answers: its last layer starts as K velocities of the trained one.
+        head: What tells the channels of its answers, and how its last layer grows from the trained one: that of a
+            policy (`flowjax.policies.Head`) or of an objective's partner; None is the trained one's.
         found: Arrays of the trained network, by name.
         wanted: Those of the new one, in shapes.
         recipe: That of the trained network.
-        seed: Of the noise that tells the K velocities apart.
+        seed: Of what is random in that.
     """
     start = {name: found[name] for name in wanted if name in found and found[name].shape == wanted[name].shape}
-    if policy is None:
+    if head is None:
         return start
     channels, key = recipe.state_shape[-1], jax.random.key(seed)
     for number, name in enumerate(sorted(wanted)):
         own, there = wanted[name].shape, found[name].shape if name in found else ()
-        if own != there and own[:-1] == there[:-1] and own[-1] * channels == there[-1] * policy.channels(channels):
-            start[name] = policy.grown(found[name], channels, jax.random.fold_in(key, number))
+        if own != there and own[:-1] == there[:-1] and own[-1] * channels == there[-1] * head.channels(channels):
+            start[name] = head.grown(found[name], channels, jax.random.fold_in(key, number))
     return start
 
 
@@ -244,19 +244,36 @@ class Distillation(Generation):
             return super().weights(state, raw)
         return state.weights(raw) | {"network": self.teacher.networks["network"]}
 
-    def networks(self) -> dict[str, Part]:
-        """The student, or the refiner."""
-        parts = super().networks()
-        if not self.start or self._refines:
-            return parts
-        wanted, found = flatten(shapes_of(self._draft.build_network)), flatten(self.teacher.networks["network"])
-        start = started(self._policy, found, wanted, self.teacher.recipe, self.config.seed)
-        if not start:
+    @property
+    def _partner(self) -> Any:
+        """The teacher's network, which an objective of two networks trains a copy of beside the student."""
+        if self.partner is not None:
             raise ValueError(
-                "the student has no parameter of the teacher's names and shapes to start from; set "
-                "config.task.options.start=False"
+                "what a student's network is trained beside is a copy of the teacher: leave config.task.options.partner "
+                "out"
             )
-        return {"network": dataclasses.replace(parts["network"], start=start)}
+        if len(self._labels) == 1:
+            return None
+        recipe, head = self.teacher.recipe, self._objective.partner
+        return recipe.network if head is None else answering(recipe.network, head.channels(recipe.state_shape[-1]))
+
+    def networks(self) -> dict[str, Part]:
+        """The student, or the refiner; with the student the copy of the teacher that its objective asks for."""
+        parts = super().networks()
+        if self._refines:
+            return parts
+        heads = dict(zip(self._labels, (self._policy, getattr(self._objective, "partner", None)), strict=False))
+        found, recipe = flatten(self.teacher.networks["network"]), self.teacher.recipe
+        for label in parts if self.start else self._labels[1:]:
+            wanted = flatten(shapes_of(parts[label].build))
+            start = started(heads[label], found, wanted, recipe, self.config.seed)
+            if not start:
+                raise ValueError(
+                    "the student has no parameter of the teacher's names and shapes to start from; set "
+                    "config.task.options.start=False"
+                )
+            parts[label] = dataclasses.replace(parts[label], start=start)
+        return parts
 
     def check(self, workdir: Path) -> None:
         """The teacher must be the one that the run began with.

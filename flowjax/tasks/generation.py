@@ -168,8 +168,8 @@ class Generation(Task):
         self._draft.check_networks(
             {"network": shapes_of(self._draft.build_network), "codec": self._decoder, "refiner": stored.get("refiner")}
         )
-        if (self.partner is None) != (len(self._labels) == 1):
-            needed = "needs a partner of its network" if self.partner is None else "has no partner of its network"
+        if (self._partner is None) != (len(self._labels) == 1):
+            needed = "needs a partner of its network" if self._partner is None else "has no partner of its network"
             raise ValueError(f"objective {self.config.objective.name!r} {needed}: config.task.options.partner")
         if self.partner is not None:
             x, t, cond = self._draft.call()
@@ -295,8 +295,12 @@ class Generation(Task):
             for label, build in builds.items()
         }
 
+    @property
+    def _partner(self) -> Any:
+        return self.partner
+
     def _build_partner(self, rngs: nnx.Rngs) -> nnx.Module:
-        return specs.build("network", self.partner, rngs=rngs)
+        return specs.build("network", self._partner, rngs=rngs)
 
     def weights(self, state: Any, raw: bool = False) -> dict[str, Any]:
         """The flow's network."""

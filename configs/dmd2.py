@@ -1,0 +1,32 @@
+"""Distribution matching on digits (DMD2): a trained flow in one evaluation, by the scores of its own samples.
+
+    python -m flowjax.train --config=digits --workdir=runs/digits
+    python -m flowjax.train --config=dmd2 --workdir=runs/dmd2
+    python -m flowjax.sample --workdir=runs/dmd2
+
+The student moves in every fifth step, the fake network in each. For several evaluations give the grid of its steps and
+sample on it: `--config.objective.options.grid="uniform(n=4)" --config.sample.steps=4`.
+"""
+
+from flowjax.configs.base import base, smoke, spec
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `smoke` trains for two steps.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    config = base(
+        "distillation",
+        argument,
+        task=spec("distillation", guidance=1.4),
+        data=spec("digits"),
+        teacher=spec("run", workdir="runs/digits"),
+        objective=spec("distribution_matching", every=5),
+        optimizer=spec("adamw", rate=5e-4, warmup=0.05, b1=0.0, b2=0.999, weight_decay=0.0, clip=1.0),
+        train=dict(steps=3000, ema=0.99, report_every=50, sample_every=1000, checkpoint_every=1000),
+        sample=dict(solver=spec("consistency"), steps=1, guidance=1.0),
+    )
+    return smoke(config) if argument == "smoke" else config
