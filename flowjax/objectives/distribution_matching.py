@@ -142,7 +142,7 @@ class DistributionMatching:
     other divergences: 1 (reverse_kl), r (forward_kl), r / (1 + r) (jensen_shannon) or sqrt(r) / 4 (hellinger), over
     its mean in the batch. Without an adversary nothing is read of the data but shape and conditions.
 
-    `networks` is {"network": the student, "fake": the fake network}; both predict what the teacher's network predicts
+    `networks` is {"student": ..., "fake": ...}; both predict what the teacher's network predicts
     and start from its weights. What is sampled is the student, by the solver `consistency` on `grid`.
 
     Attributes:
@@ -164,15 +164,15 @@ class DistributionMatching:
         >>> import flowjax as fj, jax, jax.numpy as jnp
         >>> teacher = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
         >>> objective = fj.objectives.DistributionMatching(teacher=teacher)
-        >>> [bool(objective.updates(step)["network"]) for step in range(5)]
+        >>> [bool(objective.updates(step)["student"]) for step in range(5)]
         [False, False, False, False, True]
         >>> draws = objective.draw(jax.random.key(0), {"x1": jnp.ones((4, 2))}, step=4)
-        >>> same = {"network": lambda x, t, cond: x, "fake": lambda x, t, cond: -x}
+        >>> same = {"student": lambda x, t, cond: x, "fake": lambda x, t, cond: -x}
         >>> objective.loss(same, draws)[1]["matching"].tolist()  # fake and teacher agree
         [0.0, 0.0, 0.0, 0.0]
     """
 
-    labels = ("network", "fake")
+    labels = ("student", "fake")
 
     teacher: Field = part("field")
     prediction: str = static("velocity")
@@ -212,7 +212,7 @@ class DistributionMatching:
 
     def updates(self, step: Int[Array, ""] | int) -> dict[str, Any]:
         """The student moves at the last of each `every` steps, the fake network always."""
-        return {"network": jnp.asarray(step) % self.every == self.every - 1}
+        return {"student": jnp.asarray(step) % self.every == self.every - 1}
 
     def draw(
         self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0
@@ -239,11 +239,11 @@ class DistributionMatching:
 
         drawn = jax.vmap(one)(jnp.arange(len(x1)))
         beside = jax.random.fold_in(jax.random.clone(key), 2**32 - 1)  # the number of no example
-        last = jax.random.randint(beside, (), 0, later + 1)
-        return MatchingDraws(x1=x1, cond=batch.get("cond"), last=last, moves=self.updates(step)["network"], **drawn)
+        last = jax.random.randint(beside, (), 0, later + 1, jnp.int32)
+        return MatchingDraws(x1=x1, cond=batch.get("cond"), last=last, moves=self.updates(step)["student"], **drawn)
 
     def loss(
-        self, networks: Mapping[str, Callable[..., Array]], draws: MatchingDraws
+        self, networks: Any, draws: MatchingDraws
     ) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """The losses of both networks for each example, summed; their gradients are disjoint.
 

@@ -228,7 +228,7 @@ class Distillation(Generation):
             return {name: getattr(recipe, name) for name in kept} | {"refiner": network}
         if self._policy is not None:
             network = answering(network, self._policy.channels(recipe.state_shape[-1]))
-        return {"network": network, "path": recipe.path, "stored_as": "network", **self._trained_for}
+        return {"network": network, "path": recipe.path, "stored_as": self._labels[0], **self._trained_for}
 
     @property
     def _refines(self) -> bool:
