@@ -7,7 +7,6 @@ condition "label" from the labels, others from the fields of their names.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,13 +17,12 @@ from flowjax import _checks, specs
 from flowjax.data import Source
 from flowjax.data.records import check_memory
 from flowjax.data.sources import labels_of
+from flowjax.data.texts import lines_of
 from flowjax.facts import fact
 from flowjax.models.text import PAD, Words
 
 EXAMPLES = 64
 """At most so many texts of the data are kept as examples."""
-FILE = 2**24
-"""Bytes of the largest file of texts that is read."""
 
 
 @fact("condition", "label", "a class", example=lambda: {"classes": 3})
@@ -297,22 +295,8 @@ class Text:
         Raises:
             ValueError: A file that cannot be read, or a text with too many tokens.
         """
-        texts = _lines(text[1:]) if text.startswith("@") else [text]
+        texts = lines_of(text[1:]) if text.startswith("@") else [text]
         return np.resize(self.tokenizer.encode(texts), (num, self.length))
-
-
-def _lines(path: str) -> list[str]:
-    """The texts of a file, one in each line."""
-    try:
-        with Path(path).open("rb") as file:
-            held = file.read(FILE + 1)
-        texts = held.decode().splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        raise ValueError(f"cannot read texts from {path}: {reason}") from None
-    if len(held) > FILE or not texts:
-        raise ValueError(f"cannot read texts from {path}: it has {'more than 16 MiB' if texts else 'no line'}")
-    return texts
 
 
 # ---------------------------------------------------------------------------------------------------- those of the data

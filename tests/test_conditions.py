@@ -13,8 +13,9 @@ from runs import task_of
 
 import flowjax as fj
 from flowjax import _cli, calibrate, data, evaluate, sample, specs, train
-from flowjax.conditions import EXAMPLES, FILE, Label, Text, Vector, of_data, with_conditions
+from flowjax.conditions import EXAMPLES, Label, Text, Vector, of_data, with_conditions
 from flowjax.data import captions
+from flowjax.data.texts import FILE
 from flowjax.objectives import FlowMatching
 from flowjax.recipe import Recipe
 from flowjax.tasks import make_task

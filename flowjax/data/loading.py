@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flowjax import specs
 from flowjax.data import captions, fashion, shapes
 from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
-from flowjax.data.sources import Source, as_trained, choose, digits, laws, photographs, toy2d
+from flowjax.data.sources import Source, as_trained, blank, choose, digits, laws, photographs, toy2d
 from flowjax.data.tables import parquet
 from flowjax.facts import fact
 
@@ -26,6 +27,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "fashion": fashion.source,
     "laws": laws,
     "photographs": photographs,
+    "blank": blank,
 }
 for _name, _make in SOURCES.items():
     fact("data", _name, (inspect.getdoc(_make) or _name).splitlines()[0].rstrip("."))(_make)
@@ -38,8 +40,8 @@ def load(name: str, **options: object) -> Source:
     """The data set called `name`.
 
     Args:
-        name: "digits", "images", "npz", "shapes", "tfds", "toy2d", "parquet", "captions", "fashion", "laws" or
-            "photographs".
+        name: "digits", "images", "npz", "shapes", "tfds", "toy2d", "parquet", "captions", "fashion", "laws",
+            "photographs" or "blank".
         **options: Arguments of the function of that name.
 
     Raises:
@@ -75,12 +77,18 @@ def of_run(recipe: Any, workdir: str | Path, place: str | None = None) -> Source
     Args:
         recipe: `flowjax.recipe.Recipe` of the run.
         workdir: Folder of the run.
-        place: "recipe" opens what the recipe names; another text is the folder or file that stands in its place.
+        place: "recipe" opens what the recipe names; another text is the folder or file that stands in its place, or for
+            a run without data the spec of a data set.
 
     Raises:
         ValueError: Files that nobody asked for, data that cannot be read, or that changed since training.
     """
     name, options = recipe.data["name"], dict(recipe.data["options"])
+    if choose("data set", name, SOURCES) == "blank":
+        if place in (None, "recipe"):
+            raise ValueError(f"{workdir} was trained without data: say what to compare with, --data=digits for example")
+        name, options = specs.name_and_options(specs.parse(place))
+        return as_trained(load(name, **options), recipe)
     files = [key for key in PLACES if key in options]
     if place is None:
         for key in files:

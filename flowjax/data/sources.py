@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from sklearn.datasets import load_digits, load_sample_images
 
-from flowjax._checks import SEED, real, whole
+from flowjax._checks import COUNT, SEED, real, whole
 from flowjax.data.records import Records, check_finite, check_memory
+from flowjax.data.texts import lines_of
 
 MAX_CLASSES = 2**20
 """More classes than this are not believed on the word of a file."""
@@ -34,6 +35,7 @@ class Source:
             never normalised. "x0" are the points that are paired with x, of its shape.
         notes: What was skipped when it was read, one line each.
         conditions: Names of the fields that are conditions: batches have them in a dict "cond" in place of labels.
+        blank: Whether x stands for the shape and number of examples alone, which nobody has.
 
     Raises:
         ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
@@ -60,6 +62,7 @@ class Source:
     notes: tuple[str, ...] = ()
     fields: Mapping[str, np.ndarray | Records] = dataclasses.field(default_factory=dict)
     conditions: tuple[str, ...] = ()
+    blank: bool = False
 
     def __post_init__(self):
         if len(self.x) == 0:
@@ -209,6 +212,34 @@ def digits() -> Source:
         low=0.0,
         high=16.0,
         names=tuple("0123456789"),
+    )
+
+
+def blank(*, shape: list | tuple, num_classes: int | None = None, path: str | None = None, size: int = 1000) -> Source:
+    """No examples, but their shape and conditions: what a teacher's students need that learn without data.
+
+    Args:
+        shape: Of an example, as the teacher has it; (H, W, C) for images.
+        num_classes: Number of classes, which come in turn; None is without labels.
+        path: A text file with a text in each line, the field "text", in place of classes.
+        size: Number of examples to stand for, at least 1; with `path` that of its lines.
+
+    Raises:
+        ValueError: A number outside its range, classes and texts at once, or a file that cannot be read.
+    """
+    whole(COUNT, size=size, **{f"shape[{axis}]": side for axis, side in enumerate(shape)})
+    if num_classes is not None:
+        whole("[1, 1048576]", num_classes=num_classes)
+        if path is not None:
+            raise ValueError("examples that nobody has have classes or texts: leave num_classes or path out")
+    texts = None if path is None else np.array(lines_of(path))
+    count = size if texts is None else len(texts)
+    return Source(
+        x=np.broadcast_to(np.float32(0), (count, *shape)),
+        cond=None if num_classes is None else np.arange(count, dtype=np.int32) % num_classes,
+        num_classes=num_classes,
+        fields={} if texts is None else {"text": texts},
+        blank=True,
     )
 
 

@@ -214,6 +214,11 @@ class DistributionMatching:
         """The student moves at the last of each `every` steps, the fake network always."""
         return {"student": jnp.asarray(step) % self.every == self.every - 1}
 
+    @property
+    def data_free(self) -> bool:
+        """Whether shape and conditions are all that is read of the data."""
+        return not self.adversary
+
     def draw(
         self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0
     ) -> MatchingDraws:
@@ -242,9 +247,7 @@ class DistributionMatching:
         last = jax.random.randint(beside, (), 0, later + 1, jnp.int32)
         return MatchingDraws(x1=x1, cond=batch.get("cond"), last=last, moves=self.updates(step)["student"], **drawn)
 
-    def loss(
-        self, networks: Any, draws: MatchingDraws
-    ) -> tuple[Float[Array, " B"], dict[str, Array]]:
+    def loss(self, networks: Any, draws: MatchingDraws) -> tuple[Float[Array, " B"], dict[str, Array]]:
         """The losses of both networks for each example, summed; their gradients are disjoint.
 
         Args:

@@ -145,6 +145,11 @@ class PolicyDistillation:
         """The teacher's, and so the student's."""
         return self.teacher.path
 
+    @property
+    def data_free(self) -> bool:
+        """Whether shape and conditions are all that is read of the data."""
+        return not self.from_data
+
     def draw(self, key: Key[Array, ""], batch: Mapping[str, Any], memory: Any = None, *, step: Any = 0) -> PolicyDraws:
         """Draws noise, jumps and components left out; example i depends on (key, i) only.
 

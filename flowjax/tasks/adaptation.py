@@ -16,7 +16,7 @@ from flowjax.recipe import Loaded, Recipe
 from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
-from flowjax.tasks.distillation import answering, check_flow, named_conditions, started
+from flowjax.tasks.distillation import answering, check_flow, in_scale, named_conditions, started
 from flowjax.tasks.generation import Generation
 from flowjax.training.state import TrainState
 
@@ -52,7 +52,7 @@ class Adaptation(Generation):
             ValueError: A base of another shape or other classes, or an objective of another prediction.
         """
         recipe = check_flow("base", self.base, self.source, self.conditions)
-        object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
+        object.__setattr__(self, "source", in_scale(self.source, recipe))
         if self._objective.prediction != recipe.prediction:
             raise ValueError(
                 f"the objective is for the {self._objective.prediction}, but the base predicts the {recipe.prediction}"

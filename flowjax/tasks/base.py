@@ -90,6 +90,22 @@ class Task(abc.ABC):
         for section in self.config:
             if section not in expected:
                 raise ValueError(f"the task {name} does not read config.{section}; it reads {', '.join(expected)}")
+        if self.source.blank and self.learns_from_data:
+            raise ValueError(
+                f"data {self.config.data.name!r} has no examples, and task {name} learns from them with this config: "
+                "without data students learn by policy_distillation, distribution_matching without an adversary, or "
+                "stored pairs"
+            )
+        if self.source.blank and self.config.train.best in self.metrics:
+            raise ValueError(
+                f"config.train.best={self.config.train.best!r} compares with examples, and data "
+                f"{self.config.data.name!r} has none: take 'loss'"
+            )
+
+    @property
+    def learns_from_data(self) -> bool:
+        """Whether training reads more of the data than shape and conditions."""
+        return True
 
     @property
     def training(self) -> Source:

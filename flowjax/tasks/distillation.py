@@ -97,6 +97,12 @@ def started(
     return start
 
 
+def in_scale(source: Source, recipe: Recipe) -> Source:
+    """The data as the trained flow sees them; its bounds are those of examples that nobody has."""
+    own = {"low": recipe.low, "high": recipe.high} if source.blank else {}
+    return dataclasses.replace(source, shift=recipe.shift, scale=recipe.scale, **own)
+
+
 @fact("task", "distillation", "a student of a trained flow")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distillation(Generation):
@@ -138,7 +144,7 @@ class Distillation(Generation):
             if len(self.guidance) == 1:  # how command lines write a number in place of a pair
                 object.__setattr__(self, "guidance", self.guidance[0])
         recipe = check_flow("teacher", self.teacher, self.source, self.conditions)
-        object.__setattr__(self, "source", dataclasses.replace(self.source, shift=recipe.shift, scale=recipe.scale))
+        object.__setattr__(self, "source", in_scale(self.source, recipe))
         if self.config.path.name and specs.build("path", self.config.path.to_dict()) != recipe.build_path():
             raise ValueError(
                 f"config.path is {specs.text(self.config.path.to_dict())}, but the teacher's path is "
@@ -249,8 +255,7 @@ class Distillation(Generation):
         """The teacher's network, which an objective of two networks trains a copy of beside the student."""
         if self.partner is not None:
             raise ValueError(
-                "what a student's network is trained beside is a copy of the teacher: leave config.task.options.partner "
-                "out"
+                "what a student is trained beside is a copy of the teacher: leave config.task.options.partner out"
             )
         if len(self._labels) == 1:
             return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from flax import nnx
 
 from flowjax import specs
@@ -221,13 +222,23 @@ class Generation(Task):
             made[name] = {"name": kind, "options": options}
         return spec | {"options": spec["options"] | {"encoders": made}}
 
+    @property
+    def learns_from_data(self) -> bool:
+        """Not with objectives that say so, nor where pairs stand in for the data."""
+        return self.pairs is None and not getattr(self._objective, "data_free", False)
+
     @functools.cached_property
     def training(self) -> Source:
         """The data, their latents or pairs, with the conditions as the network takes them."""
         if self.pairs is not None:
             return self.pairs.source
         source = with_conditions(self.source, self._asked or {})
-        return source if self.codec is None else self._scaled(latents(self.codec, source, self.mesh))
+        if self.codec is None:
+            return source
+        if source.blank:
+            nothing = np.broadcast_to(np.float32(0), (len(source.x), *self._latent_shape))
+            return self._scaled(dataclasses.replace(source, x=nothing))
+        return self._scaled(latents(self.codec, source, self.mesh))
 
     def _scaled(self, source: Source) -> Source:
         """Latents in the scale that they are trained in: that which they measure."""
@@ -344,7 +355,9 @@ class Generation(Task):
             picture(recipe, samples, path, self.source)
 
     def assess(self, networks: Mapping[str, Any]) -> dict[str, Any]:
-        """What the network generates, in numbers."""
+        """What the network generates, in numbers; none where there is nothing to compare with."""
+        if self.source.blank:
+            return {}
         flow = self.recipe.flow(networks["network"])
         return measure(
             self.recipe, flow, self.source, self.config.sample.num, judge=self.judge, **self._sampling(networks)

@@ -284,7 +284,7 @@ def test_networks_that_do_not_fit_are_refused():
     network = lambda x, t, cond: x  # noqa: E731
     with pytest.raises(ValueError, match="trains the networks student and fake, got one"):
         objective.loss(network, drawn(objective))
-    with pytest.raises(ValueError, match="answers .* with a channel more"):
+    with pytest.raises(ValueError, match=r"answers .* with a channel more"):
         objective.loss({"student": network, "fake": network}, drawn(objective))
 
 
@@ -308,16 +308,18 @@ class Curve(nnx.Module):
         return self.outer(jnp.tanh(self.inner(jnp.concatenate([x, 4 * t[:, None] - 2], axis=1))))
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_a_student_learns_a_gaussian_without_data():
     """N(1.5, 0.5^2) from its exact scores: mean and deviation within 0.15, from those of N(0, 1) at the start."""
     target = fj.oracles.Gaussian(mean=1.5, std=0.5, path=PATH)
-    objective = DistributionMatching(
-        teacher=fj.Flow(lambda x, t, cond: target.velocity(t, x), path=PATH), every=2
-    )
+    objective = DistributionMatching(teacher=fj.Flow(lambda x, t, cond: target.velocity(t, x), path=PATH), every=2)
     optimizers = {"student": optax.adam(1e-2, b1=0.0), "fake": optax.adam(1e-2, b1=0.5)}
     state = create_state(
-        {"student": lambda: Affine(nnx.Rngs(0)), "fake": lambda: Curve(nnx.Rngs(1))}, optimizers, make_mesh(), averages={}
+        {"student": lambda: Affine(nnx.Rngs(0)), "fake": lambda: Curve(nnx.Rngs(1))},
+        optimizers,
+        make_mesh(),
+        averages={},
     )
     batch = {"x1": jnp.zeros((256, 1))}
     step = jax.jit(make_step(optimizers, {}))
