@@ -56,6 +56,7 @@ OWN_NETWORKS = {
     "policy_distillation": lambda x, t, cond: wide(network(x, t, cond), 9),
     "refiner": lambda x, t, cond, velocity: network(x, t, cond) * velocity,
     "improved_mean_flow": lambda x, t, cond, end: {"u": network(x, t, cond), "v": network(2 * x, t, cond)},
+    "distribution_matching": {"student": network, "fake": lambda x, t, cond: network(2 * x, t, cond)},
     "schroedinger_bridge": {"velocity": network, "interpolant": lambda x, t, cond: network(x[:, :3], t, cond)},
 }
 
@@ -71,7 +72,8 @@ def batch_of(x):
 
 def use_objective(name):
     def use(objective, key, x):
-        draws = objective.draw(key, batch_of(x) | ({"x0": jnp.cos(x)} if name == "rectified" else {}))
+        batch = batch_of(x) | ({"x0": jnp.cos(x)} if name == "rectified" else {})
+        draws = objective.draw(key, batch, step=4)  # where all networks of several move
         networks = players() if name == "autoencoding" else OWN_NETWORKS.get(name, network)
         if name == "autoencoding":
             networks = jax.tree.map(lambda leaf: leaf.astype(x.dtype), networks)

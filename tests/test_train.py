@@ -5,13 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from runs import final, kill, training, wait_for_checkpoint
 
 import flowjax as fj
 from flowjax import _cli, data
@@ -108,42 +107,20 @@ def test_workdir_is_required(capsys):
     assert "--workdir=FOLDER is required" in err
 
 
-def final(workdir):
-    """All arrays of the newest checkpoint, by item and name."""
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        restore = ocp.args.StandardRestore
-        step = manager.latest_step()
-        found = manager.restore(step, args=ocp.args.Composite(state=restore(), average=restore()))
-        return step, jax.tree.map(np.asarray, {"state": found["state"], "average": found["average"]})
-
-
 @pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")
 def test_killed_training_resumes_to_the_same_bits(tmp_path):
     """SIGKILL in the middle and a new start give the parameters of an uninterrupted run, bit for bit."""
     overrides = {"steps": 600, "checkpoint_every": 50, "report_every": 50, "sample_every": 600}
-    command = [sys.executable, "-m", "flowjax.train", "--config=toy2d:smoke"]
-    command += [f"--config.train.{key}={value}" for key, value in overrides.items()]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-
-    def start(name):
-        return subprocess.Popen(
-            [*command, f"--workdir={tmp_path / name}"], env=environment, stdout=subprocess.PIPE, text=True
-        )
-
-    killed = start("killed")
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 200
-    while not any(path.name.isdigit() for path in checkpoints.glob("*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    command = ["--config=toy2d:smoke", *(f"--config.train.{key}={value}" for key, value in overrides.items())]
+    killed = training(tmp_path / "killed", *command)
+    wait_for_checkpoint(tmp_path / "killed")
     with pytest.raises(ValueError, match=f"killed is in use by process {killed.pid} on"), Lock(tmp_path / "killed"):
         pass
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    kill(killed)
     assert (tmp_path / "killed" / "train.lock").exists()
-    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "report.json").exists()
 
-    resumed, whole = start("killed"), start("whole")
+    resumed, whole = (training(tmp_path / name, *command) for name in ("killed", "whole"))
     texts = [process.communicate(timeout=300)[0] for process in (resumed, whole)]
     assert (resumed.returncode, whole.returncode) == (0, 0)
     assert "resumed after step" in texts[0]

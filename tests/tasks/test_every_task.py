@@ -23,6 +23,7 @@ CONFIGS = [
     "rectified",
     "refiner",
     "arcflow",
+    "dmd2",
     "classifier",
     "autoencoder",
     "clouds",
@@ -39,7 +40,7 @@ def trained(tmp_path_factory):
 
 def run(name, workdir, trained, *flags):
     stands_on = {"adapters": "base", "lcm_lora": "base"} | dict.fromkeys(
-        ("distill", "lcm", "rectified", "refiner", "arcflow"), "teacher"
+        ("distill", "lcm", "rectified", "refiner", "arcflow", "dmd2"), "teacher"
     )
     if name in stands_on:
         flags += (f"--config.{stands_on[name]}.options.workdir={trained}",)

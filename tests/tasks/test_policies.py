@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 from flax import nnx
-from runs import task_of
+from runs import config_of, task_of
 
 import flowjax as fj
 from flowjax import _cli
@@ -39,13 +39,6 @@ def arguments(argument, trained, policy="momentum(components=3)"):
         f"--config.objective.options.policy={policy}",
         *SHORT,
     )
-
-
-def config_of(*argv):
-    values, argv = train_main.flags.FlagValues(), list(argv)
-    train_main.define(values, argv)  # takes --config out of them
-    values(["train", *argv])
-    return values.config
 
 
 def state_of(task):
