@@ -1,42 +1,86 @@
-"""Claim: students of one teacher in few evaluations: rectified, latent consistency, its adapters, FlowTurbo's refiner.
+"""Claim: all students of one teacher side by side: what they cost to train and to sample, and how good they are.
 
     python benchmarks/few_steps.py --data=digits --runs=runs/few_steps/digits
     python benchmarks/few_steps.py --data=mnist --runs=runs/few_steps/mnist
 
-Three seeds of each student, by their configs; the teacher is a run of `configs/digits.py`, or the model of MNIST in
-`benchmarks/models`, whose students train for 400 steps; MNIST is read from a file `mnist.npz` in the folder this is
-started from. All are guided by 1.4, pairs are those of eight steps of Heun. Runs that are complete are taken as they
-are. Distances are those of 2,000 samples, times those of 200 samples, in alternation.
+Three seeds of each student, by their configs: rectified, latent consistency and its adapters, FlowTurbo's refiner,
+policies (ArcFlow with 1, 4 and 16 components and its adapters), distribution matching (DMD2), and MeanFlow, which has
+no teacher. The teacher is a run of `configs/digits.py`, or the model of MNIST in `benchmarks/models`, whose students
+train for fewer steps; MNIST is read from a file `mnist.npz` in the folder this is started from. Students of guided
+teachers learn from a guidance of 1.4 (DMD2 1.2), pairs are those of eight steps of Heun. Runs that are complete are
+taken as they are. Frechet distances and accuracies are those of 2,000 samples, the spread is theirs within a class over
+that of the data, the error of a policy its root mean square distance from 30 steps of Heun from the same noise, over
+the scale of the data. Times are those of 200 samples, in alternation.
 """
 
 import argparse
+import functools
+import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from measure import RESULTS, alternate, ratio, store
-from one_evaluation import MNIST, SEEDS, main_of, measured, strip, train
+from ml_collections import ConfigDict
+from one_evaluation import LARGE, MNIST, SEEDS, main_of, strip, train
 
+from flowjax import data
+from flowjax.evaluation import frechet_distance
+from flowjax.evaluation.report import within_class_spread
 from flowjax.recipe import Request, load_run
+from flowjax.recipe.report import make_judge
+from flowjax.tasks import make_task
+from flowjax.training import make_mesh
 
 SCALE = 1.4
 BLOCKS = ("H1P7R1", "H1P6R2")
+REFINER = "refiner"
 
 
-class Group(NamedTuple):
-    """A data set: the model that teaches (None: trained here), what students need to know, and the number of pairs."""
+class Student(NamedTuple):
+    """A student: its config, the option that names its teacher, how it is sampled, and what it needs beside."""
 
-    model: Path | None
-    arguments: list[str]
-    pairs: int
+    config: str
+    run: str | None
+    solver: str
+    guidance: float
+    steps: tuple[int, ...]
+    options: tuple[str, ...] = ()
 
 
-GROUPS = {
-    "digits": Group(None, [], 10000),
-    "mnist": Group(RESULTS.parent / "models" / "mnist", [*MNIST, "--config.train.steps=400"], 6000),
+def policy(components, argument="", run="teacher"):
+    """ArcFlow with so many components."""
+    option = f"--config.objective.options.policy=momentum(components={components})"
+    return Student(f"arcflow{argument}", run, "policy", 1.0, (2, 3, 4), (option,))
+
+
+STUDENTS = {
+    "rectified": Student("rectified", "teacher", "ddim", 1.0, (1, 2)),
+    "lcm": Student("lcm", "teacher", "consistency", SCALE, (1, 2, 4)),
+    "lcm_lora": Student("lcm_lora", "base", "consistency", 1.0, (1, 2, 4)),
+    REFINER: Student("refiner", "teacher", "", SCALE, ()),
+    "linear": policy(1),
+    "arcflow_4": policy(4),
+    "arcflow": policy(16),
+    "arcflow_lora": policy(16, ":lora", "base"),
+    "dmd2": Student("dmd2", "teacher", "consistency", 1.0, (1,)),
+    "meanflow": Student("meanflow", None, "jump", 1.0, (1, 2)),
 }
+SHORT = ["--config.train.steps=400"]
+POLICIES = ["--config.train.steps=200", "--config.train.batch=32", "--config.objective.options.decay=70"]
+SHORTER = {
+    "meanflow": LARGE,
+    "dmd2": ["--config.train.steps=750"],
+    **dict.fromkeys(("linear", "arcflow_4", "arcflow"), POLICIES),
+    # Its last layer is a larger part of the network than that of the digits.
+    "arcflow_lora": [*POLICIES, "--config.objective.options.policy=momentum(components=8)"],
+}
+"""What differs for MNIST."""
+GROUPS = {"digits": (None, [], 10000), "mnist": (RESULTS.parent / "models" / "mnist", MNIST, 6000)}
+"""The model that teaches (None: trained here), what every run needs to know, and the number of pairs."""
 
 
 def turbo(blocks):
@@ -44,47 +88,78 @@ def turbo(blocks):
     return f"flowturbo(blocks={blocks}, refiner=refiner)"
 
 
-def compared(teacher, group, runs, seed):
-    """Distances of the students of one seed."""
-    of_teacher = f"--config.teacher.options.workdir={teacher}"
-    students = {
-        "rectified": ["--config=rectified", of_teacher, f"--config.coupling.options.path={runs / 'pairs'}"],
-        "lcm": ["--config=lcm", of_teacher],
-        "lcm_lora": ["--config=lcm_lora", f"--config.base.options.workdir={teacher}"],
-        "refiner": ["--config=refiner", of_teacher],
-    }
-    asked = {
-        "rectified": ("ddim", 1.0, (1, 2)),
-        "lcm": ("consistency", SCALE, (1, 2, 4)),
-        "lcm_lora": ("consistency", 1.0, (1, 2, 4)),
-    }
-    numbers = {}
-    for name, arguments in students.items():
-        workdir = runs / f"{name}_{seed}"
-        numbers[f"{name}: seconds"] = train(workdir, *arguments, *group.arguments, f"--config.seed={seed}")
-        if name in asked:
-            solver, guidance, steps = asked[name]
-            found = measured(workdir, solver, guidance, *steps)
-            numbers |= {f"{name}: {count} evaluations": one[0] for count, one in zip(steps, found, strict=True)}
-    return numbers | refined(workdir)
+@functools.cache
+def loaded(workdir):
+    """A run, ready to sample."""
+    return load_run(workdir)
 
 
-def refined(workdir):
-    """Distances of FlowTurbo's schedules, and of Heun, on equal times and on the quadratic ones of the config."""
-    solvers = {"8 steps of Heun": ("heun", 8)} | {f"FlowTurbo {blocks}": (turbo(blocks), 9) for blocks in BLOCKS}
-    return {
-        f"{name}, {times}": measured(workdir, solver, SCALE, steps, times=times)[0][0]
-        for times in ("uniform", "quadratic")
-        for name, (solver, steps) in solvers.items()
-    }
+def sampled(workdir, solver, guidance, steps, num=2000, **more):
+    """Samples of a run from the same noise."""
+    networks, recipe = loaded(workdir)
+    request = dict(num=num, seed=1, batch=200, solver=solver, guidance=guidance, steps=steps)
+    return recipe.sample(networks, Request(**request, **more))
 
 
-def share(workdir):
-    """Parameters of a run of adapters over those of the network they are for."""
-    _, recipe = load_run(workdir)
-    builds = (recipe.stored()["network"], recipe.build_network)
-    own, whole = (jax.eval_shape(lambda build=build: build(nnx.Rngs(0))) for build in builds)
-    return sum(leaf.size for leaf in jax.tree.leaves(own)) / sum(leaf.size for leaf in jax.tree.leaves(whole))
+class Measure:
+    """Numbers of samples, by the data of a run."""
+
+    def __init__(self, workdir):
+        self.source = data.of_run(loaded(workdir)[1], workdir, "recipe")
+        self.judge, self.teacher = make_judge(self.source), workdir
+        self.real = self.judge.features(np.asarray(self.source.take(2000, 1).x))
+        self.spread = within_class_spread(np.asarray(self.source.x), self.source.cond)
+        self.fine = sampled(workdir, "heun", SCALE, 30, num=1000).x
+
+    def __call__(self, name, samples):
+        """Frechet distance, accuracy and spread."""
+        distance = frechet_distance(self.judge.features(samples.x), self.real)
+        spread = within_class_spread(samples.x, samples.cond)
+        squares = np.array([(spread[c] ** 2, real**2) for c, real in self.spread.items()]).mean(0)
+        accuracy = float((self.judge.predict(samples.x) == samples.cond).mean())
+        numbers = {"FD": distance, "accuracy": accuracy, "spread": float(np.sqrt(squares[0] / squares[1]))}
+        return {f"{name}: {key}": value for key, value in numbers.items()}
+
+    def error(self, workdir, solver, guidance, steps):
+        """Distance from the teacher's fine samples."""
+        apart = sampled(workdir, solver, guidance, steps, num=1000).x - self.fine
+        return float(np.sqrt(np.mean(apart**2))) / self.source.scale
+
+
+def parameters(workdir):
+    """How many parameters a run trains, a partner's too."""
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    source = data.load(config.data.name, **config.data.options)
+    parts = make_task(config, source, make_mesh(), jax.random.key(0)).networks().values()
+    shapes = [jax.eval_shape(lambda part=part: part.build(nnx.Rngs(0))) for part in parts]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def compared(teacher, name, runs, seed, measure):
+    """Numbers of the students of one seed."""
+    numbers, own = {}, GROUPS[name][1]
+    for student, (config, run, solver, guidance, steps, options) in STUDENTS.items():
+        workdir = runs / f"{student}_{seed}"
+        arguments = [f"--config={config}", *options, *own, f"--config.seed={seed}"]
+        if run is not None:
+            arguments.append(f"--config.{run}.options.workdir={teacher}")
+        if student == "rectified":
+            arguments.append(f"--config.coupling.options.path={runs / 'pairs'}")
+        if name == "mnist":
+            arguments += SHORTER.get(student, SHORT)
+        numbers[f"{student}: seconds"] = train(workdir, *arguments)
+        for count in steps:
+            numbers |= measure(f"{student}, {count}", sampled(workdir, solver, guidance, count))
+            if solver == "policy":
+                numbers[f"{student}, {count}: error"] = measure.error(workdir, solver, guidance, count)
+        if seed == SEEDS[0]:
+            numbers[f"{student}: parameters"] = parameters(workdir)
+    for times in ("uniform", "quadratic"):
+        for blocks in BLOCKS:
+            samples = sampled(runs / f"{REFINER}_{seed}", turbo(blocks), SCALE, 9, times=times)
+            numbers |= measure(f"FlowTurbo {blocks}, {times}", samples)
+    loaded.cache_clear()
+    return numbers
 
 
 def times(workdir):
@@ -104,36 +179,36 @@ def main():
     parser.add_argument("--data", choices=GROUPS, required=True)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     args = parser.parse_args()
-    group = GROUPS[args.data]
-    runs = args.runs.resolve()
-    teacher = runs / "teacher"  # its evaluation is written beside it
-    if group.model is None:
+    (model, _, num), runs = GROUPS[args.data], args.runs.resolve()
+    teacher = runs / "teacher"
+    if model is None:
         train(teacher, "--config=digits")
     elif not teacher.exists():
-        shutil.copytree(group.model, teacher)
-    main_of(
-        "sample",
-        teacher,
-        f"--pairs={runs / 'pairs'}",
-        f"--num={group.pairs}",
-        "--seed=1",
-        "--solver=heun",
-        "--steps=8",
-        f"--guidance={SCALE}",
-    )
-    numbers = {
-        f"teacher, {steps} steps of {solver}": measured(teacher, solver, SCALE, steps)[0][0]
-        for solver, steps in (("euler", 1), ("euler", 4), ("heun", 8))
-    }
+        shutil.copytree(model, teacher)
+    drawn = [f"--pairs={runs / 'pairs'}", f"--num={num}", "--seed=1", "--solver=heun", "--steps=8"]
+    main_of("sample", teacher, *drawn, f"--guidance={SCALE}")
+    measure, numbers = Measure(teacher), {}
+    for solver, steps, grid in (
+        ("euler", 1, None),
+        ("euler", 2, None),
+        ("euler", 4, None),
+        ("heun", 8, None),
+        ("heun", 8, "quadratic"),
+    ):
+        name = f"teacher, {steps} steps of {solver}" + (f", {grid}" if grid else "")
+        numbers |= measure(name, sampled(teacher, solver, SCALE, steps, times=grid))
+        if grid is None:
+            numbers[f"{name}: error"] = measure.error(teacher, solver, SCALE, steps)
+    claim = __doc__.splitlines()[0].removeprefix("Claim: ")
     for seed in SEEDS:
-        numbers[f"seed {seed}"] = compared(teacher, group, runs, seed)
-        store(f"few_steps_{args.data}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
-    numbers["parameters, LCM-LoRA / network"] = share(runs / "lcm_lora_0")
-    numbers |= times(runs / "refiner_0")
-    store(f"few_steps_{args.data}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
+        numbers[f"seed {seed}"] = compared(teacher, args.data, runs, seed, measure)
+        store(f"few_steps_{args.data}", claim, numbers)
+    store(f"few_steps_{args.data}", claim, numbers | times(runs / f"{REFINER}_0"))
     rows = [("teacher", "euler", SCALE, 1), ("teacher", "heun", SCALE, 8), ("rectified_0", "ddim", 1.0, 1)]
     rows += [("lcm_0", "consistency", SCALE, count) for count in (1, 4)] + [("lcm_lora_0", "consistency", 1.0, 4)]
-    strip(f"few_steps_{args.data}", runs, [*rows, ("refiner_0", turbo(BLOCKS[0]), SCALE, None)])
+    rows += [(f"{REFINER}_0", turbo(BLOCKS[0]), SCALE, None), ("teacher", "euler", SCALE, 2)]
+    rows += [(f"{name}_0", "policy", 1.0, 2) for name in ("linear", "arcflow", "arcflow_lora")]
+    strip(f"few_steps_{args.data}", runs, [*rows, ("dmd2_0", "consistency", 1.0, 1), ("meanflow_0", "jump", 1.0, 1)])
 
 
 if __name__ == "__main__":
