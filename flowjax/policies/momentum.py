@@ -10,7 +10,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flowjax._checks import pair, real
+from flowjax._checks import real
 from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.policies.base import Head, Policy, mixed, wide
@@ -69,11 +69,10 @@ class MomentumPolicy(Policy):
 class Momentum(Head):
     """The head of `MomentumPolicy`: K velocities of C channels, then K logits and K - 1 rates for each pixel.
 
-    The first component is constant (lambda_0 = 0), so that one component is a straight line.
+    The first component is constant (lambda_0 = 0), so that one component is a straight line. At the start the momenta
+    of the others are spread evenly in their logarithm from 0.2 to 4.
 
     Attributes:
-        momenta: Smallest and largest momentum at the start, positive: those of the other components are spread between
-            them, evenly in their logarithm. The wider, the farther the curve is from the teacher's velocity at first.
         rate_scale: The rates are so many times their channel. With Adam this makes their learning rate that part of the
             others', 0.1 as published; positive.
 
@@ -85,14 +84,11 @@ class Momentum(Head):
         [0.0, 0.1]
     """
 
-    momenta: tuple[float, float] = static((0.2, 4.0))
     rate_scale: float = static(0.1)
 
     def __post_init__(self) -> None:
         """Checks the options."""
         super().__post_init__()
-        object.__setattr__(self, "momenta", tuple(self.momenta))
-        pair("(0, inf)", momenta=self.momenta)
         real("(0, inf)", rate_scale=self.rate_scale)
 
     def channels(self, channels: int) -> int:
@@ -108,6 +104,6 @@ class Momentum(Head):
         return MomentumPolicy(start=t, logits=logits, basic=basic, rates=rates)
 
     def extras(self, channels: int) -> Float[Array, " extra"]:
-        """Equal weights, and the rates of the momenta."""
-        rates = jnp.linspace(*map(math.log, self.momenta), self.components - 1)
+        """Equal weights, and rates from log 0.2 to log 4."""
+        rates = jnp.linspace(math.log(0.2), math.log(4.0), self.components - 1)
         return jnp.concatenate([jnp.zeros(self.components), rates / self.rate_scale])
