@@ -26,7 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
         teacher=spec("run", workdir="runs/digits"),
         objective=spec("distribution_matching", every=5),
         optimizer=spec("adamw", rate=1e-3, warmup=0.05, b1=0.0, b2=0.999, weight_decay=0.0, clip=1.0),
-        train=dict(steps=2000, ema=0.99, report_every=50, sample_every=500, checkpoint_every=500),
+        train=dict(steps=1500, ema=0.99, report_every=50, sample_every=500, checkpoint_every=500),
         sample=dict(solver=spec("consistency"), steps=1, guidance=1.0),
     )
     return smoke(config) if argument == "smoke" else config

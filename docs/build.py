@@ -9,7 +9,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flowjax import catalogue
@@ -218,50 +218,78 @@ def one_evaluation() -> str:
         ("seconds of training", "scratch: seconds"),
         ("seconds from the flow", "continued: seconds"),
     ]
-    return over_seeds("one_evaluation_", shown)
+    found = of_data("one_evaluation_")
+    titles = [f"{name} (seeds: {len(seeds(numbers))})" for name, numbers in found.items()]
+    return table(["", *titles], ([text, *(spanned(n, key) for n in found.values())] for text, key in shown))
 
 
 def few_steps() -> str:
-    """Frechet distances of a teacher and its students, over the seeds."""
-    heun, blocks = "8 steps of Heun", ("H1P7R1", "H1P6R2")
-    shown = [(f"teacher, {steps}", f"teacher, {steps}") for steps in ("1 steps of euler", "4 steps of euler")]
-    shown += [(f"teacher, {heun}", "teacher, 8 steps of heun")]
-    for text, name, counts in (
-        ("rectified", "rectified", (1, 2)),
-        ("latent consistency", "lcm", (1, 2, 4)),
-        ("its adapters", "lcm_lora", (1, 2, 4)),
-    ):
-        shown += [(f"{text}, evaluations: {count}", f"{name}: {count} evaluations") for count in counts]
-    turbo = [f"FlowTurbo {name}" for name in blocks]
-    for times, names in (("uniform", turbo), ("quadratic", [heun, *turbo])):
-        shown += [(f"{name}, {times} times", f"{name}, {times}") for name in names]
-    shown += [(f"time of {name} / {heun}", f"time of {name} / {heun}") for name in blocks]
-    shown += [("parameters of the adapters / network", "parameters, LCM-LoRA / network")]
-    shown += [(f"seconds, {name}", f"{name}: seconds") for name in ("rectified", "lcm", "lcm_lora", "refiner")]
-    return over_seeds("few_steps_", shown)
+    """A teacher and its students, one table for each data set: cost and quality, over the seeds."""
+    texts = {
+        "rectified": ("rectified", (1, 2)),
+        "lcm": ("latent consistency", (1, 2, 4)),
+        "lcm_lora": ("its adapters", (1, 2, 4)),
+        "linear": ("policy, 1 component", (2, 3, 4)),
+        "arcflow_4": ("ArcFlow, 4 components", (2, 3, 4)),
+        "arcflow": ("ArcFlow, 16 components", (2, 3, 4)),
+        "arcflow_lora": ("its adapters", (2, 3, 4)),
+        "dmd2": ("distribution matching", (1,)),
+        "meanflow": ("MeanFlow, without teacher", (1, 2)),
+    }
+    grids = (("euler", 1), ("euler", 2), ("euler", 4), ("heun", 8), ("heun", 8, ", quadratic"))
+    rows = [
+        (f"teacher, {solver}{''.join(more)}", steps * (2 if solver == "heun" else 1), key, None)
+        for solver, steps, *more in grids
+        for key in [f"teacher, {steps} steps of {solver}{''.join(more)}"]
+    ]
+    rows += [
+        (text, count, f"{name}, {count}", name if count == counts[0] else None)
+        for name, (text, counts) in texts.items()
+        for count in counts
+    ]
+    turbo = [
+        (f"FlowTurbo {name}, {times}", 9, f"FlowTurbo {name}, {times}", None)
+        for times in ("uniform", "quadratic")
+        for name in ("H1P7R1", "H1P6R2")
+    ]
+    rows += [(*turbo[0][:3], "refiner"), *turbo[1:]]
+    qualities, costs = ("FD", "accuracy", "spread", "error"), ("seconds", "parameters")
+    titles = ("", "evaluations", *qualities, "training, s", "parameters trained")
+    parts = []
+    for name, numbers in of_data("few_steps_").items():
+        cells = (
+            [text, str(count)]
+            + [spanned(numbers, f"{key}: {quality}") for quality in qualities]
+            + [spanned(numbers, f"{student}: {cost}") for cost in costs]
+            for text, count, key, student in rows
+        )
+        parts += [f"{name} (seeds: {len(seeds(numbers))})", table(titles, cells)]
+    return "\n\n".join(parts)
 
 
-def over_seeds(prefix: str, shown: Sequence[tuple[str, str]]) -> str:
-    """A table of results that hold numbers by seed, and others: a column for each, with the range of what has one.
-
-    Args:
-        prefix: Of the results' names.
-        shown: The text of each row, and the name of its number.
-    """
-    found = {
+def of_data(prefix: str) -> dict[str, dict[str, Any]]:
+    """Stored numbers by data set, of results of this prefix."""
+    return {
         name.removeprefix(prefix).rsplit("-", 1)[0]: result["numbers"]
         for name, result in stored().items()
         if name.startswith(prefix)
     }
-    seeds = {name: [part for part in numbers.values() if isinstance(part, dict)] for name, numbers in found.items()}
 
-    def cell(name: str, key: str) -> str:
-        values = [seed[key] for seed in seeds[name] if key in seed] or [found[name][key]]
-        ends = (f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in (min(values), max(values)))
-        return " to ".join(dict.fromkeys(ends))
 
-    titles = [f"{name} (seeds: {len(parts)})" for name, parts in seeds.items()]
-    return table(["", *titles], ([text, *(cell(name, key) for name in found)] for text, key in shown))
+def seeds(numbers: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The numbers of each seed."""
+    return [part for part in numbers.values() if isinstance(part, dict)]
+
+
+def spanned(numbers: Mapping[str, Any], key: str) -> str:
+    """The range of a number over the seeds, or the number where it has none; empty where nobody has it."""
+    values = [part[key] for part in (*seeds(numbers), numbers) if key in part]
+    ends = (
+        [f"{value:,}" if isinstance(value, int) else f"{value:.3g}" for value in (min(values), max(values))]
+        if values
+        else []
+    )
+    return " to ".join(dict.fromkeys(ends))
 
 
 TABLES = {
