@@ -56,7 +56,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_list("steps", None, "Numbers of steps; the recipe's by default.", flag_values=values)
     text = "Scales, 1 for none, and rules such as apg(scale=4); the recipe's by default."
     flags.DEFINE_string("guidance", None, text, flag_values=values)
-    text = "Folder or file of the real data; recipe: what the recipe names. Needed for files outside of --workdir."
+    text = "Folder or file of the real data; recipe: what the recipe names. Needed for files outside of --workdir. For "
+    text += "runs without data a data set, such as digits or npz(path=FILE)."
     flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_integer("num", 2000, "Samples, and real examples they are compared with.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise and of the choice of real examples.", flag_values=values)

@@ -330,7 +330,9 @@ class DistributionMatching:
         if logit is None:
             return error, {"fake": error}
         noised = self.path.interpolate(draws.t, draws.z, draws.x1)
-        judge = jax.nn.softplus(logit) + jax.nn.softplus(-self._answer(fake, draws.t, noised, draws.cond)[1])
+        real = self._answer(fake, draws.t, noised, draws.cond)[1]
+        assert real is not None
+        judge = jax.nn.softplus(logit) + jax.nn.softplus(-real)
         return error + self.judge_weight * judge, {"fake": error, "judge": judge}
 
     def _compare(self, fake: Callable[..., Array], x: Array, draws: MatchingDraws) -> tuple[Array, dict[str, Array]]:

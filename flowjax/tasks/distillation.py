@@ -90,8 +90,8 @@ def started(
     if head is None:
         return start
     channels, key = recipe.state_shape[-1], jax.random.key(seed)
-    for number, name in enumerate(sorted(wanted)):
-        own, there = wanted[name].shape, found[name].shape if name in found else ()
+    for number, name in enumerate(sorted(wanted.keys() & found.keys())):
+        own, there = wanted[name].shape, found[name].shape
         if own != there and own[:-1] == there[:-1] and own[-1] * channels == there[-1] * head.channels(channels):
             start[name] = head.grown(found[name], channels, jax.random.fold_in(key, number))
     return start
@@ -99,8 +99,8 @@ def started(
 
 def in_scale(source: Source, recipe: Recipe) -> Source:
     """The data as the trained flow sees them; its bounds are those of examples that nobody has."""
-    own = {"low": recipe.low, "high": recipe.high} if source.blank else {}
-    return dataclasses.replace(source, shift=recipe.shift, scale=recipe.scale, **own)
+    low, high = (recipe.low, recipe.high) if source.blank else (source.low, source.high)
+    return dataclasses.replace(source, shift=recipe.shift, scale=recipe.scale, low=low, high=high)
 
 
 @fact("task", "distillation", "a student of a trained flow")

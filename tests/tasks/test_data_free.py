@@ -37,7 +37,14 @@ def train(config, teacher, workdir, *arguments):
     return main(train_main, f"--config={config}", f"--workdir={workdir}", *flags, *small_run, *arguments)
 
 
-@pytest.mark.parametrize("config", ["arcflow:smoke", pytest.param("dmd2:smoke", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "arcflow:smoke",
+        pytest.param("arcflow:lora", marks=pytest.mark.slow),
+        pytest.param("dmd2:smoke", marks=pytest.mark.slow),
+    ],
+)
 def test_students_of_a_teacher_need_no_data(config, teacher, tmp_path, capsys):
     workdir = tmp_path / "run"
     assert train(config, teacher, workdir) == 0
