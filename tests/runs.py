@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from flowjax import _cli, data
 from flowjax import train as train_main
@@ -31,6 +32,13 @@ def config_of(*argv):
     return values.config
 
 
+def exit_code(main, *arguments):
+    """What a main ends with on a command line."""
+    with pytest.raises(SystemExit) as exit_:
+        _cli.run(main.main, main.define, [main.__name__.rpartition(".")[2], *map(str, arguments)])
+    return exit_.value.code
+
+
 def final(workdir):
     """All arrays of the newest checkpoint, by item and name."""
     with ocp.CheckpointManager(workdir / "checkpoints") as manager:
@@ -47,10 +55,10 @@ def training(workdir, *arguments):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for_checkpoint(workdir, seconds=300):
-    """Returns when a training has written its first checkpoint."""
-    deadline = time.monotonic() + seconds
-    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")) and time.monotonic() < deadline:
+def wait_for_checkpoint(workdir, process, least=1):
+    """Returns when a training has written a checkpoint of so many steps, or has ended."""
+    saved = lambda: [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]  # noqa: E731
+    while max(saved(), default=0) < least and process.poll() is None:
         time.sleep(0.01)
 
 

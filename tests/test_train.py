@@ -113,7 +113,7 @@ def test_killed_training_resumes_to_the_same_bits(tmp_path):
     overrides = {"steps": 600, "checkpoint_every": 50, "report_every": 50, "sample_every": 600}
     command = ["--config=toy2d:smoke", *(f"--config.train.{key}={value}" for key, value in overrides.items())]
     killed = training(tmp_path / "killed", *command)
-    wait_for_checkpoint(tmp_path / "killed")
+    wait_for_checkpoint(tmp_path / "killed", killed)
     with pytest.raises(ValueError, match=f"killed is in use by process {killed.pid} on"), Lock(tmp_path / "killed"):
         pass
     kill(killed)

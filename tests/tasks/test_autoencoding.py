@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from runs import task_of
+from runs import final, task_of, training, wait_for_checkpoint
 
 from flowjax import _cli, data, evaluate, sample, train
 from flowjax.recipe import Autoencoder, Base, Request, export_run, load_run
@@ -198,43 +195,22 @@ def test_one_device_equals_eight():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), stepped(1), stepped(8))
 
 
-def final(workdir):
-    """All arrays of the newest checkpoint, by item and name."""
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        restore = ocp.args.StandardRestore
-        step = manager.latest_step()
-        found = manager.restore(step, args=ocp.args.Composite(state=restore(), average=restore()))
-        return step, jax.tree.map(np.asarray, {"state": found["state"], "average": found["average"]})
-
-
 @pytest.mark.slow
 def test_killed_training_of_two_networks_resumes_to_the_same_bits(tmp_path):
     """SIGKILL at random moments, before and after the discriminator starts."""
     options = {"steps": 120, "checkpoint_every": 10, "report_every": 10, "sample_every": 1000}
-    command = [sys.executable, "-m", "flowjax.train", "--config=autoencoder:smoke"]
+    command = ["--config=autoencoder:smoke", "--config.objective.options.start=60"]
     command += [f"--config.train.{key}={value}" for key, value in options.items()]
-    command += ["--config.objective.options.start=60"]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-
-    def start(name):
-        return subprocess.Popen(
-            [*command, f"--workdir={tmp_path / name}"], env=environment, stdout=subprocess.PIPE, text=True
-        )
-
-    def saved():
-        return max((int(p.name) for p in (tmp_path / "killed/checkpoints").glob("*") if p.name.isdigit()), default=0)
-
     chance = random.Random(time.time_ns())
     for least in (10, 60):
-        process = start("killed")
-        while saved() < least and process.poll() is None:
-            time.sleep(0.01)
+        process = training(tmp_path / "killed", *command)
+        wait_for_checkpoint(tmp_path / "killed", process, least)
         time.sleep(chance.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    last = start("killed")
+    last = training(tmp_path / "killed", *command)
     out = last.communicate(timeout=600)[0]
-    whole = start("whole")
+    whole = training(tmp_path / "whole", *command)
     whole.communicate(timeout=600)
     assert (last.returncode, whole.returncode) == (0, 0)
     assert "resumed after step" in out or "training is complete" in out

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import small
+from runs import exit_code
 
-from flowjax import _cli, data
+from flowjax import data
 from flowjax import evaluate as evaluate_main
 from flowjax import sample as sample_main
 from flowjax import train as train_main
@@ -23,18 +24,11 @@ def teacher(tmp_path_factory):
     return folder
 
 
-def main(main, *arguments):
-    """The exit code of a main."""
-    with pytest.raises(SystemExit) as exit_:
-        _cli.run(main.main, main.define, [main.__name__.rpartition(".")[2], *map(str, arguments)])
-    return exit_.value.code
-
-
 def train(config, teacher, workdir, *arguments):
     run = "base" if config.endswith(":lora") else "teacher"
     flags = (f"--config.{run}.options.workdir={teacher}", f"--config.data={BLANK}", "--config.train.checkpoint_every=1")
     small_run = () if config.endswith(":smoke") else ("--config.train.steps=2", "--config.train.batch=8")
-    return main(train_main, f"--config={config}", f"--workdir={workdir}", *flags, *small_run, *arguments)
+    return exit_code(train_main, f"--config={config}", f"--workdir={workdir}", *flags, *small_run, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +48,11 @@ def test_students_of_a_teacher_need_no_data(config, teacher, tmp_path, capsys):
     assert (workdir / "samples.png").exists()
     recipe = load_run(workdir)[1]
     assert (recipe.low, recipe.high, recipe.scale) == (0.0, 16.0, 8.0)  # the teacher's
-    assert main(sample_main, f"--workdir={workdir}", "--num=20", f"--out={tmp_path / 'samples.npz'}") == 0
+    assert exit_code(sample_main, f"--workdir={workdir}", "--num=20", f"--out={tmp_path / 'samples.npz'}") == 0
     capsys.readouterr()
-    assert main(evaluate_main, f"--workdir={workdir}", "--num=100") != 0
+    assert exit_code(evaluate_main, f"--workdir={workdir}", "--num=100") != 0
     assert "was trained without data: say what to compare with, --data=digits" in capsys.readouterr().err
-    assert main(evaluate_main, f"--workdir={workdir}", "--num=100", "--data=digits") == 0
+    assert exit_code(evaluate_main, f"--workdir={workdir}", "--num=100", "--data=digits") == 0
     row = json.loads((workdir / "evaluation.json").read_text())["runs"][0]["rows"][0]
     assert np.isfinite([value for name, value in row.items() if name.startswith("FD[")]).all()
 

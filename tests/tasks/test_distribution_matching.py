@@ -97,7 +97,7 @@ def test_three_networks_go_on_bit_for_bit_after_a_kill(teacher, tmp_path):
     overrides = {"steps": 120, "checkpoint_every": 10, "report_every": 10, "sample_every": 1000}
     command += [f"--config.train.{key}={value}" for key, value in overrides.items()]
     killed = training(tmp_path / "killed", *command)
-    wait_for_checkpoint(tmp_path / "killed")
+    wait_for_checkpoint(tmp_path / "killed", killed)
     kill(killed)
     assert not (tmp_path / "killed" / "report.json").exists()
     texts = [training(tmp_path / name, *command).communicate(timeout=400)[0] for name in ("killed", "whole")]

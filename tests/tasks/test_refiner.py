@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import small
 from flax import nnx
-from runs import task_of
+from runs import exit_code, task_of
 
 import flowjax as fj
-from flowjax import _cli
 from flowjax import evaluate as evaluate_main
 from flowjax import sample as sample_main
 from flowjax import train as train_main
@@ -28,18 +27,11 @@ def teacher(tmp_path_factory):
     return folder
 
 
-def main(main, *arguments):
-    """The exit code of a main."""
-    with pytest.raises(SystemExit) as exit_:
-        _cli.run(main.main, main.define, [main.__name__.rpartition(".")[2], *map(str, arguments)])
-    return exit_.value.code
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, teacher):
     """Two steps of `configs/refiner.py`."""
     folder = tmp_path_factory.mktemp("refiner") / "run"
-    code = main(
+    code = exit_code(
         train_main, "--config=refiner:smoke", f"--config.teacher.options.workdir={teacher}", f"--workdir={folder}"
     )
     assert code == 0
@@ -79,9 +71,9 @@ def test_blocks_are_sampled_guided_and_counted(workdir, teacher):
 
 def test_the_mains_sample_and_sweep_blocks(workdir, tmp_path, capsys):
     one, other = (f"flowturbo(blocks='{blocks}', refiner=refiner)" for blocks in ("H1P2R2", "H1R1"))
-    code = main(sample_main, f"--workdir={workdir}", "--num=4", f"--out={tmp_path / 'x.npz'}", f"--solver={one}")
+    code = exit_code(sample_main, f"--workdir={workdir}", "--num=4", f"--out={tmp_path / 'x.npz'}", f"--solver={one}")
     assert (code, "4 evaluations (8 network calls)" in capsys.readouterr().out) == (0, True)
-    code = main(evaluate_main, f"--workdir={workdir}", "--num=30", f"--solvers={one}, {other}, heun")
+    code = exit_code(evaluate_main, f"--workdir={workdir}", "--num=30", f"--solvers={one}, {other}, heun")
     capsys.readouterr()
     rows = json.loads((workdir / "evaluation.json").read_text())["runs"][0]["rows"]
     assert [(row["steps"], row["evaluations"]) for row in rows] == [(5, 4), (2, 2), (2, 4)]
@@ -89,7 +81,7 @@ def test_the_mains_sample_and_sweep_blocks(workdir, tmp_path, capsys):
         ((f"--solver={one}", "--steps=4"), "makes 5 steps, the grid has 4"),
         ((f"--solver={one}", "--guidance=apg(scale=2)"), "a refiner is guided by a scale, and not by APG"),
     ):
-        assert main(sample_main, f"--workdir={workdir}", f"--out={tmp_path / 'y.npz'}", *flags) != 0
+        assert exit_code(sample_main, f"--workdir={workdir}", f"--out={tmp_path / 'y.npz'}", *flags) != 0
         assert message in capsys.readouterr().err
     assert not (tmp_path / "y.npz").exists()
 
@@ -105,7 +97,7 @@ def test_an_export_is_sampled_like_the_run(workdir, tmp_path):
 def test_a_teacher_that_has_guidance_as_an_input_is_refused(tmp_path, capsys):
     small.write(tmp_path, network={"name": "dit", "options": small.DIT | {"guidance": True}}, embedded=(1.0, 4.0))
     flags = (f"--config.teacher.options.workdir={tmp_path}", f"--workdir={tmp_path / 'run'}")
-    assert main(train_main, "--config=refiner:smoke", *flags) != 0
+    assert exit_code(train_main, "--config=refiner:smoke", *flags) != 0
     assert "a refiner is guided by a pair: take a teacher without" in capsys.readouterr().err
     assert not (tmp_path / "run" / "recipe.json").exists()
 
