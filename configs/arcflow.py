@@ -29,7 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
         ("lora",),
         task=spec(task, guidance=1.4),
         data=spec("digits"),
-        objective=spec("policy_distillation", policy=spec("momentum", components=16), states=2, decay=200),
+        objective=spec("policy_distillation", policy=spec("momentum", components=16), states=2, dropout=0.0, decay=200),
         optimizer=spec("adamw", rate=1e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
         train=dict(steps=600, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
         sample=dict(solver=spec("policy"), steps=2, guidance=1.0),
