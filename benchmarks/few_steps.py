@@ -73,7 +73,6 @@ SHORT = ["--config.train.steps=400"]
 POLICIES = ["--config.train.steps=200", "--config.train.batch=32", "--config.objective.options.decay=70"]
 SHORTER = {
     "meanflow": LARGE,
-    "dmd2": ["--config.train.steps=750"],
     **dict.fromkeys(("linear", "arcflow_4", "arcflow"), POLICIES),
     # Its last layer is a larger part of the network than that of the digits.
     "arcflow_lora": [*POLICIES, "--config.objective.options.policy=momentum(components=8)"],

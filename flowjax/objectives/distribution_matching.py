@@ -142,13 +142,13 @@ class DistributionMatching:
     other divergences: 1 (reverse_kl), r (forward_kl), r / (1 + r) (jensen_shannon) or sqrt(r) / 4 (hellinger), over
     its mean in the batch. Without an adversary nothing is read of the data but shape and conditions.
 
-    `networks` is {"student": ..., "fake": ...}; both predict what the teacher's network predicts
-    and start from its weights. What is sampled is the student, by the solver `consistency` on `grid`.
+    `networks` is {"student": ..., "fake": ...}; both predict what the teacher's network predicts and start from its
+    weights. What is sampled is the student, by the solver `consistency` on `grid`.
 
     Attributes:
         teacher: A field without memory between evaluations: a `Flow`, or one inside guidance and other fields.
         prediction: What both networks output: "velocity", "noise", "data", "score" or "v".
-        grid: Times of the student's steps from 0 to the data, or the spec of a grid, `uniform(n=4)`.
+        grid: Times of the student's steps from noise to the data, or the spec of a grid, `uniform(n=4)`.
         times: Distribution of the times t of fake network, teacher and adversary, moved into [0.001, 0.999].
         every: The student moves in each `every`-th step, the last of so many.
         adversary: Whether the fake network is an adversary too.
@@ -305,7 +305,9 @@ class DistributionMatching:
             data = answer(resting, number, x)
             return self.path.interpolate(jnp.full((count,), grid[number + 1]), draws.renewed[:, number], data)
 
-        x = draws.x0 if len(self.grid) == 2 else jax.lax.fori_loop(0, draws.last, simulate, draws.x0)
+        x = self.path.start(draws.x0, self.grid[0])
+        if len(self.grid) > 2:
+            x = jax.lax.fori_loop(0, draws.last, simulate, x)
         # Without the checkpoint its backward pass would be filled with zeros at rest.
         learn = jax.checkpoint(lambda: answer(student, draws.last, x))
         return jax.lax.cond(draws.moves, learn, lambda: answer(resting, draws.last, x))
