@@ -38,10 +38,12 @@ def integration(head, student):
     """Following a policy over a step, and the call that answers with it; ten in a loop, as a sampler makes them."""
     x, t, cond = inputs(200)
     answer = student(x, t, cond)
-    many = lambda one: jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: one(x), x))  # noqa: E731
-    follow = many(lambda x: head.policy(answer, t, x).rollout(x, t, t + 0.5))
-    call = many(lambda x: x + 0.1 * student(x, t, cond)[..., :1])
-    return ratio(alternate({"policy": lambda: follow(x), "call": lambda: call(x)}), "policy", "call")
+    many = lambda one: jax.jit(lambda x, *given: jax.lax.fori_loop(0, 10, lambda _, x: one(x, *given), x))  # noqa: E731
+    # Numbers that depend on x, or the loop would compute them once.
+    follow = many(lambda x, answer: head.policy(answer + x[..., :1], t, x).rollout(x, t, t + 0.5))
+    call = many(lambda x, student: x + 0.1 * student(x, t, cond)[..., :1])
+    runs = {"policy": lambda: follow(x, answer), "call": lambda: call(x, student)}
+    return ratio(alternate(runs), "policy", "call")
 
 
 def gradient(loss):
