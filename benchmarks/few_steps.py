@@ -7,10 +7,11 @@ Three seeds of each student, by their configs: rectified, latent consistency and
 policies (ArcFlow with 1, 4 and 16 components and its adapters), distribution matching (DMD2), and MeanFlow, which has
 no teacher. The teacher is a run of `configs/digits.py`, or the model of MNIST in `benchmarks/models`, whose students
 train for fewer steps; MNIST is read from a file `mnist.npz` in the folder this is started from. Students of guided
-teachers learn from a guidance of 1.4 (DMD2 1.2), pairs are those of eight steps of Heun. Runs that are complete are
-taken as they are. Frechet distances and accuracies are those of 2,000 samples, the spread is theirs within a class over
-that of the data, the error of a policy its root mean square distance from 30 steps of Heun from the same noise, over
-the scale of the data. Times are those of 200 samples, in alternation.
+teachers learn from a guidance of 1.4 (DMD2 1.2), pairs are those of eight steps of Heun; policies and DMD2 read no more
+of the data than shape and labels. Runs that are complete are taken as they are. Frechet distances and accuracies are
+those of 2,000 samples, the spread is theirs within a class over that of the data, the error of a policy its root mean
+square distance from 30 steps of Heun from the same noise, over the scale of the data. Times are those of 200 samples,
+in alternation.
 """
 
 import argparse
@@ -38,10 +39,11 @@ from flowjax.training import make_mesh
 SCALE = 1.4
 BLOCKS = ("H1P7R1", "H1P6R2")
 REFINER = "refiner"
+BLANK = "--config.data=blank(shape={}, num_classes=10)"
 
 
 class Student(NamedTuple):
-    """A student: its config, the option that names its teacher, how it is sampled, and what it needs beside."""
+    """A student: config, option that names its teacher, how it is sampled, further options, whether it needs data."""
 
     config: str
     run: str | None
@@ -49,12 +51,13 @@ class Student(NamedTuple):
     guidance: float
     steps: tuple[int, ...]
     options: tuple[str, ...] = ()
+    data: bool = True
 
 
 def policy(components, argument="", run="teacher"):
     """ArcFlow with so many components."""
     option = f"--config.objective.options.policy=momentum(components={components})"
-    return Student(f"arcflow{argument}", run, "policy", 1.0, (2, 3, 4), (option,))
+    return Student(f"arcflow{argument}", run, "policy", 1.0, (2, 3, 4), (option,), data=False)
 
 
 STUDENTS = {
@@ -66,7 +69,7 @@ STUDENTS = {
     "arcflow_4": policy(4),
     "arcflow": policy(16),
     "arcflow_lora": policy(16, ":lora", "base"),
-    "dmd2": Student("dmd2", "teacher", "consistency", 1.0, (1,)),
+    "dmd2": Student("dmd2", "teacher", "consistency", 1.0, (1,), data=False),
     "meanflow": Student("meanflow", None, "jump", 1.0, (1, 2)),
 }
 SHORT = ["--config.train.steps=400"]
@@ -137,9 +140,10 @@ def parameters(workdir):
 def compared(teacher, name, runs, seed, measure):
     """Numbers of the students of one seed."""
     numbers, own = {}, GROUPS[name][1]
-    for student, (config, run, solver, guidance, steps, options) in STUDENTS.items():
+    for student, (config, run, solver, guidance, steps, options, learns) in STUDENTS.items():
         workdir = runs / f"{student}_{seed}"
-        arguments = [f"--config={config}", *options, *own, f"--config.seed={seed}"]
+        given = own if learns else [BLANK.format(measure.source.x.shape[1:])]
+        arguments = [f"--config={config}", *options, *given, f"--config.seed={seed}"]
         if run is not None:
             arguments.append(f"--config.{run}.options.workdir={teacher}")
         if student == "rectified":
