@@ -137,10 +137,11 @@ def parameters(workdir):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def compared(teacher, name, runs, seed, measure):
+def compared(teacher, name, runs, seed, measure, students):
     """Numbers of the students of one seed."""
     numbers, own = {}, GROUPS[name][1]
-    for student, (config, run, solver, guidance, steps, options, learns) in STUDENTS.items():
+    for student in students:
+        config, run, solver, guidance, steps, options, learns = STUDENTS[student]
         workdir = runs / f"{student}_{seed}"
         given = own if learns else [BLANK.format(measure.source.x.shape[1:])]
         arguments = [f"--config={config}", *options, *given, f"--config.seed={seed}"]
@@ -157,7 +158,7 @@ def compared(teacher, name, runs, seed, measure):
                 numbers[f"{student}, {count}: error"] = measure.error(workdir, solver, guidance, count)
         if seed == SEEDS[0]:
             numbers[f"{student}: parameters"] = parameters(workdir)
-    for times in ("uniform", "quadratic"):
+    for times in ("uniform", "quadratic") if REFINER in students else ():
         for blocks in BLOCKS:
             samples = sampled(runs / f"{REFINER}_{seed}", turbo(blocks), SCALE, 9, times=times)
             numbers |= measure(f"FlowTurbo {blocks}, {times}", samples)
@@ -181,6 +182,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=GROUPS, required=True)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--students", nargs="*", choices=STUDENTS, default=list(STUDENTS), help="all by default")
     args = parser.parse_args()
     (model, _, num), runs = GROUPS[args.data], args.runs.resolve()
     teacher = runs / "teacher"
@@ -204,14 +206,16 @@ def main():
             numbers[f"{name}: error"] = measure.error(teacher, solver, SCALE, steps)
     claim = __doc__.splitlines()[0].removeprefix("Claim: ")
     for seed in SEEDS:
-        numbers[f"seed {seed}"] = compared(teacher, args.data, runs, seed, measure)
+        numbers[f"seed {seed}"] = compared(teacher, args.data, runs, seed, measure, args.students)
         store(f"few_steps_{args.data}", claim, numbers)
-    store(f"few_steps_{args.data}", claim, numbers | times(runs / f"{REFINER}_0"))
-    rows = [("teacher", "euler", SCALE, 1), ("teacher", "heun", SCALE, 8), ("rectified_0", "ddim", 1.0, 1)]
-    rows += [("lcm_0", "consistency", SCALE, count) for count in (1, 4)] + [("lcm_lora_0", "consistency", 1.0, 4)]
-    rows += [(f"{REFINER}_0", turbo(BLOCKS[0]), SCALE, None), ("teacher", "euler", SCALE, 2)]
-    rows += [(f"{name}_0", "policy", 1.0, 2) for name in ("linear", "arcflow", "arcflow_lora")]
-    strip(f"few_steps_{args.data}", runs, [*rows, ("dmd2_0", "consistency", 1.0, 1), ("meanflow_0", "jump", 1.0, 1)])
+    if REFINER in args.students:
+        store(f"few_steps_{args.data}", claim, numbers | times(runs / f"{REFINER}_0"))
+    rows = [("teacher", "euler", SCALE, 1), ("teacher", "euler", SCALE, 2), ("teacher", "heun", SCALE, 8)]
+    for student in args.students:
+        _, _, solver, guidance, steps, *_ = STUDENTS[student]
+        way, count = (turbo(BLOCKS[0]), None) if student == REFINER else (solver, steps[0])
+        rows.append((f"{student}_0", way, guidance, count))
+    strip(f"few_steps_{args.data}", runs, rows)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ OWN_NETWORKS = {
     "policy_distillation": lambda x, t, cond: wide(network(x, t, cond), 9),
     "refiner": lambda x, t, cond, velocity: network(x, t, cond) * velocity,
     "improved_mean_flow": lambda x, t, cond, end: {"u": network(x, t, cond), "v": network(2 * x, t, cond)},
-    "distribution_matching": {"student": network, "fake": lambda x, t, cond: network(2 * x, t, cond)},
+    "distribution_matching": {"student": network, "fake": lambda x, t, cond: wide(network(x, t, cond), 4)},
     "schroedinger_bridge": {"velocity": network, "interpolant": lambda x, t, cond: network(x[:, :3], t, cond)},
 }
 

@@ -40,7 +40,12 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
 
 
 class Judged:
-    """The fake network that is an adversary too: it answers with one more channel, whose mean is a logit."""
+    """The fake network that is an adversary too: it answers with one more channel, whose mean is a logit.
+
+    Example:
+        >>> Judged.channels(3), Judged.grown(jnp.ones(6), 3, jax.random.key(0)).tolist()  # two pixels of three channels
+        (4, [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    """
 
     @staticmethod
     def channels(channels: int) -> int:
