@@ -6,6 +6,10 @@
 
 The student moves in every fifth step, the fake network in each. For several evaluations give the grid of its steps and
 sample on it: `--config.objective.options.grid="uniform(n=4)" --config.sample.steps=4`.
+
+Expected on 2 CPU cores, with 1 evaluation: 98.8 % of 1,000 samples recognised as the class asked for, spread 0.87 of
+the real one, Frechet distance 0.267 (the teacher 0.266 with 20 network calls). On a core shared with other work the run
+took 326 seconds; the numbers are in `benchmarks/results/dmd2-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
