@@ -10,8 +10,8 @@ Training needs the teacher and no data: the student learns the teacher's guided 
 Networks as small as this one learn better with all components: `dropout` is 0 in place of the published 0.1.
 
 Expected on 2 CPU cores, with 2 evaluations: 99.6 % of 1,000 samples recognised as the class asked for, spread 0.82 of
-the real one, Frechet distance 0.372 (the teacher, guided by as much, 0.266 with 20 network calls). On a core shared with
-other work the run took 342 seconds; the numbers are in `benchmarks/results/arcflow-cpu.json`.
+the real one, Frechet distance 0.372 (the teacher 0.266 with 20 network calls). On a core shared with other work the run
+took 342 seconds; the numbers are in `benchmarks/results/arcflow-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
