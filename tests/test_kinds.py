@@ -308,7 +308,11 @@ def literals(kind, name):
     known, given = specs.options_of(catalogue.tables[kind][name]), given_for(kind, name)
     values = {key: option.default for key, option in known.items() if option.kind is None}
     values |= {key: value for key, value in options_for(kind, name).items() if key in values}
-    return {key: value for key, value in values.items() if key not in given and isinstance(value, int | float)}
+    left_out = {*given, *TIED.get((kind, name), ())}
+    return {key: value for key, value in values.items() if key not in left_out and isinstance(value, int | float)}
+
+
+TIED = {("objective", "distribution_matching"): {"adversary"}}  # what another option of the example asks for
 
 
 def others(value):
