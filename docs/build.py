@@ -258,10 +258,14 @@ def few_steps() -> str:
     parts = []
     for name, numbers in of_data("few_steps_").items():
         cells = (
-            [text, str(count)]
-            + [spanned(numbers, f"{key}: {quality}") for quality in qualities]
-            + [spanned(numbers, f"{student}: {cost}") for cost in costs]
+            [
+                text,
+                str(count),
+                *(spanned(numbers, f"{key}: {quality}") for quality in qualities),
+                *(spanned(numbers, f"{student}: {cost}") for cost in costs),
+            ]
             for text, count, key, student in rows
+            if spanned(numbers, f"{key}: FD")
         )
         parts += [f"{name} (seeds: {len(seeds(numbers))})", table(titles, cells)]
     return "\n\n".join(parts)

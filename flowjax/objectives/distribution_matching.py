@@ -87,13 +87,13 @@ class MatchingDraws:
     Attributes:
         x1: Data, (B, ...); read by the adversary alone.
         x0: Noise that samples begin with, (B, ...).
-        renewed: Noise of the student's later steps, (B, steps - 1, ...).
         last: The number of the step whose answer is the sample, a scalar.
         z: Noise of the fake network's lesson, (B, ...).
         t: Its times, (B,).
         compared_z: Noise at which fake network and teacher are compared, (B, ...).
         compared_t: Its times, (B,).
         moves: Whether the student learns, a scalar.
+        renewed: Noise of the student's later steps, (B, steps - 1, ...); None with a single step.
         cond: Conditions with leading axis B, or None.
         seeds: Seeds of the networks' dropout, (B, 2); None is without dropout.
 
@@ -108,13 +108,13 @@ class MatchingDraws:
 
     x1: Float[Array, "B ..."]
     x0: Float[Array, "B ..."]
-    renewed: Float[Array, "B later ..."]
     last: Int[Array, ""]
     z: Float[Array, "B ..."]
     t: Float[Array, " B"]
     compared_z: Float[Array, "B ..."]
     compared_t: Float[Array, " B"]
     moves: Bool[Array, ""]
+    renewed: Float[Array, "B later ..."] | None = None
     cond: Any = None
     seeds: UInt32[Array, "B 2"] | None = None
 
@@ -242,7 +242,8 @@ class DistributionMatching:
             names = ("x0", "renewed", "z", "compared_z", "t", "compared_t", "seeds")
             own = dict(zip(names, jax.random.split(jax.random.fold_in(key, index), len(names)), strict=True))
             noise = {name: jax.random.normal(own[name], x1.shape[1:], x1.dtype) for name in ("x0", "z", "compared_z")}
-            noise["renewed"] = jax.random.normal(own["renewed"], (later, *x1.shape[1:]), x1.dtype)
+            if later:
+                noise["renewed"] = jax.random.normal(own["renewed"], (later, *x1.shape[1:]), x1.dtype)
             times = {name: self.times.sample(own[name]) for name in ("t", "compared_t")}
             drawn = {name: jnp.clip(time, 1 - LATEST, LATEST) for name, time in times.items()}
             return noise | drawn | {"seeds": seed(own["seeds"])}
@@ -301,17 +302,18 @@ class DistributionMatching:
         self, student: Callable[..., Array], resting: Callable[..., Array], draws: MatchingDraws
     ) -> Float[Array, "B ..."]:
         """The student's samples, with gradients where it moves."""
-        grid, count = jnp.asarray(self.grid, precision(draws.x0)), len(draws.x0)
+        grid, count, renewed = jnp.asarray(self.grid, precision(draws.x0)), len(draws.x0), draws.renewed
         answer = lambda network, number, x: self._data(  # noqa: E731
             network, jnp.full((count,), grid[number]), x, draws.cond
         )
 
         def simulate(number: Array, x: Array) -> Array:
+            assert renewed is not None
             data = answer(resting, number, x)
-            return self.path.interpolate(jnp.full((count,), grid[number + 1]), draws.renewed[:, number], data)
+            return self.path.interpolate(jnp.full((count,), grid[number + 1]), renewed[:, number], data)
 
         x = self.path.start(draws.x0, self.grid[0])
-        if len(self.grid) > 2:
+        if renewed is not None:
             x = jax.lax.fori_loop(0, draws.last, simulate, x)
         # Without the checkpoint its backward pass would be filled with zeros at rest.
         learn = jax.checkpoint(lambda: answer(student, draws.last, x))
