@@ -1,4 +1,4 @@
-"""Claim: a policy costs a small part of a network call, its training what its calls cost, and what rests in DMD2 is free.
+"""Claim: a policy costs a part of a network call, its training what its calls cost, and what rests in DMD2 is free.
 
 The network of the digits (`configs/digits.py`) in batches of 64 and 200, on random weights: following a policy of 16
 components in closed form against a call of the network that answers with it; the gradient of a segment of
