@@ -108,7 +108,7 @@ class Measure:
 
     def __init__(self, workdir):
         self.source = data.of_run(loaded(workdir)[1], workdir, "recipe")
-        self.judge, self.teacher = make_judge(self.source), workdir
+        self.judge = make_judge(self.source)
         self.real = self.judge.features(np.asarray(self.source.take(2000, 1).x))
         self.spread = within_class_spread(np.asarray(self.source.x), self.source.cond)
         self.fine = sampled(workdir, "heun", SCALE, 30, num=1000).x

@@ -88,7 +88,10 @@ def of_run(recipe: Any, workdir: str | Path, place: str | None = None) -> Source
         if place in (None, "recipe"):
             raise ValueError(f"{workdir} was trained without data: say what to compare with, --data=digits for example")
         name, options = specs.name_and_options(specs.parse(place))
-        return as_trained(load(name, **options), recipe)
+        source = load(name, **options)
+        if source.blank:
+            raise ValueError(f"--data={place} has no examples: say what to compare with, --data=digits for example")
+        return as_trained(source, recipe)
     files = [key for key in PLACES if key in options]
     if place is None:
         for key in files:

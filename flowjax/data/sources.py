@@ -232,13 +232,14 @@ def blank(*, shape: list | tuple, num_classes: int | None = None, path: str | No
         whole("[1, 1048576]", num_classes=num_classes)
         if path is not None:
             raise ValueError("examples that nobody has have classes or texts: leave num_classes or path out")
-    texts = None if path is None else np.array(lines_of(path))
-    count = size if texts is None else len(texts)
+    texts = [] if path is None else lines_of(path)
+    check_memory(f"the texts of {path}", 4 * len(texts) * max(map(len, texts), default=0))  # all as wide as the longest
+    count = len(texts) or size
     return Source(
         x=np.broadcast_to(np.float32(0), (count, *shape)),
         cond=None if num_classes is None else np.arange(count, dtype=np.int32) % num_classes,
         num_classes=num_classes,
-        fields={} if texts is None else {"text": texts},
+        fields={"text": np.array(texts)} if texts else {},
         blank=True,
     )
 

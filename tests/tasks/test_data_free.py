@@ -52,6 +52,8 @@ def test_students_of_a_teacher_need_no_data(config, teacher, tmp_path, capsys):
     capsys.readouterr()
     assert exit_code(evaluate_main, f"--workdir={workdir}", "--num=100") != 0
     assert "was trained without data: say what to compare with, --data=digits" in capsys.readouterr().err
+    assert exit_code(evaluate_main, f"--workdir={workdir}", "--num=100", f"--data={BLANK}") != 0
+    assert "has no examples" in capsys.readouterr().err
     assert exit_code(evaluate_main, f"--workdir={workdir}", "--num=100", "--data=digits") == 0
     row = json.loads((workdir / "evaluation.json").read_text())["runs"][0]["rows"][0]
     assert np.isfinite([value for name, value in row.items() if name.startswith("FD[")]).all()
@@ -79,6 +81,10 @@ def test_texts_stand_for_data(tmp_path):
     path.write_text("a red circle\na blue square\n")
     source = data.load("blank", shape=(16, 16, 3), path=str(path))
     assert (source.x.shape, source.fields["text"].tolist()) == ((2, 16, 16, 3), ["a red circle", "a blue square"])
+    uneven = tmp_path / "uneven.txt"
+    uneven.write_text("a" * 2**22 + "\na" * 2**21)
+    with pytest.raises(ValueError, match="the texts of"):
+        data.load("blank", shape=(2,), path=str(uneven))
     with pytest.raises(ValueError, match="classes or texts"):
         data.load("blank", shape=(2,), num_classes=3, path=str(path))
     with pytest.raises(ValueError, match=r"shape\[1\]"):
