@@ -7,8 +7,9 @@ from jaxtyping import Array
 
 from flowjax._pytree import part, pytree
 from flowjax.facts import fact
-from flowjax.fields.wrapper import FieldWrapper, check_convertible
-from flowjax.flow import Field, check_determined, network_times
+from flowjax.fields.embedded import Embedded
+from flowjax.fields.wrapper import FieldWrapper
+from flowjax.flow import Field, Flow, check_determined, network_times
 from flowjax.policies import Head
 
 
@@ -25,7 +26,7 @@ class Curved(FieldWrapper):
         policy: the head that makes a policy of its answer.
 
     Raises:
-        ValueError: no field, or one whose predictions cannot be converted.
+        ValueError: a field that changes what the network answers; such fields go around this one.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -44,7 +45,14 @@ class Curved(FieldWrapper):
     def __post_init__(self) -> None:
         """Checks the field."""
         super().__post_init__()
-        check_convertible(self, self.field)
+        inner: Any = self.field
+        while isinstance(inner, Embedded):
+            inner = inner.field
+        if not isinstance(inner, Flow):
+            raise ValueError(
+                f"Curved reads the network's own answers, which {type(inner).__name__} does not give: put it "
+                "around the Flow, and other fields around Curved"
+            )
 
     @property
     def network(self) -> Any:
@@ -54,7 +62,13 @@ class Curved(FieldWrapper):
     def evaluate(
         self, t: Any, x: Array, cond: Any, memory: Any, *, to: str = "velocity", end: Any = None, **extra: Any
     ) -> tuple[Array, Any]:
-        """The mean velocity up to `end`, or the prediction that belongs to the velocity at t."""
+        """The mean velocity up to `end`, or the prediction that belongs to the velocity at t.
+
+        Raises:
+            ValueError: `end` with another prediction than the velocity.
+        """
+        if end is not None and to != "velocity":
+            raise ValueError(f"up to an end there is a mean velocity, and no mean {to}")
         answer, memory = self.field.evaluate(t, x, cond, memory, to="raw", **extra)
         t = network_times(t, x)
         policy = self.policy.policy(answer, t, x)

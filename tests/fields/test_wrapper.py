@@ -12,6 +12,7 @@ import flowjax as fj
 from flowjax.fields import (
     Bounded,
     Converted,
+    Curved,
     DriftPlusScore,
     Embedded,
     FieldWrapper,
@@ -24,6 +25,7 @@ from flowjax.fields.wrapper import DataWrapper
 from flowjax.flow import Counts, Field
 from flowjax.guidance import APG, CFG, RAAG
 from flowjax.oracles import TwoSidedMixture
+from flowjax.policies import Momentum
 
 LINEAR, TRIG = fj.paths.Linear(), fj.paths.Trig()
 X = fj.noise(jax.random.key(0), (4, 2))
@@ -73,7 +75,39 @@ def wrapped(outer, inner, field=None):
 def test_the_list_of_wrappers_is_complete():
     made = {type(make(Probe())) for make in WRAPPERS.values()}
     known = {*FieldWrapper.__subclasses__(), *DataWrapper.__subclasses__()} - {DataWrapper}
-    assert made == {c for c in known if c.__module__.startswith("flowjax")}
+    assert made | {Curved} == {c for c in known if c.__module__.startswith("flowjax")}
+
+
+def curved(flow=None):
+    """The one wrapper that goes around networks alone: the velocity 2 - x up to any end."""
+    line = flow or fj.Flow(lambda x, t, cond: jnp.concatenate([2 - x, x[:, :1]], axis=1), path=LINEAR, null=7.0)
+    return Curved(line, policy=Momentum(components=1))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_network_that_answers_with_a_policy_is_innermost(name):
+    if name == "embedded":
+        flow = fj.Flow(
+            lambda x, t, cond, guidance: jnp.concatenate([guidance[:, None] - x, x[:, :1]], axis=1), path=LINEAR
+        )
+        np.testing.assert_allclose(curved(Embedded(flow, guidance=2.0)).velocity(0.5, X), 2 - X, rtol=1e-6)
+        return
+    with pytest.raises(ValueError, match=r"reads the network's own answers, which \w+ does not give"):
+        curved(WRAPPERS[name](fj.Flow(lambda x, t, cond: x, path=LINEAR)))
+    around = WRAPPERS[name](curved())
+    assert (around.null, around.path) == (None if name == "guided" else 7.0, LINEAR)
+    times = fj.times.uniform(2, 0.1, 0.5)
+    if name in ("converted", "thresholded", "bounded"):
+        with pytest.raises(ValueError, match="no mean"):
+            fj.solve(around, fj.solvers.Policy(), X, times)
+
+
+def test_no_mean_but_of_velocities():
+    field = curved()
+    mean, _ = field.evaluate(0.2, X, None, field.init(X), end=0.7)
+    np.testing.assert_allclose(mean, 2 - X, rtol=1e-6)
+    with pytest.raises(ValueError, match="no mean data"):
+        field.evaluate(0.2, X, None, field.init(X), to="data", end=0.7)
 
 
 @pytest.mark.parametrize(("outer", "inner"), PAIRS)
