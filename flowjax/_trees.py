@@ -1,5 +1,6 @@
-"""Trees of arrays by dotted name, as checkpoints and single files have them."""
+"""Trees of arrays: by dotted name, as checkpoints and single files have them, and conditions beside their nulls."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,3 +17,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 def unflatten(flat: dict[str, Any], like: Any) -> Any:
     """The inverse of `flatten` for a tree of the structure of `like`."""
     return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in flatten(like)])
+
+
+def with_parts(change: Callable[[Any, Any], Any], null: Any, cond: Any) -> Any:
+    """`change(null, cond)` of each part of a condition; a part whose null condition is None stays as it is."""
+    return jax.tree.map(
+        lambda null, c: c if null is None else change(null, c), null, cond, is_leaf=lambda part: part is None
+    )

@@ -16,7 +16,8 @@ from flowjax.facts import Entry, Reference
 # package stands for whatever it exports besides.
 _MODULES = {
     "path": "paths.gaussian paths.diffusion paths.tabulated paths",
-    "network": "models.mlp models.dit models.unet models.autoencoder models.discriminator models geometry.pointnet",
+    "network": "models.mlp models.dit models.unet models.autoencoder models.discriminator models geometry.pointnet "
+    "geometry.solids",
     **dict.fromkeys(("adapters", "encoder", "tokenizer"), "models"),
     "times": "times",
     "time_law": "objectives",
@@ -33,11 +34,12 @@ _MODULES = {
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",
     "weight": "objectives",
     "average": "training",
-    "condition": "conditions",
+    "condition": "conditions geometry.solids",
+    "form": "geometry.solids",
     "optimizer": "training.optimizers",
     "task": "tasks.generation tasks.autoencoding tasks.distillation tasks geometry.cloud_classification",
     "run": "recipe",
-    "data": "data",
+    "data": "data geometry.solids",
     "array": "data paths",
     "diffusion": "paths",
     **dict.fromkeys(("runge_kutta", "schedule", "decision", "statistics"), "solvers"),

@@ -63,6 +63,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("guidance", None, text, flag_values=values)
     text = "Fields around the flow, such as thresholded(max=2), the first innermost; the recipe's by default."
     flags.DEFINE_string("fields", None, text, flag_values=values)
+    text = "How samples that are no images or points are written, such as solids(mesh=ply, frames=0)."
+    flags.DEFINE_string("form", None, text, flag_values=values)
     text = "Folder or file of the data that a flow between two laws starts from; recipe: what the recipe names."
     flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
@@ -96,7 +98,7 @@ def asked(values: flags.FlagValues) -> Request:
 
 def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Draws pairs with a bar of what is done."""
-    for name in ("out", "overwrite", "data"):
+    for name in ("out", "overwrite", "data", "form"):
         if values[name].present:
             raise _cli.UsageError(f"--{name} is given, but --pairs writes shards into its folder")
     _cli.use_compilation_cache()
@@ -127,12 +129,14 @@ def main(values: flags.FlagValues) -> None:
     with _cli.usage_errors():
         recipe = Base.load(values.workdir)
         recipe.check(request)
+        form = recipe.build_form(values.form)
     mesh = make_mesh()
     if values.pairs is not None:
         write_pairs(values, request, mesh)
         return
     png = out.with_suffix(".png") if has_picture(recipe) else None
-    for path in (out, png):
+    folder = None if form is None else out.with_suffix("")
+    for path in (out, png, folder):
         if path is not None and path.exists() and not values.overwrite:
             raise _cli.UsageError(f"{path} exists; add --overwrite or choose another --out")
     _cli.use_compilation_cache()
@@ -169,6 +173,9 @@ def main(values: flags.FlagValues) -> None:
                 picture(recipe, samples, png, source)
             except (OSError, ValueError) as error:
                 raise _cli.UsageError(f"{out} is written, but not {png}: {_cli.describe(error)}") from error
+        if folder is not None:
+            with _cli.usage_errors():
+                print(f"{folder}: {form.write(samples, folder)}")
 
 
 def cli() -> None:

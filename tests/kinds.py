@@ -72,6 +72,7 @@ FILES = {
     ("data", "npz"),
     ("data", "parquet"),
     ("data", "tfds"),
+    ("data", "meshes"),
     ("array", "npz"),
 }
 OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
@@ -79,6 +80,7 @@ OPTIONS |= {("data", "captions"): {"size": 8}, ("data", "laws"): {"size": 8}}
 OPTIONS |= {
     ("coupling", "semidiscrete_map"): {"targets": [[0.1, 0, 0], [0, 0.1, 0]], "heights": [0.0, 0.0], "time": 0.5}
 }
+OPTIONS |= {("data", "solids"): {"size": 8, "resolution": 8, "voxels": 64, "view": 8}}
 OPTIONS |= {("field", "curved"): {"policy": "momentum(components=2)"}}
 OPTIONS |= {("data", "blank"): {"shape": [2, 2, 1], "num_classes": 3, "size": 8}}
 OPTIONS |= {("objective", "distribution_matching"): {"adversary": True, "divergence": "jensen_shannon"}}

@@ -7,7 +7,7 @@ from PIL import Image
 from runs import task_of
 from sklearn.datasets import load_sample_images
 
-from flowjax import _cli, data
+from flowjax import _cli, data, specs
 from flowjax import train as train_main
 
 NAMES = sorted(path.stem for path in _cli.config_folder().glob("*.py") if path.stem not in ("__init__", "base"))
@@ -28,7 +28,7 @@ def test_config_and_its_smoke_version_are_valid(name, trained):
     assert full.train.steps > smoke.train.steps
     for config in (full, smoke):
         train_main.check(config)
-        options = inspect.signature(data.loading.SOURCES[config.data.name]).parameters
+        options = inspect.signature(specs.table_of("data")[config.data.name].make).parameters
         if set(data.PLACES) & set(options):  # read from disk, so only the smoke version has its data here
             continue
         for section in {"teacher", "base"} & set(config):

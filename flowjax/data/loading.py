@@ -15,7 +15,7 @@ from flowjax.data.sources import Source, as_trained, blank, choose, digits, laws
 from flowjax.data.tables import parquet
 from flowjax.facts import fact
 
-SOURCES: dict[str, Callable[..., Source]] = {
+_SOURCES: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "images": images,
     "npz": npz,
@@ -29,7 +29,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "photographs": photographs,
     "blank": blank,
 }
-for _name, _make in SOURCES.items():
+for _name, _make in _SOURCES.items():
     fact("data", _name, (inspect.getdoc(_make) or _name).splitlines()[0].rstrip("."))(_make)
 
 PLACES = ("folder", "path")
@@ -40,15 +40,15 @@ def load(name: str, **options: object) -> Source:
     """The data set called `name`.
 
     Args:
-        name: "digits", "images", "npz", "shapes", "tfds", "toy2d", "parquet", "captions", "fashion", "laws",
-            "photographs" or "blank".
+        name: One of the catalogue: "digits", "images", "npz", ...
         **options: Arguments of the function of that name.
 
     Raises:
         ValueError: Unknown name or option, with the closest one and the allowed ones, an option of another type, or a
             missing option.
     """
-    maker = SOURCES[choose("data set", name, SOURCES)]
+    known = specs.table_of("data")
+    maker = known[choose("data set", name, known)].make
     parameters = inspect.signature(maker).parameters
     for option, value in options.items():
         hint = parameters[choose(f"option of {name}", option, parameters)].annotation
@@ -84,7 +84,7 @@ def of_run(recipe: Any, workdir: str | Path, place: str | None = None) -> Source
         ValueError: Files that nobody asked for, data that cannot be read, or that changed since training.
     """
     name, options = recipe.data["name"], dict(recipe.data["options"])
-    if choose("data set", name, SOURCES) == "blank":
+    if choose("data set", name, specs.table_of("data")) == "blank":
         if place in (None, "recipe"):
             raise ValueError(f"{workdir} was trained without data: say what to compare with, --data=digits for example")
         name, options = specs.name_and_options(specs.parse(place))

@@ -36,6 +36,7 @@ class Source:
         notes: What was skipped when it was read, one line each.
         conditions: Names of the fields that are conditions: batches have them in a dict "cond" in place of labels.
         blank: Whether x stands for the shape and number of examples alone, which nobody has.
+        form: Name of the form (`flowjax.catalogue`) that examples have, where their shape does not tell; or None.
 
     Raises:
         ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
@@ -63,6 +64,7 @@ class Source:
     fields: Mapping[str, np.ndarray | Records] = dataclasses.field(default_factory=dict)
     conditions: tuple[str, ...] = ()
     blank: bool = False
+    form: str | None = None
 
     def __post_init__(self):
         if len(self.x) == 0:

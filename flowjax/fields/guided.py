@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._pytree import part, pytree
+from flowjax._trees import with_parts
 from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Counts, Field, check_determined, check_field
@@ -190,7 +191,7 @@ def _like(null: Any, cond: Any) -> Any:
     """The null condition broadcast to the batch of `cond`."""
     if cond is None:
         raise ValueError("guidance needs a condition: pass cond= with a leading batch axis")
-    return jax.tree.map(lambda n, c: jnp.broadcast_to(jnp.asarray(n, jnp.asarray(c).dtype), jnp.shape(c)), null, cond)
+    return with_parts(lambda n, c: jnp.broadcast_to(jnp.asarray(n, jnp.asarray(c).dtype), jnp.shape(c)), null, cond)
 
 
 def _not_an_evaluation(memory: Any) -> Any:

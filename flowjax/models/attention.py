@@ -29,10 +29,10 @@ IMPLEMENTATIONS = {"xla": True, "dot_product": True, "cudnn": False}
 
 def attend(
     q: Float[Array, "B N heads head"],
-    k: Float[Array, "B N heads head"],
-    v: Float[Array, "B N heads head"],
+    k: Float[Array, "B M heads head"],
+    v: Float[Array, "B M heads head"],
     implementation: str = "xla",
-    mask: Bool[Array, "B N"] | None = None,
+    mask: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B N heads head"]:
     """Softmax attention with scores q k / sqrt(head); the softmax is computed in at least float32.
 

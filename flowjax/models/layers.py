@@ -83,7 +83,13 @@ def dense(
 
 
 def conv(
-    inputs: int, outputs: int, side: int, names: tuple, init: nnx.Initializer | None = None, **options: Any
+    inputs: int,
+    outputs: int,
+    side: int,
+    names: tuple,
+    init: nnx.Initializer | None = None,
+    rank: int = 2,
+    **options: Any,
 ) -> nnx.Conv:
     """A convolution of `side` x `side` pixels, with named parameters; Glorot-uniform with zero bias unless `init`.
 
@@ -93,16 +99,17 @@ def conv(
         side: Side of the kernel.
         names: Logical names of the input's and the output's channels.
         init: Initialiser of the kernel.
+        rank: Number of spatial axes, 3 for voxels.
         **options: Those of `nnx.Conv`.
     """
     layer = nnx.Conv(
         inputs,
         outputs,
-        (side, side),
+        (side,) * rank,
         kernel_init=nnx.initializers.xavier_uniform() if init is None else init,
         **options,
     )
-    return name_parameters(layer, kernel=(None, None, *names), bias=names[-1:])
+    return name_parameters(layer, kernel=(*(None,) * rank, *names), bias=names[-1:])
 
 
 def per_token(layer: nnx.LinearGeneral, h: Array) -> Array:

@@ -44,7 +44,7 @@ _RESAMPLE = {"halve": halve, "double": double, None: lambda h: h}
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of neighbouring channels over the image, in float32 or better; scales and shifts channels.
+    """Normalises groups of neighbouring channels over an image or a grid, in float32 or better; scales, shifts them.
 
     (h - mean) / sqrt(variance + 1e-5) over the pixels and channels of a group, times a scale plus a shift per channel.
 
@@ -62,12 +62,12 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(channels, param_dtype), **named(axis))
         self.bias = nnx.Param(jnp.zeros(channels, param_dtype), **named(axis))
 
-    def __call__(self, h: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, h: Float[Array, "B *pixels C"]) -> Float[Array, "B *pixels C"]:
         """Applies the layer."""
         grouped = at_least_single(h).reshape(h.shape[0], -1, self.groups, h.shape[-1] // self.groups)
         centred = grouped - jnp.mean(grouped, axis=(1, 3), keepdims=True)
         normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)
-        scale, bias = (a[...].astype(h.dtype)[None, None, None] for a in (self.scale, self.bias))
+        scale, bias = (a[...].astype(h.dtype).reshape(*(1,) * (h.ndim - 1), -1) for a in (self.scale, self.bias))
         return normal.reshape(h.shape).astype(h.dtype) * scale + bias
 
 

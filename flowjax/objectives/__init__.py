@@ -27,3 +27,4 @@ from flowjax.objectives.shortcut import Shortcut
 from flowjax.objectives.spans import GuidedSpans, SpanDraws, Spans
 from flowjax.objectives.teacher import TeacherRegression
 from flowjax.objectives.terminal_velocity import TerminalVelocity
+from flowjax.objectives.transport_distillation import TransportDraws, VelocityDistillation, VelocityMatching

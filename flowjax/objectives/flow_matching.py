@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from flowjax._pytree import part, pytree, static
+from flowjax._trees import with_parts
 from flowjax.facts import fact
+from flowjax.keys import entries_noise
 from flowjax.objectives.base import seed, with_keys
 from flowjax.objectives.times import TimeLaw, Uniform, check_law
 from flowjax.paths import PREDICTIONS, GaussianPath
@@ -29,6 +31,7 @@ class Draws:
         cond: Condition with a leading axis B after label dropout, or None.
         seeds: Seeds of the network's dropout, (B, 2); None is without dropout.
         guidance: Scales of guidance, (B,), where the objective has a range of them.
+        mask: Of padded sets, which entries (B, N) of the first axis of an example are there; of others None.
 
     Example:
         >>> import flowjax as fj, jax, jax.numpy as jnp
@@ -44,28 +47,42 @@ class Draws:
     cond: Any = None
     seeds: UInt32[Array, "B 2"] | None = None
     guidance: Float[Array, " B"] | None = None
+    mask: Bool[Array, "B N"] | None = None
+
+
+def average(values: Float[Array, "B ..."], mask: Bool[Array, "B N"] | None = None) -> Float[Array, " B"]:
+    """Mean over the numbers of each example; with a mask over those of the entries of a set that are there.
+
+    An empty set has the mean 0.
+    """
+    if mask is None:
+        return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+    sums = jnp.sum(values, axis=tuple(range(2, values.ndim)))
+    size = values[0, 0].size * jnp.maximum(jnp.sum(mask, axis=1), 1)
+    return jnp.sum(jnp.where(mask, sums, 0), axis=1) / size.astype(sums.dtype)
 
 
 def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_dropout: Any, null: Any) -> Draws:
-    """Noise, times and dropped conditions; example i depends on (key, i) only.
+    """Noise, times and dropped conditions; example i depends on (key, i) only, entry n of a set on (key, i, n).
 
     Args:
         key: Key of the training step.
-        batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B.
+        batch: "x1", data (B, ...), and optionally "cond", a pytree with leading axis B, and "mask" (B, N), which
+            entries of padded sets are there.
         times: Law of the times.
         label_dropout: Probability that a condition is replaced by `null`.
         null: The null condition, see `FlowMatching`.
     """
-    x1, cond = batch["x1"], batch.get("cond")
+    x1, cond, mask = batch["x1"], batch.get("cond"), batch.get("mask")
 
     def one(index: Array) -> tuple[Array, Array, Array, Array]:
         for_noise, for_time, for_label, for_network = jax.random.split(jax.random.fold_in(key, index), 4)
-        x0 = jax.random.normal(for_noise, x1.shape[1:], x1.dtype)
+        x0 = entries_noise(for_noise, x1.shape[1:], x1.dtype, entries=mask is not None)
         return x0, times.sample(for_time), jax.random.uniform(for_label, (), jnp.float32), seed(for_network)
 
     x0, t, chance, seeds = jax.vmap(one)(jnp.arange(x1.shape[0]))
     cond = with_null(cond, null, chance < label_dropout)
-    return Draws(x0=x0, x1=x1, t=t, cond=cond, seeds=seeds)
+    return Draws(x0=x0, x1=x1, t=t, cond=cond, seeds=seeds, mask=mask)
 
 
 def off_ends(draws: Any, start: bool, end: bool) -> Any:
@@ -75,18 +92,16 @@ def off_ends(draws: Any, start: bool, end: bool) -> Any:
 
 
 def with_null(cond: Any, null: Any, dropped: Bool[Array, " B"]) -> Any:
-    """Conditions, a pytree with leading axis B, with the null condition where they are dropped; None stays None."""
-    if cond is None or null is None:
-        return cond
-    return jax.tree.map(
-        lambda c, null: jnp.where(
-            dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)),
-            jnp.broadcast_to(jnp.asarray(null, c.dtype), c.shape),
-            c,
-        ),
-        cond,
-        null,
-    )
+    """Conditions, a pytree with leading axis B, with the null condition where they are dropped; None stays None.
+
+    A part of the null condition that is None is never dropped.
+    """
+
+    def one(null: Any, c: Array) -> Array:
+        none = jnp.broadcast_to(jnp.asarray(null, c.dtype), c.shape)
+        return jnp.where(dropped.reshape(dropped.shape + (1,) * (c.ndim - 1)), none, c)
+
+    return cond if cond is None else with_parts(one, null, cond)
 
 
 def check_answer(value: Array, target: Array) -> None:
@@ -153,6 +168,8 @@ class FlowMatching:
     label_dropout: float = 0.0
     null: Any = None
 
+    masked = True
+
     def __post_init__(self) -> None:
         """Checks the options.
 
@@ -184,7 +201,7 @@ class FlowMatching:
         return dataclasses.replace(draws, t=jnp.where(end < 1, draws.t, jnp.minimum(draws.t, LATEST)))
 
     def loss(self, networks: Callable[..., Array], draws: Draws) -> tuple[Float[Array, " B"], dict[str, Array]]:
-        """Weighted squared error per example, averaged over its dimensions.
+        """Weighted squared error per example, averaged over its numbers, of padded sets over those that are there.
 
         Args:
             networks: The network, called as `networks(x, t, cond)`, with `key=` if it has dropout.
@@ -201,8 +218,7 @@ class FlowMatching:
         target = self.path.target(self.prediction, t, draws.x0, draws.x1)
         value = with_keys(networks, draws.seeds)(x, t, draws.cond)
         check_answer(value, target)
-        error = (value - target) ** 2
-        mse = jnp.mean(error, axis=tuple(range(1, error.ndim)))
+        mse = average((value - target) ** 2, draws.mask)
         return mse if self.weight is None else self.weight(t) * mse, {"mse": mse}
 
     @property

@@ -100,6 +100,7 @@ class Base(abc.ABC):
         low: Smallest value of the data in its own scale, black in pictures; None without a bound.
         high: Largest value.
         num_classes: Number of classes, or None for data without labels.
+        form: What examples are, where their shape does not tell: the spec of a form of the catalogue, or None.
         runs: Other runs that this one needs, by label: {"workdir": where, as seen from this one's, "model": the hash of
             its weights, "recipe": its own recipe}. Only weights are read there, and others are refused.
         kind: Which kind of recipe it is.
@@ -118,6 +119,7 @@ class Base(abc.ABC):
     low: float | None
     high: float | None
     num_classes: int | None
+    form: Any = None
     runs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     kind: str = ""
 
@@ -146,6 +148,8 @@ class Base(abc.ABC):
             raise ValueError(f"low={self.low} must be below high={self.high}")
         if self.num_classes is not None:
             _checks.whole(_checks.COUNT, num_classes=self.num_classes)
+        if self.form is not None:
+            specs.build("form", self.form)
         for label, run in self.runs.items():
             if not isinstance(run, Mapping) or set(run) != {"workdir", "model", "recipe"}:
                 raise ValueError(f"the run {label} must have workdir, model and recipe, got {run!r}")
@@ -179,6 +183,15 @@ class Base(abc.ABC):
         Raises:
             ValueError: A network cannot be called with examples of this recipe, or its answer does not fit.
         """
+
+    def build_form(self, spec: Any = None) -> Any:
+        """What shows and writes samples whose shape does not tell what they are; None for others."""
+        chosen = self.form if spec is None else spec
+        if chosen is None or self.form is None:
+            if spec is not None:
+                raise ValueError(f"form={specs.text(spec)}: samples of this run are arrays, without another form")
+            return None
+        return specs.build("form", chosen)
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -326,7 +339,7 @@ def _check_places(values: Any, workdir: Path) -> None:
             _check_places(value, workdir)
 
 
-def compare(sample: Callable[[], Samples], real: Source, seed: int, judge: Any) -> dict[str, Any]:
+def compare(sample: Callable[[], Samples], real: Source, seed: int, judge: Any, form: Any = None) -> dict[str, Any]:
     """Samples against as many real examples (`flowjax.evaluation.sample_report`), and what they cost.
 
     Args:
@@ -334,9 +347,11 @@ def compare(sample: Callable[[], Samples], real: Source, seed: int, judge: Any) 
         real: The examples they are compared with.
         seed: Of projections and halves.
         judge: The features to compare in.
+        form: What compares samples with the examples under whose conditions they were drawn, one by one.
 
     Returns:
-        The numbers of the report, "evaluations", "network_calls" and seconds; "accuracy" where the judge tells classes.
+        The numbers of the report, those of the form, "evaluations", "network_calls" and seconds; "accuracy" where the
+        judge tells classes.
         {"bad_samples": ...} beside the cost if samples are not finite.
     """
     clock = time.perf_counter()
@@ -346,6 +361,8 @@ def compare(sample: Callable[[], Samples], real: Source, seed: int, judge: Any) 
         return numbers | {"bad_samples": samples.bad}
     between = time.perf_counter()
     numbers |= evaluation.sample_report(judge, samples.x, np.asarray(real.x), seed)
+    if form is not None and len(samples.x) == len(real.x):
+        numbers |= form.compare(samples, np.asarray(real.x))
     labels = samples.cond.get("label") if isinstance(samples.cond, dict) else samples.cond
     if labels is not None and hasattr(judge, "predict"):
         numbers["accuracy"] = float(np.mean(judge.predict(samples.x) == labels))

@@ -63,8 +63,6 @@ class Chain(Base):
         for label, recipe, place in zip(self.stages, self.recipes, ("", *self.into), strict=True):
             if not isinstance(recipe, Recipe):
                 raise ValueError(f"the stage {label} is of the kind {recipe.kind}; a chain is made of flows")
-            if recipe.codec is not None:
-                raise ValueError(f"the stage {label} is a flow on latents; a chain is made of flows on the data itself")
             if before is None and recipe.start is not None:
                 raise ValueError(f"the first stage {label} starts from data, and nothing comes before it")
             if before is not None and place == "start" and recipe.start is None:
@@ -90,7 +88,7 @@ class Chain(Base):
     def check_networks(self, shapes: Mapping[str, Any]) -> None:
         """Each must fit its own recipe."""
         for label, recipe in zip(self.stages, self.recipes, strict=True):
-            recipe.check_networks({"network": shapes[label]})
+            recipe.check_networks({"network": shapes[label], "codec": shapes.get(f"{label}.codec")})
 
     def _conditions(self, request: Request) -> list[dict[str, str]]:
         """The texts of the conditions that each stage has."""
@@ -130,11 +128,12 @@ class Chain(Base):
         evaluations = network_calls = 0
         asked = zip(self.stages, self.recipes, self._conditions(request), ("", *self.into), strict=True)
         for number, (label, recipe, conditions, place) in enumerate(asked):
-            cond, start = recipe.read_conditions(conditions, request.num), None
+            cond, start = recipe.read_conditions(conditions, request.num, without=place), None
             if found is not None:
-                rows = ((found.x - recipe.shift) / recipe.scale).astype(np.float32)
-                start = rows if place == "start" else None
-                cond = cond if place == "start" else {**cond, place: rows}
+                if place == "start":
+                    start = ((found.x - recipe.shift) / recipe.scale).astype(np.float32)
+                else:
+                    cond[place] = recipe.inputs[place].encode(found.x)
             found = recipe.generate(
                 recipe.field(recipe.flow(networks[label])),
                 request.num,
@@ -143,6 +142,7 @@ class Chain(Base):
                 start=start,
                 batch=request.batch,
                 mesh=mesh,
+                codec=networks.get(f"{label}.codec"),
             )
             evaluations, network_calls = evaluations + found.evaluations, network_calls + found.network_calls
         return dataclasses.replace(found, evaluations=evaluations, network_calls=network_calls)

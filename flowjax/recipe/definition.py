@@ -103,7 +103,11 @@ class Definition(Base):
                 f"the data have {self.num_classes} classes, but the network is built with num_classes={known}; "
                 f"set num_classes={self.num_classes} in its options, or read the data without labels"
             )
-        self.balanced(1)  # builds the conditions
+        if self.padded is not None and self.inputs[self.padded].voxels != self.state_shape[0]:
+            raise ValueError(
+                f"the condition {self.padded} has room for {self.inputs[self.padded].voxels} entries, samples have "
+                f"{self.state_shape[0]}: give both the same number"
+            )
 
     def _check_codec(self) -> None:
         if self.codec is None:
@@ -229,6 +233,11 @@ class Definition(Base):
         if self.conditions is not None:
             return {name: specs.build("condition", spec) for name, spec in self.conditions.items()}
         return {} if self.num_classes is None else {"label": Label(classes=self.num_classes)}
+
+    @property
+    def padded(self) -> str | None:
+        """Which condition says what entries of padded sets there are; None where samples are no such sets."""
+        return next((name for name, condition in self.inputs.items() if hasattr(condition, "mask")), None)
 
     @property
     def null(self) -> Any:
@@ -382,8 +391,13 @@ class Definition(Base):
         some = self.with_conditions(dataclasses.replace(source, x=blank, cond=cond, fields=held, conditions=()))
         return {name: some.fields[name] for name in some.conditions}
 
-    def read_conditions(self, asked: Mapping[str, str], num: int) -> Any:
+    def read_conditions(self, asked: Mapping[str, str], num: int, without: str = "") -> Any:
         """Conditions of `num` samples from texts of a command line, by name; those not asked for are the default.
+
+        Args:
+            asked: The texts.
+            num: Number of samples.
+            without: The name of one that comes from elsewhere.
 
         Raises:
             ValueError: A condition that this recipe does not have, or a text that it cannot read.
@@ -396,5 +410,6 @@ class Definition(Base):
             {
                 name: condition.read(asked[name], num) if name in asked else condition.default(num)
                 for name, condition in self.inputs.items()
+                if name != without
             }
         )

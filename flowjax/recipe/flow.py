@@ -32,13 +32,13 @@ from flowjax.training.store import everywhere
 
 
 @functools.lru_cache(maxsize=64)
-def _beginning(shape: tuple[int, ...], time: float, sharding: Any) -> Callable[..., Array]:
+def _beginning(shape: tuple[int, ...], time: float, entries: bool, sharding: Any) -> Callable[..., Array]:
     """The compiled function that makes start states (B, ...), kept so that another request does not compile it anew."""
 
     def begin(path: Any, key: Key[Array, ""], index: Array, start: Any, cond: Any) -> Array:
         if isinstance(start, jax.Array):
             return start
-        x0 = noise(key, shape, index)
+        x0 = noise(key, shape, index, entries=entries)
         return path.start(x0, time) if start is None else start.start(x0, time, cond)
 
     return jax.jit(begin, out_shardings=sharding)
@@ -214,7 +214,8 @@ class Recipe(Definition):
         judge = evaluation.default_extractor(source) if judge is None else judge
         some = source.take(request.num, request.seed)
         cond = None if request.conditions else self.matching(some, request.num)
-        numbers = compare(lambda: self.sample(networks, request, source, mesh, cond), some, request.seed, judge)
+        form = self.build_form() if self.conditions and not request.conditions else None
+        numbers = compare(lambda: self.sample(networks, request, source, mesh, cond), some, request.seed, judge, form)
         return numbers if request.straightness is None else numbers | self._straightness(networks, request, cond, mesh)
 
     def _straightness(
@@ -277,6 +278,8 @@ class Recipe(Definition):
             field, range(num), (*jax.random.split(key),), cond, solver, grid, start, batch, mesh, shown
         )
         x = x * np.float32(self.scale) + np.float32(self.shift)
+        if self.padded is not None:
+            x[~self.inputs[self.padded].mask(cond[self.padded])] = 0
         return Samples(
             x=x, cond=self._shown(cond), evaluations=int(result.evaluations), network_calls=int(result.network_calls)
         )
@@ -326,7 +329,8 @@ class Recipe(Definition):
         mesh = make_mesh() if mesh is None else mesh
         batch = -(-batch // mesh.size) * mesh.size
 
-        begin = _beginning((batch, *self.state_shape), float(begin_at), batch_sharding(mesh))
+        entries, sharding = self.padded is not None, batch_sharding(mesh)
+        begin = _beginning((batch, *self.state_shape), float(begin_at), entries, sharding)
         for first in range(0, len(rows), batch):
             asked = put_batch(resized(cond, first, batch), mesh)
             given = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
@@ -358,6 +362,8 @@ class Recipe(Definition):
         flow = self.flow(networks["network"])
         field = self.field(flow, request.guidance, request.fields)
         solver = self.build_solver(request.solver, self.flows(networks, request.guidance))
+        if self.padded is not None:
+            raise ValueError("pairs are of samples of one size, and those of this run are padded sets")
         if self.starts_from_data or solver.stochastic:
             what = "this flow starts from data" if self.starts_from_data else f"{type(solver).__name__} adds noise"
             raise ValueError(f"pairs are noise and what a solver makes of it alone, but {what}")

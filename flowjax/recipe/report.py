@@ -51,8 +51,8 @@ def score(metric: str, numbers: Mapping[str, float], metrics: Mapping[str, int])
 
 
 def has_picture(recipe: Base) -> bool:
-    """Whether `picture` can show samples: grey or colour images, and points in the plane."""
-    return recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
+    """Whether `picture` can show samples: grey or colour images, points in the plane, and what has a form."""
+    return recipe.form is not None or recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
 
 
 def picture(recipe: Recipe, samples: Samples, path: str | Path, source: data.Source | None = None) -> None:
@@ -62,7 +62,9 @@ def picture(recipe: Recipe, samples: Samples, path: str | Path, source: data.Sou
     """
     if not has_picture(recipe):
         return
-    if len(recipe.shape) == 3:
+    if (form := recipe.build_form()) is not None:
+        form.picture(samples, path)
+    elif len(recipe.shape) == 3:
         known = samples.cond if isinstance(samples.cond, dict) else {"label": samples.cond}
         texts = [
             rows[:100] for rows in known.values() if getattr(rows, "dtype", None) is not None and rows.dtype.kind == "U"

@@ -73,9 +73,9 @@ def load_run(
         found = restore_average(workdir / "checkpoints", like, which, average)
     else:
         found = reconstruct(workdir / "snapshots", like, average)
-    networks = by_label(found, shapes) | {
-        label: _other(workdir, label, run, mesh) for label, run in recipe.runs.items()
-    }
+    networks = by_label(found, shapes)
+    for label, run in recipe.runs.items():
+        networks |= _other(workdir, label, run, mesh)
     return {label: cast(network, dtype) for label, network in recipe.assemble(networks).items()}, recipe
 
 
@@ -83,15 +83,23 @@ def _shapes_of_all(recipe: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
     """The networks to use, in shapes."""
 
     def build() -> dict[str, Any]:
-        others = {label: from_values(run["recipe"]).build_network(nnx.Rngs(0)) for label, run in recipe.runs.items()}
+        others: dict[str, Any] = {}
+        for label, run in recipe.runs.items():
+            other = from_values(run["recipe"])
+            others[label] = other.build_network(nnx.Rngs(0))
+            for inner, further in other.runs.items():
+                others[f"{label}.{inner}"] = from_values(further["recipe"]).build_network(nnx.Rngs(0))
         stored = {label: build(nnx.Rngs(0)) for label, build in recipe.stored().items()}
         return recipe.assemble(stored | others)
 
     return jax.eval_shape(build) if recipe.runs else recipe.assemble(shapes)
 
 
-def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> Any:
-    """The network of another run, the same that this one was made with."""
+def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """The network of another run by its label, the same that this one was made with, and those that it needs itself.
+
+    The codec of a run "first" is called "first.codec".
+    """
     place = workdir / run["workdir"]
     try:
         networks, recipe = load_run(place, mesh)
@@ -103,7 +111,7 @@ def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> Any
             f"{workdir} was made with the run {label!r} at {place} when its weights had the hash {run['model']}; they "
             f"have {model} now: bring those weights back, or train again"
         )
-    return network
+    return {label: network} | {f"{label}.{inner}": networks[inner] for inner in recipe.runs if inner in networks}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,7 +262,8 @@ def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dty
     entries = {}
     for label, run in recipe.runs.items():
         other, network = from_values(run["recipe"]), networks[label]
-        export_run({other.label: network}, other, folder / "runs" / label, dtype)
+        inner = {name: networks[f"{label}.{name}"] for name in other.runs if f"{label}.{name}" in networks}
+        export_run({other.label: network, **inner}, other, folder / "runs" / label, dtype)
         there = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), cast(network, dtype), network)
         copied = Loaded(workdir=folder / "runs" / label, networks={}, recipe=other, model=model_hash(there))
         entries[label] = copied.entry(folder)

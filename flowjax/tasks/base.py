@@ -153,6 +153,7 @@ class Task(abc.ABC):
         return {
             "data": {"name": data.name, "options": data.options.to_dict()},
             "shape": source.x.shape[1:],
+            "form": source.form,
             **{name: getattr(source, name) for name in ("shift", "scale", "low", "high", "num_classes")},
         }
 

@@ -164,6 +164,12 @@ class Generation(Task):
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
         _ = self.pairs
+        if self._draft.padded is not None and not getattr(self._objective, "masked", False):
+            raise ValueError(
+                f"the condition {self._draft.padded} makes padded sets of the data, and objective "
+                f"{self.config.objective.name!r} has no masks: take flow_matching, velocity_matching or "
+                "velocity_distillation"
+            )
         self._draft.check(Request(num=self.config.sample.num, batch=self.config.sample.batch))
         stored = {label: shapes_of(build) for label, build in self._draft.stored().items()}
         self._draft.check_networks(
@@ -349,7 +355,7 @@ class Generation(Task):
         recipe = self.recipe
         num = min(self.config.sample.num, 10 * (recipe.num_classes or (1000 if recipe.shape == (2,) else 10)))
         flow = recipe.flow(networks["network"])
-        cond = recipe.balanced(num)
+        cond = recipe.matching(self.source, num)
         samples = recipe.generate(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling(networks))
         if jax.process_index() == 0:
             picture(recipe, samples, path, self.source)

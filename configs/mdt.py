@@ -1,0 +1,35 @@
+"""Marginal-data transport: the digits of a trained flow in one evaluation, by velocity matching and distillation.
+
+    python -m flowjax.train --config=digits --workdir=runs/digits
+    python -m flowjax.train --config=mdt --workdir=runs/mdt
+    python -m flowjax.sample --workdir=runs/mdt
+
+The student, which starts as the teacher and needs no second time, jumps from any state to the data; with more steps of
+Euler it goes on from where it stands. `mdt:structure` and `mdt:details` are the students of the two flows of `solids`.
+"""
+
+from flowjax.configs.base import base, smoke, spec
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `structure` and `details` are students of solids, `smoke` trains for two steps.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    solids = {"structure": {}, "details": {"part": "details"}}
+    guidance, batch, num = (2.0, 16, 64) if argument in solids else (1.4, 64, 1000)
+    config = base(
+        "distillation",
+        argument,
+        tuple(solids),
+        task=spec("distillation", guidance=guidance),
+        data=spec("solids", size=2048, **solids[argument]) if argument in solids else spec("digits"),
+        teacher=spec("run", workdir=f"runs/{argument if argument in solids else 'digits'}"),
+        objective=spec("velocity_distillation"),
+        optimizer=spec("adamw", rate=3e-4, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
+        train=dict(steps=600, batch=batch, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        sample=dict(solver=spec("euler"), steps=1, guidance=1.0, num=num, batch=min(num, 200)),
+    )
+    return smoke(config) if argument == "smoke" else config

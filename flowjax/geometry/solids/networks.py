@@ -1,0 +1,485 @@
+"""The networks of solids: an autoencoder of voxels, and transformers on grids and on padded sets of blocks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Num
+
+from flowjax._checks import COUNT, real, sizes, whole
+from flowjax.facts import fact
+from flowjax.geometry.solids.structure import active, check_sizes, features
+from flowjax.models.attention import attend, check_implementation
+from flowjax.models.layers import (
+    DEPTH,
+    TimeEmbedding,
+    build_stacked,
+    check_patches,
+    conv,
+    dense,
+    name_parameters,
+    normalize,
+    per_token,
+    run_blocks,
+    to_patches,
+)
+from flowjax.models.unet import GroupNorm
+from flowjax.paths.base import at_least_single
+
+_ZERO = nnx.initializers.zeros_init()
+
+
+def positions(points: Float[Array, "... 3"], width: int) -> Float[Array, "... width"]:
+    """Sines and cosines of the coordinates of points, a sixth of the width for each of both and each axis.
+
+    Angular frequencies fall from 1 to about 1/10,000 per unit of the points.
+    """
+    count = -(-width // 6)
+    frequencies = jnp.asarray(10_000.0 ** (-np.arange(count) / count), points.dtype)
+    angles = points[..., None] * frequencies.reshape((1,) * points.ndim + (-1,))
+    codes = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return codes.reshape(*points.shape[:-1], -1)[..., :width]
+
+
+# --------------------------------------------------------------------------------------------------------- autoencoder
+
+
+class _Residual(nnx.Module):
+    """h + conv(silu(norm(conv(silu(norm(h)))))), the last one from zero."""
+
+    def __init__(self, width: int, groups: int, **options: Any):
+        self.norms = nnx.data([GroupNorm(width, groups, "embed", options["param_dtype"]) for _ in range(2)])
+        self.first = conv(width, width, 3, ("embed", "mlp"), rank=3, **options)
+        self.second = conv(width, width, 3, ("mlp", "embed"), init=_ZERO, rank=3, **options)
+
+    def __call__(self, h: Float[Array, "B X Y Z C"]) -> Float[Array, "B X Y Z C"]:
+        inner = self.first(jax.nn.silu(self.norms[0](h)))
+        return h + self.second(jax.nn.silu(self.norms[1](inner)))
+
+
+def _fold(x: Array) -> Array:
+    return rearrange(x, "b (x p) (y q) (z r) c -> b x y z (p q r c)", p=2, q=2, r=2)
+
+
+def _unfold(x: Array) -> Array:
+    return rearrange(x, "b x y z (p q r c) -> b (x p) (y q) (z r) c", p=2, q=2, r=2)
+
+
+@fact(
+    "network",
+    "voxel_autoencoder",
+    "autoencoder of voxels with a Gaussian posterior",
+    cite="xiang2024trellis",
+    example=lambda: {"resolution": 4, "widths": (4, 4), "groups": 2, "latent": 2},
+)
+class VoxelAutoencoder(nnx.Module):
+    """Autoencoder of occupancy grids (B, R, R, R, 1) with latents (B, r, r, r, latent), r = R / 2^levels.
+
+    Each level folds 2^3 voxels into channels, a convolution of 3^3 makes them `widths` and a residual block follows;
+    the decoder goes the same way back. Kernels start Glorot-uniform with zero bias, the second convolution of a block
+    at zero.
+
+    References:
+        Xiang et al. (2024), Structured 3D Latents for Scalable and Versatile 3D Generation, arXiv:2412.01506.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> network = nnx.eval_shape(lambda: VoxelAutoencoder(16, rngs=nnx.Rngs(0)))
+        >>> mean, _ = jax.eval_shape(lambda network, x: network.encode(x), network, jnp.ones((2, 16, 16, 16, 1)))
+        >>> mean.shape, jax.eval_shape(lambda network, z: network.decode(z), network, mean).shape
+        ((2, 4, 4, 4, 8), (2, 16, 16, 16, 1))
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        widths: Sequence[int] = (32, 64),
+        latent: int = 8,
+        *,
+        groups: int = 8,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds the network.
+
+        Args:
+            resolution: R, a multiple of 2^levels.
+            widths: Channels of each level.
+            latent: Channels of the latents.
+            groups: Groups of a normalisation.
+            dtype: Type of the computation.
+            param_dtype: Type of the stored parameters.
+            rngs: Source of the initial values.
+
+        Raises:
+            ValueError: A number outside its range, a grid that cannot be folded so often, or `groups` does not divide
+                the widths.
+        """
+        sizes(widths=widths)
+        whole(COUNT, resolution=resolution, latent=latent, groups=groups)
+        if resolution % 2 ** len(widths):
+            raise ValueError(f"resolution={resolution} cannot be halved {len(widths)} times")
+        if any(width % groups for width in widths):
+            raise ValueError(f"groups={groups} does not divide the widths {tuple(widths)}")
+        self.resolution, self.latent, self.dtype = resolution, latent, dtype
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        inputs = [8, *(8 * width for width in widths[:-1])]
+        self.down = nnx.data(
+            [conv(i, o, 3, (None, "embed"), rank=3, **options) for i, o in zip(inputs, widths, strict=True)]
+        )
+        self.encoding = nnx.data([_Residual(width, groups, **options) for width in widths])
+        self.posterior = conv(widths[-1], 2 * latent, 3, ("embed", None), rank=3, **options)
+        self.embed = conv(latent, widths[-1], 3, (None, "embed"), rank=3, **options)
+        self.decoding = nnx.data([_Residual(width, groups, **options) for width in reversed(widths)])
+        outputs = list(reversed(inputs))
+        self.up = nnx.data(
+            [conv(i, o, 3, ("embed", None), rank=3, **options) for i, o in zip(reversed(widths), outputs, strict=True)]
+        )
+
+    def encode(self, x: Float[Array, "B R R R 1"]) -> tuple[Float[Array, "B r r r L"], Float[Array, "B r r r L"]]:
+        """Mean and log variance of the posterior, in at least float32.
+
+        Raises:
+            ValueError: Grids of another shape.
+        """
+        _check("grids", x, (*(self.resolution,) * 3, 1))
+        h = x.astype(self.dtype)
+        for layer, block in zip(self.down, self.encoding, strict=True):
+            h = block(layer(_fold(h)))
+        mean, log_variance = jnp.split(at_least_single(self.posterior(jax.nn.silu(h))), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def decode(self, z: Float[Array, "B r r r L"]) -> Float[Array, "B R R R 1"]:
+        """The grids of latents, in at least float32.
+
+        Raises:
+            ValueError: Latents of another shape.
+        """
+        side = self.resolution // 2 ** len(self.up)
+        _check("latents", z, (*(side,) * 3, self.latent))
+        h = self.embed(z.astype(self.dtype))
+        for layer, block in zip(self.up, self.decoding, strict=True):
+            h = _unfold(layer(block(h)))
+        return at_least_single(h)
+
+
+def _check(what: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape[1:] != shape:
+        raise ValueError(f"expected {what} (B, {', '.join(map(str, shape))}), got {x.shape}")
+
+
+# -------------------------------------------------------------------------------------------------------- transformers
+
+
+def _attention(width: int, heads: int, inputs: str, **options: Any) -> dict[str, Any]:
+    """The layers of an attention whose queries and keys are normalised."""
+    head, norm = width // heads, {k: options[k] for k in ("dtype", "param_dtype", "rngs")}
+    names = ("embed", "heads", None)
+    kinds = {"self": ("qkv",), "cross": ("query", "memory")}[inputs]
+    made: dict[str, Any] = {
+        kind: dense(
+            width,
+            (heads, head) if kind == "query" else (3 if kind == "qkv" else 2, heads, head),
+            names if kind == "query" else ("embed", None, "heads", None),
+            **options,
+        )
+        for kind in kinds
+    }
+    made |= {
+        name: name_parameters(nnx.RMSNorm(head, epsilon=1e-6, **norm), scale=(None,))
+        for name in ("query_norm", "key_norm")
+    }
+    return made | {"project": dense((heads, head), width, ("heads", None, "embed"), **options)}
+
+
+class SolidBlock(nnx.Module):
+    """A block of a transformer on solids; see `SolidTransformer` for its formula.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> options = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+        >>> block = SolidBlock(16, 2, 4.0, **options)
+        >>> block.modulation.kernel.shape  # of attention and mlp: (b, a, g) twice
+        (16, 6, 16)
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, attention: str = "xla", **options: Any):
+        hidden, self.attention = round(mlp_ratio * width), attention
+        self.own = nnx.data(_attention(width, heads, "self", **options))
+        self.other = nnx.data(_attention(width, heads, "cross", **options))
+        self.inner = dense(width, hidden, ("embed", "mlp"), **options)
+        self.outer = dense(hidden, width, ("mlp", "embed"), **options)
+        self.modulation = dense(width, (6, width), ("embed", None, None), init=_ZERO, **options)
+
+    def __call__(
+        self,
+        h: Float[Array, "B N width"],
+        c: Float[Array, "B width"],
+        tokens: Float[Array, "B M width"],
+        mask: Bool[Array, "B N"] | None,
+    ) -> Float[Array, "B N width"]:
+        """Applies the block; `c` has gone through SiLU, tokens that are not there are not attended."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(self.modulation(c)[:, :, None], 1, 0)
+        with jax.named_scope("attention"):
+            q, k, v = jnp.moveaxis(per_token(self.own["qkv"], normalize(h) * (1 + scale1) + shift1), 2, 0)
+            q, k = self.own["query_norm"](q), self.own["key_norm"](k)
+            h = h + gate1 * per_token(self.own["project"], attend(q, k, v, self.attention, mask))
+        with jax.named_scope("cross_attention"):
+            q = self.other["query_norm"](per_token(self.other["query"], normalize(h)))
+            k, v = jnp.moveaxis(per_token(self.other["memory"], tokens), 2, 0)
+            h = h + per_token(self.other["project"], attend(q, self.other["key_norm"](k), v, self.attention))
+        with jax.named_scope("mlp"):
+            hidden = jax.nn.gelu(per_token(self.inner, normalize(h) * (1 + scale2) + shift2))
+            return h + gate2 * per_token(self.outer, hidden)
+
+
+class SolidTransformer(nnx.Module):
+    """What the transformers on solids share: tokens with three-dimensional positions, conditioned on a picture.
+
+    Patches of the picture are tokens m of their own, which two dense layers make; times modulate every block:
+
+        h <- h + g1 attention((1 + a1) norm(h) + b1),  h <- h + attention(norm(h) to m),
+        h <- h + g2 mlp((1 + a2) norm(h) + b2)
+
+    with (b, a, g) affine in silu(c(t)); queries and keys are normalised. These affine maps and the output start at
+    zero. Conditions are a dict with "image", (B, H, W, C) in [-1, 1], grey for none.
+
+    References:
+        Xiang et al. (2024), Structured 3D Latents for Scalable and Versatile 3D Generation, section 3.3,
+        arXiv:2412.01506.
+
+    Example:
+        >>> issubclass(VoxelDiT, SolidTransformer) and issubclass(VoxelSetDiT, SolidTransformer)
+        True
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        image_shape: tuple[int, int, int] = (32, 32, 3),
+        image_patch: int = 8,
+        width: int = 64,
+        depth: int = 3,
+        heads: int = 4,
+        *,
+        mlp_ratio: float = 4.0,
+        time_scale: float = 100.0,
+        attention: str = "xla",
+        remat: bool = False,
+        scan: bool = False,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        """Builds what is shared.
+
+        Args:
+            channels: Numbers of a token.
+            image_shape: (H, W, C) of pictures.
+            image_patch: Pixels along a patch of a picture.
+            width: Width of a token.
+            depth: Number of blocks.
+            heads: Heads of an attention; divides `width`.
+            mlp_ratio: Hidden width of the feed-forward layers over `width`.
+            time_scale: Highest angular frequency of the time features, radians per unit of time.
+            attention: "xla", "dot_product" or "cudnn", see `flowjax.models.attention`.
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            scan: Whether the blocks are stacked and run by one compiled loop.
+            dtype: Type of the computation.
+            param_dtype: Type of the stored parameters.
+            rngs: Source of the initial values.
+
+        Raises:
+            ValueError: A number outside its range, or sizes that do not divide each other.
+        """
+        sizes(3, image_shape=image_shape)
+        whole(COUNT, image_patch=image_patch, width=width, heads=heads, channels=channels)
+        whole(DEPTH, depth=depth)
+        real("(0, inf)", mlp_ratio=mlp_ratio, time_scale=time_scale)
+        check_patches(image_shape, image_patch)
+        if width % heads:
+            raise ValueError(f"width={width} must be a multiple of heads={heads}")
+        attention = check_implementation(attention, dtype)
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.image_shape, self.image_patch, self.width = tuple(image_shape), image_patch, width
+        self.dtype, self.remat, self.scan = dtype, remat, scan
+        self.embed = dense(channels, width, ("patch", "embed"), **options)
+        self.time = TimeEmbedding(width, scale=time_scale, **options)
+        self.pixels = dense(image_patch**2 * image_shape[-1], width, ("patch", "embed"), **options)
+        self.picture = dense(width, width, ("embed", None), **options)
+
+        def block(rngs: nnx.Rngs) -> SolidBlock:
+            return SolidBlock(width, heads, mlp_ratio, attention, **(options | {"rngs": rngs}))
+
+        self.blocks = build_stacked(block, depth, rngs) if scan else nnx.data([block(rngs) for _ in range(depth)])
+        self.modulation = dense(width, (2, width), ("embed", None, None), init=_ZERO, **options)
+        self.unembed = dense(width, channels, ("embed", "patch"), init=_ZERO, **options)
+
+    def _tokens(self, image: Float[Array, "B H W C"]) -> Float[Array, "B M width"]:
+        """Those of pictures."""
+        _check("pictures", image, self.image_shape)
+        rows, columns = (side // self.image_patch for side in self.image_shape[:2])
+        places = np.stack([*np.mgrid[:rows, :columns], np.zeros((rows, columns))], -1).reshape(1, -1, 3)
+        m = per_token(self.pixels, to_patches(image.astype(self.dtype), self.image_patch))
+        m = m + positions(jnp.asarray(places, m.dtype), self.width)
+        return normalize(per_token(self.picture, jax.nn.gelu(m)))
+
+    def _answer(
+        self,
+        tokens: Float[Array, "B N channels"],
+        places: Num[Array, "... N 3"],
+        t: Float[Array, " B"],
+        cond: Any,
+        mask: Bool[Array, "B N"] | None,
+    ) -> Float[Array, "B N channels"]:
+        """What comes out of each token.
+
+        Args:
+            tokens: What goes in.
+            places: Where they are, in units of their distance; (1, N, 3) or (B, N, 3).
+            t: Times.
+            cond: A dict with "image"; None is grey.
+            mask: Which are there.
+        """
+        batch = len(tokens)
+        image = jnp.zeros((batch, *self.image_shape), self.dtype) if cond is None else cond["image"]
+        with jax.named_scope("embed"):
+            h = per_token(self.embed, tokens.astype(self.dtype))
+            h = h + positions(places.astype(h.dtype), self.width)
+            c, m = jax.nn.silu(self.time(t)), self._tokens(image)
+
+        def apply(block: SolidBlock, h: Array, key: None) -> Array:
+            return block(h, c, m, mask)
+
+        apply = jax.checkpoint(apply, prevent_cse=not self.scan) if self.remat else apply
+        h = run_blocks(self.blocks, apply, h)
+        with jax.named_scope("unembed"):
+            shift, scale = jnp.moveaxis(self.modulation(c)[:, :, None], 1, 0)
+            return per_token(self.unembed, normalize(h) * (1 + scale) + shift).astype(tokens.dtype)
+
+
+def _check_conditions(cond: Any, names: tuple[str, ...]) -> None:
+    if not isinstance(cond, Mapping) or set(cond) != set(names):
+        given = ", ".join(map(str, cond)) if isinstance(cond, Mapping) else f"a {type(cond).__name__}"
+        raise ValueError(f"conditions are a dict with the names {', '.join(names)}, got {given}")
+
+
+@fact(
+    "network",
+    "voxel_dit",
+    "transformer for grids of voxels, conditioned on a picture",
+    cite="xiang2024trellis",
+    example=lambda: {"grid_shape": (2, 2, 2, 1), "image_shape": (4, 4, 3), "image_patch": 2, "width": 12, "heads": 2},
+)
+class VoxelDiT(SolidTransformer):
+    """Transformer for grids (B, X, Y, Z, C), conditioned on pictures; patches of the grid are its tokens.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> network = nnx.eval_shape(lambda: VoxelDiT((4, 4, 4, 8), rngs=nnx.Rngs(0)))
+        >>> x, cond = jnp.ones((2, 4, 4, 4, 8)), {"image": jnp.zeros((2, 32, 32, 3))}
+        >>> jax.eval_shape(VoxelDiT.__call__, network, x, jnp.ones(2), cond).shape
+        (2, 4, 4, 4, 8)
+    """
+
+    def __init__(self, grid_shape: tuple[int, int, int, int], patch: int = 1, **options: Any):
+        """Builds the network.
+
+        Args:
+            grid_shape: (X, Y, Z, C).
+            patch: Voxels along a patch.
+            **options: Those of `SolidTransformer` but `channels`.
+
+        Raises:
+            ValueError: See there; `patch` does not divide the grid.
+        """
+        sizes(4, grid_shape=grid_shape)
+        whole(COUNT, patch=patch)
+        if any(side % patch for side in grid_shape[:3]):
+            raise ValueError(f"patch={patch} does not divide a grid of {grid_shape[:3]} voxels")
+        super().__init__(patch**3 * grid_shape[-1], **options)
+        self.grid_shape, self.patch = tuple(grid_shape), patch
+
+    def __call__(self, x: Float[Array, "B X Y Z C"], t: Float[Array, " B"], cond: Any = None) -> Float[Array, "B ..."]:
+        """Evaluates the network.
+
+        Args:
+            x: Grids.
+            t: Times in [0, 1].
+            cond: {"image": (B, H, W, C)}; None is grey pictures.
+
+        Raises:
+            ValueError: Shapes or conditions do not fit.
+        """
+        _check("grids", x, self.grid_shape)
+        if cond is not None:
+            _check_conditions(cond, ("image",))
+        sides, p = [side // self.patch for side in self.grid_shape[:3]], self.patch
+        tokens = rearrange(x, "b (x p) (y q) (z r) c -> b (x y z) (p q r c)", p=p, q=p, r=p)
+        places = np.stack(np.mgrid[: sides[0], : sides[1], : sides[2]], -1).reshape(1, -1, 3)
+        answer = self._answer(tokens, jnp.asarray(places, jnp.float32), t, cond, None)
+        names = dict(zip("xyz", sides, strict=True))
+        return rearrange(answer, "b (x y z) (p q r c) -> b (x p) (y q) (z r) c", p=p, q=p, r=p, **names)
+
+
+@fact(
+    "network",
+    "voxel_set_dit",
+    "transformer for the details of active blocks, conditioned on structure and picture",
+    cite="xiang2024trellis",
+    example=lambda: {"resolution": 4, "image_shape": (4, 4, 3), "image_patch": 2, "width": 12, "heads": 2},
+)
+class VoxelSetDiT(SolidTransformer):
+    """Transformer for padded sets (B, N, F) of active blocks, conditioned on their occupancy grid and a picture.
+
+    The grid says where the blocks are and how many there are; entries behind them are neither seen nor answered: the
+    answer there is 0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> network = nnx.eval_shape(lambda: VoxelSetDiT(16, rngs=nnx.Rngs(0)))
+        >>> cond = {"image": jnp.zeros((2, 32, 32, 3)), "structure": jnp.zeros((2, 16, 16, 16, 1))}
+        >>> jax.eval_shape(VoxelSetDiT.__call__, network, jnp.ones((2, 100, 30)), jnp.ones(2), cond).shape
+        (2, 100, 30)
+    """
+
+    def __init__(self, resolution: int, block: int = 2, **options: Any):
+        """Builds the network.
+
+        Args:
+            resolution: Voxels along a side of the grid.
+            block: Voxels along a block.
+            **options: Those of `SolidTransformer` but `channels`.
+
+        Raises:
+            ValueError: See there.
+        """
+        check_sizes(resolution, block)
+        super().__init__(features(block), **options)
+        self.resolution, self.block = resolution, block
+
+    def __call__(self, x: Float[Array, "B N F"], t: Float[Array, " B"], cond: Any) -> Float[Array, "B N F"]:
+        """Evaluates the network.
+
+        Args:
+            x: Features; what is in entries that are not there does not matter.
+            t: Times in [0, 1].
+            cond: {"image": (B, H, W, C), "structure": (B, R, R, R, 1)}.
+
+        Raises:
+            ValueError: Shapes or conditions do not fit.
+        """
+        _check_conditions(cond, ("image", "structure"))
+        _check("structures", cond["structure"], (*(self.resolution,) * 3, 1))
+        places, mask = jax.vmap(lambda grid: active(grid, x.shape[1], self.block))(cond["structure"])
+        answer = self._answer(x, places, t, cond, mask)
+        return jnp.where(mask[..., None], answer, 0)
