@@ -56,7 +56,7 @@ def get_config(argument: str = "") -> ConfigDict:
         train=dict(steps=800, batch=32, ema=0.99, report_every=50, sample_every=400, checkpoint_every=400),
     )
     if argument == "smoke":
-        config.data.options.update(size=16, resolution=8)
+        config.data.options.update(size=64, resolution=8)
         config.network.options.update(resolution=8, widths=(8, 8), latent=2, groups=4)
         config.task.options.update(num=8, batch=8)
         smoke(config)

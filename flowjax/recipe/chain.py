@@ -128,17 +128,16 @@ class Chain(Base):
         evaluations = network_calls = 0
         asked = zip(self.stages, self.recipes, self._conditions(request), ("", *self.into), strict=True)
         for number, (label, recipe, conditions, place) in enumerate(asked):
-            cond, start = recipe.read_conditions(conditions, request.num, without=place), None
-            if found is not None:
-                if place == "start":
-                    start = ((found.x - recipe.shift) / recipe.scale).astype(np.float32)
-                else:
-                    cond[place] = recipe.inputs[place].encode(found.x)
+            given, start = {}, None
+            if found is not None and place == "start":
+                start = ((found.x - recipe.shift) / recipe.scale).astype(np.float32)
+            elif found is not None:
+                given[place] = recipe.inputs[place].encode(found.x)
             found = recipe.generate(
                 recipe.field(recipe.flow(networks[label])),
                 request.num,
                 key=jax.random.fold_in(jax.random.key(request.seed), number),
-                cond=cond,
+                cond=recipe.read_conditions(conditions, request.num, given),
                 start=start,
                 batch=request.batch,
                 mesh=mesh,
@@ -187,7 +186,8 @@ def make_chain(folder: str | Path, runs: Mapping[str, str | Path], into: Sequenc
         raise FileExistsError(f"{folder} holds a recipe.json; make the chain in another folder")
     entries = {label: Run(workdir=str(place)).load().entry(folder) for label, place in runs.items()}
     last = from_values(entries[list(runs)[-1]]["recipe"])
-    taken = {name: getattr(last, name) for name in ("data", "shape", "shift", "scale", "low", "high", "num_classes")}
+    named = ("data", "shape", "shift", "scale", "low", "high", "num_classes", "form")
+    taken = {name: getattr(last, name) for name in named}
     chain = Chain(network={}, stages=tuple(runs), into=tuple(into), runs=entries, **taken)
     chain.save(folder)
     return chain

@@ -90,7 +90,14 @@ def latents(codec: Loaded, source: Source, mesh: Mesh) -> Source:
         if known:
             raise ValueError(f"{folder} lies on this host and not on all: use a folder that all hosts share")
         plain = dataclasses.replace(
-            source, cond=None, num_classes=None, names=(), fields={}, shift=recipe.shift, scale=recipe.scale
+            source,
+            cond=None,
+            num_classes=None,
+            names=(),
+            fields={},
+            conditions=(),
+            shift=recipe.shift,
+            scale=recipe.scale,
         )
         block = -(-_BLOCK // mesh.size) * mesh.size
         try:

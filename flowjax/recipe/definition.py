@@ -391,13 +391,8 @@ class Definition(Base):
         some = self.with_conditions(dataclasses.replace(source, x=blank, cond=cond, fields=held, conditions=()))
         return {name: some.fields[name] for name in some.conditions}
 
-    def read_conditions(self, asked: Mapping[str, str], num: int, without: str = "") -> Any:
-        """Conditions of `num` samples from texts of a command line, by name; those not asked for are the default.
-
-        Args:
-            asked: The texts.
-            num: Number of samples.
-            without: The name of one that comes from elsewhere.
+    def asked_for(self, asked: Mapping[str, str], num: int) -> dict[str, Any]:
+        """Conditions of `num` samples from texts of a command line, by name.
 
         Raises:
             ValueError: A condition that this recipe does not have, or a text that it cannot read.
@@ -406,10 +401,18 @@ class Definition(Base):
             if name == "label" and name not in self.inputs:
                 raise ValueError("labels are given, but the data of this run has no classes")
             _checks.choose("condition of this run", name, self.inputs)
-        return self._shaped(
-            {
-                name: condition.read(asked[name], num) if name in asked else condition.default(num)
-                for name, condition in self.inputs.items()
-                if name != without
-            }
-        )
+        return {name: self.inputs[name].read(text, num) for name, text in asked.items()}
+
+    def read_conditions(self, asked: Mapping[str, str], num: int, given: Mapping[str, Any] | None = None) -> Any:
+        """Conditions of `num` samples as the network takes them; those not asked for are the default.
+
+        Args:
+            asked: Texts of a command line, by name.
+            num: Number of samples.
+            given: Conditions from elsewhere, by name.
+
+        Raises:
+            ValueError: See `asked_for`; a condition without default that is not asked for.
+        """
+        found = self.asked_for(asked, num) | dict(given or {})
+        return self._shaped({name: found[name] if name in found else c.default(num) for name, c in self.inputs.items()})

@@ -120,7 +120,7 @@ class Recipe(Definition):
             if self.starts_from_data:
                 raise ValueError("straightness is measured on paths from noise, and this flow starts from data")
         self.field(self._any_flow, request.guidance, request.fields)
-        self.read_conditions(request.conditions, request.num)
+        self.asked_for(request.conditions, request.num)
 
     @property
     def _any_flow(self) -> Field:

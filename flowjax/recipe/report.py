@@ -133,7 +133,8 @@ def measure(
 
     With a classifier: accuracy of the samples, their spread, the Frechet distance in its features and the search for
     copies (`flowjax.evaluation.class_report`). With other features: the Frechet distance in these. The distance has
-    the hash of its features in its name.
+    the hash of its features in its name. Samples with a form and conditions by name are compared with the examples
+    under whose conditions they are drawn (`compare` of the form).
 
     Returns:
         These numbers, the solver evaluations per sample, and samples per second (compiled before, if samples
@@ -164,4 +165,6 @@ def measure(
         numbers["classifier_accuracy"] = judge.accuracy
     else:
         numbers = {f"FD[{judge.digest}]": frechet_distance(judge.features(samples.x), judge.features(real))}
+    if (form := recipe.build_form()) is not None and recipe.conditions is not None:
+        numbers |= form.compare(samples, np.asarray(source.x[np.arange(num) * len(rows) // num]))
     return numbers | {"evaluations": samples.evaluations, "samples_per_second": num / seconds}

@@ -376,6 +376,7 @@ def _check_conditions(cond: Any, names: tuple[str, ...]) -> None:
     "voxel_dit",
     "transformer for grids of voxels, conditioned on a picture",
     cite="xiang2024trellis",
+    more=(SolidTransformer,),
     example=lambda: {"grid_shape": (2, 2, 2, 1), "image_shape": (4, 4, 3), "image_patch": 2, "width": 12, "heads": 2},
 )
 class VoxelDiT(SolidTransformer):
@@ -390,12 +391,13 @@ class VoxelDiT(SolidTransformer):
         (2, 4, 4, 4, 8)
     """
 
-    def __init__(self, grid_shape: tuple[int, int, int, int], patch: int = 1, **options: Any):
+    def __init__(self, grid_shape: tuple[int, int, int, int], patch: int = 1, *, rngs: nnx.Rngs, **options: Any):
         """Builds the network.
 
         Args:
             grid_shape: (X, Y, Z, C).
             patch: Voxels along a patch.
+            rngs: Source of the initial values.
             **options: Those of `SolidTransformer` but `channels`.
 
         Raises:
@@ -405,7 +407,7 @@ class VoxelDiT(SolidTransformer):
         whole(COUNT, patch=patch)
         if any(side % patch for side in grid_shape[:3]):
             raise ValueError(f"patch={patch} does not divide a grid of {grid_shape[:3]} voxels")
-        super().__init__(patch**3 * grid_shape[-1], **options)
+        super().__init__(patch**3 * grid_shape[-1], rngs=rngs, **options)
         self.grid_shape, self.patch = tuple(grid_shape), patch
 
     def __call__(self, x: Float[Array, "B X Y Z C"], t: Float[Array, " B"], cond: Any = None) -> Float[Array, "B ..."]:
@@ -435,6 +437,7 @@ class VoxelDiT(SolidTransformer):
     "voxel_set_dit",
     "transformer for the details of active blocks, conditioned on structure and picture",
     cite="xiang2024trellis",
+    more=(SolidTransformer,),
     example=lambda: {"resolution": 4, "image_shape": (4, 4, 3), "image_patch": 2, "width": 12, "heads": 2},
 )
 class VoxelSetDiT(SolidTransformer):
@@ -452,19 +455,20 @@ class VoxelSetDiT(SolidTransformer):
         (2, 100, 30)
     """
 
-    def __init__(self, resolution: int, block: int = 2, **options: Any):
+    def __init__(self, resolution: int, block: int = 2, *, rngs: nnx.Rngs, **options: Any):
         """Builds the network.
 
         Args:
             resolution: Voxels along a side of the grid.
             block: Voxels along a block.
+            rngs: Source of the initial values.
             **options: Those of `SolidTransformer` but `channels`.
 
         Raises:
             ValueError: See there.
         """
         check_sizes(resolution, block)
-        super().__init__(features(block), **options)
+        super().__init__(features(block), rngs=rngs, **options)
         self.resolution, self.block = resolution, block
 
     def __call__(self, x: Float[Array, "B N F"], t: Float[Array, " B"], cond: Any) -> Float[Array, "B N F"]:
