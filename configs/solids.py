@@ -42,7 +42,7 @@ def get_config(argument: str = "") -> ConfigDict:
             network=network,
             objective=spec("flow_matching", prediction="velocity", times=spec("logit_normal"), label_dropout=0.1),
             optimizer=spec("adamw", rate=2e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-            train=dict(steps=3000 if argument == "structure" else 1200, batch=32, ema=0.995, report_every=50),
+            train=dict(steps=1500 if argument == "structure" else 1000, batch=32, ema=0.995, report_every=50),
             sample=dict(solver=spec("euler"), steps=25, guidance=2.0, num=64, batch=32),
         )
     config = base(
@@ -50,10 +50,10 @@ def get_config(argument: str = "") -> ConfigDict:
         argument,
         task=spec("autoencoding", num=200, batch=50),
         data=data,
-        network=spec("voxel_autoencoder", resolution=16, widths=(32, 64), latent=8),
+        network=spec("voxel_autoencoder", resolution=16, widths=(16, 64), latent=8),
         objective=spec("autoencoding", kl_weight=1e-2, reconstruction="l2", adversary=None),
         optimizer=spec("adamw", rate=2e-3, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=800, batch=32, ema=0.99, report_every=50, sample_every=400, checkpoint_every=400),
+        train=dict(steps=400, batch=32, ema=0.99, report_every=20, sample_every=200, checkpoint_every=200),
     )
     if argument == "smoke":
         config.data.options.update(size=64, resolution=8)
