@@ -84,6 +84,7 @@ OPTIONS |= {("data", "solids"): {"size": 8, "resolution": 8, "voxels": 64, "view
 OPTIONS |= {("field", "curved"): {"policy": "momentum(components=2)"}}
 OPTIONS |= {("data", "blank"): {"shape": [2, 2, 1], "num_classes": 3, "size": 8}}
 OPTIONS |= {("objective", "distribution_matching"): {"adversary": True, "divergence": "jensen_shannon"}}
+OPTIONS |= {("objective", f"velocity_{k}"): {"mode": "consistency", "phases": 2} for k in ("matching", "distillation")}
 OPTIONS |= {("objective", "policy_distillation"): {"policy": "momentum(components=2)"}}
 OPTIONS |= {("weight", "sit"): {"weighting": "velocity"}, ("diffusion", "constant"): {"norm": 0.3}}
 OPTIONS |= {("schedule", "schedule"): {"times": (0.0, 0.5, 1.0), "decisions": ("decision", "decision(order=1)")}}

@@ -124,6 +124,8 @@ def inputs(name, x):
     """What a network or encoder takes: the state, its times and its condition."""
     n, t = len(x), jax.nn.sigmoid(x[:, 0])
     image = jnp.sin(jnp.arange(1, 65).reshape(1, 8, 8, 1) * x[:, 0].reshape(-1, 1, 1, 1))
+    grid, flat = image.reshape(n, 4, 4, 4, 1), jnp.arange(1, 289).reshape(1, -1) * x[:, :1]
+    view = {"image": jnp.sin(flat[:, :48]).reshape(n, 4, 4, 3)}
     cloud = jnp.sin(jnp.arange(1, 37).reshape(1, 12, 3) * x[:, :1, None]) / 2
     return {
         "mlp": (x[:, :2], t),
@@ -132,6 +134,13 @@ def inputs(name, x):
         "unet": (image, t),
         "autoencoder": (image[:, :4, :4],),
         "discriminator": (image,),
+        "voxel_autoencoder": (grid,),
+        "voxel_dit": (grid[:, :2, :2, :2], t, view),
+        "voxel_set_dit": (
+            jnp.cos(flat[:, :240]).reshape(n, 8, 30),
+            t,
+            view | {"structure": jnp.where(grid > 0, 1.0, 0.0)},
+        ),
         "conditioned": (x[:, :2], t, {"label": jnp.arange(n) % 3}),
         "readout": (x, t),
         "pointnet": (cloud, jnp.ones((n, 12)), jnp.tile(jnp.arange(4), (n, 1))),
@@ -143,7 +152,7 @@ def inputs(name, x):
 
 
 def use_network(name):
-    if name == "autoencoder":
+    if name in ("autoencoder", "voxel_autoencoder"):
         return lambda network, key, x: (
             network.encode(*inputs(name, x)),
             network.decode(network.encode(*inputs(name, x))[0]),
@@ -178,7 +187,8 @@ HOST = {
     "adapters": "models/test_lora.py",
     "tokenizer": "models/test_text.py",
     "run": "recipe/test_runs.py",
-    "data": "data/",
+    "data": "data/ and geometry/test_solids.py",
+    "form": "geometry/test_solids.py",
     "array": "test_specs.py",
     "runge_kutta": "solvers/test_diffrax.py",
     "schedule": "solvers/test_usf.py",
@@ -226,6 +236,7 @@ def run(kind, name, seed=1, n=8):
 
 # Networks of images take long to compile, most of all one operation at a time.
 IMAGES = ("dit", "token_dit", "unet", "autoencoder", "discriminator", "pointnet")
+IMAGES += ("voxel_autoencoder", "voxel_dit", "voxel_set_dit")
 every = pytest.mark.parametrize(
     ("kind", "name"), [pytest.param(k, n, marks=pytest.mark.slow) if n in IMAGES else (k, n) for k, n in USED]
 )
@@ -402,7 +413,12 @@ READ = {  # what a command line may say, and may not
 }
 
 
-@pytest.mark.parametrize("name", catalogue.tables["condition"])
+def test_conditions_are_read_here_or_from_files():
+    """Those of files are in geometry/test_solids.py."""
+    assert set(READ) | {"image", "structure"} == set(catalogue.tables["condition"])
+
+
+@pytest.mark.parametrize("name", READ)
 def test_conditions_have_one_shape_and_come_back(name):
     condition, (good, bad) = make("condition", name), READ[name]
     read = condition.read(good, 2)
