@@ -62,7 +62,8 @@ class Form(abc.ABC):
     def compare(self, samples: Any, real: np.ndarray) -> dict[str, float]:
         """How near samples are to the examples under whose conditions they were drawn, row by row."""
 
-    def _seen(self, grids: list[Any], azimuth: float | None = None) -> Float[np.ndarray, "N size size 3"]:
+    def seen(self, grids: list[Any], azimuth: float | None = None) -> Float[np.ndarray, "N size size 3"]:
+        """Renderings of grids of distances and colours, from where views are taken or another azimuth in degrees."""
         turned = {} if azimuth is None else {"azimuth": azimuth}
         distances, colours = (np.stack(part) for part in zip(*grids, strict=True))
         return np.asarray(render(density(distances), colours.astype(np.float32), camera(self.size, **turned)))
@@ -70,7 +71,7 @@ class Form(abc.ABC):
     def picture(self, samples: Any, path: str | Path) -> None:
         """A contact sheet: renderings of the first 40 samples, each below the picture that it was asked for by."""
         first = dataclasses.replace(samples, x=samples.x[:_SHOWN], cond=_rows(samples.cond, _SHOWN))
-        rows = [self._seen(self.grids(first))]
+        rows = [self.seen(self.grids(first))]
         if isinstance(first.cond, dict) and "image" in first.cond:
             frames = [
                 Image.fromarray(view).resize((self.size,) * 2, Image.Resampling.NEAREST) for view in first.cond["image"]
@@ -98,7 +99,7 @@ class Form(abc.ABC):
             if self.points:
                 meshes.write(meshes.cloud(surface, self.points, number), folder / f"{number:04d}_points.ply")
         angles = np.linspace(0, 360, self.frames, endpoint=False)
-        turns = [self._seen(grids, float(angle)) for angle in angles] if grids else []
+        turns = [self.seen(grids, float(angle)) for angle in angles] if grids else []
         for number in range(count if turns else 0):
             frames = [Image.fromarray(np.rint(255 * turn[number]).astype(np.uint8)) for turn in turns]
             with replacing(folder / f"{number:04d}.gif") as part:
