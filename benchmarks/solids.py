@@ -3,12 +3,12 @@
     python benchmarks/solids.py --runs=runs/solids --students vm vd
 
 Trains the autoencoder and both flows of `configs/solids.py`, and three seeds of each student of both by
-`configs/mdt.py`: velocity matching alone (`vm`), with velocity distillation (`vd`), and for as many steps the consistency
-of end points (`cm`) and latent consistency (`lcm`). Runs that are complete are taken as they are; with --students those
-named are measured, and others keep their numbers. Measured on 128 bodies of another seed, under their views: IoU of
-occupancy and chamfer distance of its surface; chamfer distance and colour error of details on the true structure;
-chamfer distance of both stages in a chain, over the bodies whose structure has room. Distances are in units of the cube
-[-1, 1]^3. Times are those of 128 samples, in alternation.
+`configs/mdt.py`: velocity matching alone (`vm`), with velocity distillation (`vd`), and for as many steps the
+consistency of end points (`cm`) and latent consistency (`lcm`). Runs that are complete are taken as they are; with
+--students those named are measured, and others keep their numbers. Measured on 128 bodies of another seed, under
+their views: IoU of occupancy and chamfer distance of its surface; chamfer distance and colour error of details on the
+true structure; chamfer distance of both stages in a chain, over the bodies whose structure has room. Distances are in
+units of the cube [-1, 1]^3. Times are those of 128 samples, in alternation.
 """
 
 import argparse

@@ -179,7 +179,7 @@ class Autoencoder(nnx.Module):
         Raises:
             ValueError: Images of another shape.
         """
-        _check_shape("images", x, self.image_shape)
+        check_shape("images", x, self.image_shape)
         with jax.named_scope("encode"):
             return self.encoder(x)
 
@@ -189,7 +189,7 @@ class Autoencoder(nnx.Module):
         Raises:
             ValueError: Latents of another shape.
         """
-        _check_shape("latents", z, self.latent_shape)
+        check_shape("latents", z, self.latent_shape)
         with jax.named_scope("decode"):
             return self.decoder(z)
 
@@ -212,6 +212,7 @@ class Autoencoder(nnx.Module):
         return self.to_images(self.to_latents(x, noise))
 
 
-def _check_shape(what: str, x: Array, shape: tuple[int, ...]) -> None:
+def check_shape(what: str, x: Array, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless x is (B, *shape)."""
     if x.shape[1:] != shape:
         raise ValueError(f"expected {what} (B, {', '.join(map(str, shape))}), got {x.shape}")

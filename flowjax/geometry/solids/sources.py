@@ -51,7 +51,7 @@ def _source(
     whole("[4, 1024]", view=view)
     numbers = resolution**3 + 3 * view**2 + (4 * voxels * features(block) if part == "details" else 0)
     check_memory(f"{size} solids", 2 * size * numbers)
-    full = np.zeros((size, *(resolution,) * 3, 1), np.uint8)
+    full: np.ndarray = np.zeros((size, *(resolution,) * 3, 1), np.uint8)
     views, details = np.zeros((size, view, view, 3), np.uint8), np.zeros((size, voxels, features(block)), np.float32)
     points, shown, eye = centres(resolution), centres(_GRID), camera(view)
     waiting: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -64,7 +64,7 @@ def _source(
         waiting.clear()
 
     for row, (name, body) in enumerate(made):
-        full[row, ..., 0] = body.distance(points) < 0
+        full[row] = body.distance(points)[..., None] < 0
         if not full[row].any():
             raise ValueError(f"{name} fills none of the {resolution}^3 voxels: take a higher resolution")
         waiting.append((row, body.distance(shown), body.colours(shown)))

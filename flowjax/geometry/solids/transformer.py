@@ -1,6 +1,6 @@
-"""The networks of solids: an autoencoder of voxels, and transformers on grids and on padded sets of blocks."""
+"""The transformers of solids: on grids of voxels, and on padded sets of blocks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,12 +14,12 @@ from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.geometry.solids.structure import active, check_sizes, features
 from flowjax.models.attention import attend, check_implementation
+from flowjax.models.autoencoder import check_shape
 from flowjax.models.layers import (
     DEPTH,
     TimeEmbedding,
     build_stacked,
     check_patches,
-    conv,
     dense,
     name_parameters,
     normalize,
@@ -27,8 +27,6 @@ from flowjax.models.layers import (
     run_blocks,
     to_patches,
 )
-from flowjax.models.unet import GroupNorm
-from flowjax.paths.base import at_least_single
 
 _ZERO = nnx.initializers.zeros_init()
 
@@ -43,138 +41,6 @@ def positions(points: Float[Array, "... 3"], width: int) -> Float[Array, "... wi
     angles = points[..., None] * frequencies.reshape((1,) * points.ndim + (-1,))
     codes = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return codes.reshape(*points.shape[:-1], -1)[..., :width]
-
-
-# --------------------------------------------------------------------------------------------------------- autoencoder
-
-
-class _Residual(nnx.Module):
-    """h + conv(silu(norm(conv(silu(norm(h)))))), the last one from zero."""
-
-    def __init__(self, width: int, groups: int, **options: Any):
-        self.norms = nnx.data([GroupNorm(width, groups, "embed", options["param_dtype"]) for _ in range(2)])
-        self.first = conv(width, width, 3, ("embed", "mlp"), rank=3, **options)
-        self.second = conv(width, width, 3, ("mlp", "embed"), init=_ZERO, rank=3, **options)
-
-    def __call__(self, h: Float[Array, "B X Y Z C"]) -> Float[Array, "B X Y Z C"]:
-        inner = self.first(jax.nn.silu(self.norms[0](h)))
-        return h + self.second(jax.nn.silu(self.norms[1](inner)))
-
-
-def _fold(x: Array) -> Array:
-    return rearrange(x, "b (x p) (y q) (z r) c -> b x y z (p q r c)", p=2, q=2, r=2)
-
-
-def _unfold(x: Array) -> Array:
-    return rearrange(x, "b x y z (p q r c) -> b (x p) (y q) (z r) c", p=2, q=2, r=2)
-
-
-@fact(
-    "network",
-    "voxel_autoencoder",
-    "autoencoder of voxels with a Gaussian posterior",
-    cite="xiang2024trellis",
-    example=lambda: {"resolution": 4, "widths": (4, 4), "groups": 2, "latent": 2},
-)
-class VoxelAutoencoder(nnx.Module):
-    """Autoencoder of occupancy grids (B, R, R, R, 1) with latents (B, r, r, r, latent), r = R / 2^levels.
-
-    Each level folds 2^3 voxels into channels, a convolution of 3^3 makes them `widths` and a residual block follows;
-    the decoder goes the same way back. Kernels start Glorot-uniform with zero bias, the second convolution of a block
-    at zero.
-
-    References:
-        Xiang et al. (2024), Structured 3D Latents for Scalable and Versatile 3D Generation, arXiv:2412.01506.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax import nnx
-        >>> network = nnx.eval_shape(lambda: VoxelAutoencoder(16, rngs=nnx.Rngs(0)))
-        >>> mean, _ = jax.eval_shape(lambda network, x: network.encode(x), network, jnp.ones((2, 16, 16, 16, 1)))
-        >>> mean.shape, jax.eval_shape(lambda network, z: network.decode(z), network, mean).shape
-        ((2, 4, 4, 4, 8), (2, 16, 16, 16, 1))
-    """
-
-    def __init__(
-        self,
-        resolution: int,
-        widths: Sequence[int] = (32, 64),
-        latent: int = 8,
-        *,
-        groups: int = 8,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        """Builds the network.
-
-        Args:
-            resolution: R, a multiple of 2^levels.
-            widths: Channels of each level.
-            latent: Channels of the latents.
-            groups: Groups of a normalisation.
-            dtype: Type of the computation.
-            param_dtype: Type of the stored parameters.
-            rngs: Source of the initial values.
-
-        Raises:
-            ValueError: A number outside its range, a grid that cannot be folded so often, or `groups` does not divide
-                the widths.
-        """
-        sizes(widths=widths)
-        whole(COUNT, resolution=resolution, latent=latent, groups=groups)
-        if resolution % 2 ** len(widths):
-            raise ValueError(f"resolution={resolution} cannot be halved {len(widths)} times")
-        if any(width % groups for width in widths):
-            raise ValueError(f"groups={groups} does not divide the widths {tuple(widths)}")
-        self.resolution, self.latent, self.dtype = resolution, latent, dtype
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        inputs = [8, *(8 * width for width in widths[:-1])]
-        self.down = nnx.data(
-            [conv(i, o, 3, (None, "embed"), rank=3, **options) for i, o in zip(inputs, widths, strict=True)]
-        )
-        self.encoding = nnx.data([_Residual(width, groups, **options) for width in widths])
-        self.posterior = conv(widths[-1], 2 * latent, 3, ("embed", None), rank=3, **options)
-        self.embed = conv(latent, widths[-1], 3, (None, "embed"), rank=3, **options)
-        self.decoding = nnx.data([_Residual(width, groups, **options) for width in reversed(widths)])
-        outputs = list(reversed(inputs))
-        self.up = nnx.data(
-            [conv(i, o, 3, ("embed", None), rank=3, **options) for i, o in zip(reversed(widths), outputs, strict=True)]
-        )
-
-    def encode(self, x: Float[Array, "B R R R 1"]) -> tuple[Float[Array, "B r r r L"], Float[Array, "B r r r L"]]:
-        """Mean and log variance of the posterior, in at least float32.
-
-        Raises:
-            ValueError: Grids of another shape.
-        """
-        _check("grids", x, (*(self.resolution,) * 3, 1))
-        h = x.astype(self.dtype)
-        for layer, block in zip(self.down, self.encoding, strict=True):
-            h = block(layer(_fold(h)))
-        mean, log_variance = jnp.split(at_least_single(self.posterior(jax.nn.silu(h))), 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
-
-    def decode(self, z: Float[Array, "B r r r L"]) -> Float[Array, "B R R R 1"]:
-        """The grids of latents, in at least float32.
-
-        Raises:
-            ValueError: Latents of another shape.
-        """
-        side = self.resolution // 2 ** len(self.up)
-        _check("latents", z, (*(side,) * 3, self.latent))
-        h = self.embed(z.astype(self.dtype))
-        for layer, block in zip(self.up, self.decoding, strict=True):
-            h = _unfold(layer(block(h)))
-        return at_least_single(h)
-
-
-def _check(what: str, x: Array, shape: tuple[int, ...]) -> None:
-    if x.shape[1:] != shape:
-        raise ValueError(f"expected {what} (B, {', '.join(map(str, shape))}), got {x.shape}")
-
-
-# -------------------------------------------------------------------------------------------------------- transformers
 
 
 def _attention(width: int, heads: int, inputs: str, **options: Any) -> dict[str, Any]:
@@ -324,9 +190,10 @@ class SolidTransformer(nnx.Module):
 
     def _tokens(self, image: Float[Array, "B H W C"]) -> Float[Array, "B M width"]:
         """Those of pictures."""
-        _check("pictures", image, self.image_shape)
+        check_shape("pictures", image, self.image_shape)
         rows, columns = (side // self.image_patch for side in self.image_shape[:2])
-        places = np.stack([*np.mgrid[:rows, :columns], np.zeros((rows, columns))], -1).reshape(1, -1, 3)
+        row, column = np.mgrid[:rows, :columns]
+        places = np.stack([row, column, np.zeros_like(row)], axis=-1).reshape(1, -1, 3)
         m = per_token(self.pixels, to_patches(image.astype(self.dtype), self.image_patch))
         m = m + positions(jnp.asarray(places, m.dtype), self.width)
         return normalize(per_token(self.picture, jax.nn.gelu(m)))
@@ -421,12 +288,12 @@ class VoxelDiT(SolidTransformer):
         Raises:
             ValueError: Shapes or conditions do not fit.
         """
-        _check("grids", x, self.grid_shape)
+        check_shape("grids", x, self.grid_shape)
         if cond is not None:
             _check_conditions(cond, ("image",))
         sides, p = [side // self.patch for side in self.grid_shape[:3]], self.patch
         tokens = rearrange(x, "b (x p) (y q) (z r) c -> b (x y z) (p q r c)", p=p, q=p, r=p)
-        places = np.stack(np.mgrid[: sides[0], : sides[1], : sides[2]], -1).reshape(1, -1, 3)
+        places = np.moveaxis(np.indices(sides), 0, -1).reshape(1, -1, 3)
         answer = self._answer(tokens, jnp.asarray(places, jnp.float32), t, cond, None)
         names = dict(zip("xyz", sides, strict=True))
         return rearrange(answer, "b (x y z) (p q r c) -> b (x p) (y q) (z r) c", p=p, q=p, r=p, **names)
@@ -483,7 +350,7 @@ class VoxelSetDiT(SolidTransformer):
             ValueError: Shapes or conditions do not fit.
         """
         _check_conditions(cond, ("image", "structure"))
-        _check("structures", cond["structure"], (*(self.resolution,) * 3, 1))
+        check_shape("structures", cond["structure"], (*(self.resolution,) * 3, 1))
         places, mask = jax.vmap(lambda grid: active(grid, x.shape[1], self.block))(cond["structure"])
         answer = self._answer(x, places, t, cond, mask)
         return jnp.where(mask[..., None], answer, 0)
