@@ -74,6 +74,7 @@ def make_draws(key: Key[Array, ""], batch: Mapping[str, Any], times: Any, label_
         null: The null condition, see `FlowMatching`.
     """
     x1, cond, mask = batch["x1"], batch.get("cond"), batch.get("mask")
+    mask = None if mask is None else jnp.asarray(mask, bool)
 
     def one(index: Array) -> tuple[Array, Array, Array, Array]:
         for_noise, for_time, for_label, for_network = jax.random.split(jax.random.fold_in(key, index), 4)

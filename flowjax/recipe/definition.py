@@ -103,10 +103,11 @@ class Definition(Base):
                 f"the data have {self.num_classes} classes, but the network is built with num_classes={known}; "
                 f"set num_classes={self.num_classes} in its options, or read the data without labels"
             )
-        if self.padded is not None and self.inputs[self.padded].voxels != self.state_shape[0]:
+        room = self.state_shape[0] if self.padded is None else self.inputs[self.padded].entries
+        if room != self.state_shape[0]:
             raise ValueError(
-                f"the condition {self.padded} has room for {self.inputs[self.padded].voxels} entries, samples have "
-                f"{self.state_shape[0]}: give both the same number"
+                f"the condition {self.padded} has room for {room} entries, samples have {self.state_shape[0]}: give "
+                "both the same number"
             )
 
     def _check_codec(self) -> None:

@@ -15,7 +15,7 @@ from flowjax import _checks, specs
 from flowjax.data import Source
 from flowjax.evaluation import Extractor, pictures
 from flowjax.facts import fact
-from flowjax.recipe import Autoencoder, Request
+from flowjax.recipe import Autoencoder, Request, Samples
 from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.report import has_picture, make_judge
 from flowjax.tasks.base import Part, Task
@@ -114,15 +114,21 @@ class Autoencoding(Task):
         self.recipe.save(workdir)
 
     def show(self, networks: Mapping[str, Any], path: Path) -> None:
-        """30 examples, evenly spread over the data, or up to ten of a small set, each above what it becomes."""
-        if not has_picture(self.recipe) or len(self.recipe.shape) != 3:
+        """Examples, evenly spread over the data, each above what it becomes: 30, of a form 20, of a small set ten."""
+        form = self.recipe.build_form()
+        if form is None and (not has_picture(self.recipe) or len(self.recipe.shape) != 3):
             return
         size = len(self.source.x)
-        x = self.source.x[np.linspace(0, size - 1, 30 if size >= 30 else min(size, 10)).astype(int)]
+        shown = 30 if form is None else 20
+        x = np.asarray(self.source.x[np.linspace(0, size - 1, shown if size >= shown else min(size, 10)).astype(int)])
         found = self.recipe.reconstruct(networks["autoencoder"], x, batch=self.batch, mesh=self.mesh)
         y = np.concatenate([block[1] for block in found])
         if jax.process_index() == 0:
             rows = [part[i : i + 10] for i in range(0, len(x), 10) for part in (x, y)]
+            if form is not None:
+                made = np.concatenate(rows).astype(np.float32)
+                form.picture(Samples(x=made, cond=None, evaluations=0, network_calls=0), path)
+                return
             low = float(x.min()) if self.recipe.low is None else self.recipe.low
             high = float(x.max()) if self.recipe.high is None else self.recipe.high
             pictures.grid(np.concatenate(rows), path, low=low, high=max(high, low + 1e-6), columns=min(10, len(x)))

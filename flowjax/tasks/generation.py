@@ -164,6 +164,8 @@ class Generation(Task):
         if self.config.train.best == "accuracy" and self.source.num_classes is None:
             raise ValueError("config.train.best='accuracy' needs data with classes")
         _ = self.pairs
+        if self._draft.padded is not None and self.config.coupling.name:
+            raise ValueError("couplings compare examples as they are, and padding is no part of a set: leave them out")
         if self._draft.padded is not None and not getattr(self._objective, "masked", False):
             raise ValueError(
                 f"the condition {self._draft.padded} makes padded sets of the data, and objective "

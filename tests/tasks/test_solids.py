@@ -50,6 +50,7 @@ def test_details_are_padded_sets():
     ("flags", "message"),
     [
         (("--config.objective=mean_flow",), "has no masks: take flow_matching"),
+        (("--config.coupling=optimal_transport",), "padding is no part of a set"),
         (
             ("--config.task.options.conditions.structure.options.voxels=99",),
             "has room for 99 entries, samples have 160",

@@ -59,6 +59,11 @@ class Structure:
         return found
 
     @property
+    def entries(self) -> int:
+        """How many there is room for."""
+        return self.voxels
+
+    @property
     def struct(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one condition."""
         return jax.ShapeDtypeStruct((*(self.resolution,) * 3, 1), jnp.float32)
