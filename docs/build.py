@@ -255,8 +255,14 @@ def few_steps() -> str:
     rows += [(*turbo[0][:3], "refiner"), *turbo[1:]]
     qualities, costs = ("FD", "accuracy", "spread", "error"), ("seconds", "parameters")
     titles = ("", "evaluations", *qualities, "training, s", "parameters trained")
-    parts = []
+    parts, alone = [], of_data("one_evaluation_")
     for name, numbers in of_data("few_steps_").items():
+        if not spanned(numbers, "meanflow, 1: FD"):  # measured by another script, with the same runs
+            own = {"FD": "1 evaluation", "accuracy": "accuracy, 1 evaluation"}
+            for seed, part in alone.get(name, {}).items():
+                numbers[seed] |= {f"meanflow, 1: {to}": part[f"scratch: {key}"] for to, key in own.items()}
+                numbers[seed] |= {"meanflow, 2: FD": part["scratch: 2 evaluations"]}
+                numbers[seed] |= {"meanflow: seconds": part["scratch: seconds"]}
         cells = (
             [
                 text,

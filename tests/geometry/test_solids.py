@@ -14,6 +14,8 @@ import flowjax as fj
 from flowjax.geometry import solids
 from flowjax.geometry.solids import bodies, meshes, structure
 from flowjax.recipe import Samples
+from flowjax.training import make_mesh
+from flowjax.training.mesh import batch_sharding, shardings
 
 SMALL = {"size": 9, "resolution": 8, "voxels": 64, "view": 8}
 PICTURE = {"image_shape": (8, 8, 3), "image_patch": 4, "width": 24, "depth": 2, "heads": 2}
@@ -242,6 +244,30 @@ def test_the_picture_and_the_places_are_heard(details):
     assert not np.allclose(net(x, t, cond | {"image": -cond["image"]}), plain)
     assert not np.allclose(net(x, t, cond | {"structure": jnp.flip(cond["structure"], 3)}), plain)
     assert not np.allclose(net(x, t / 2, cond), plain)
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_the_same(details):
+    """Batch and parameters spread over data, fsdp and tensor: both losses and their gradient are those of one device."""
+    student, flow = network(), fj.Flow(network(attention="dot_product"), path=fj.paths.Linear())
+    objective = fj.objectives.VelocityDistillation(path=flow.path, teacher=flow)
+    batch = {"x1": jnp.asarray(details.x[:8]), "cond": asked(details, 8)}
+    batch["mask"] = jnp.asarray((details.x[:8] != 0).any(-1))
+    draws, mesh = objective.draw(jax.random.key(0), batch), make_mesh(data=2, fsdp=2, tensor=2)
+
+    def both(student, objective, draws):
+        loss = lambda student: jnp.mean(objective.loss(student, draws)[0])  # noqa: E731
+        return jax.value_and_grad(loss)(student)
+
+    value, gradient = jax.jit(both)(student, objective, draws)
+    spread = [jax.device_put(tree, shardings(tree, mesh)) for tree in (student, objective)]
+    rows = jax.device_put(draws, batch_sharding(mesh))
+    kernel = spread[0].blocks[0].inner.kernel[...]
+    assert len(kernel.addressable_shards[0].data) < len(kernel)
+    other, found = jax.jit(both)(*spread, rows)
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    for a, b in zip(*map(jax.tree.leaves, (found, gradient)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(jnp.abs(b).max())))
 
 
 @pytest.mark.parametrize("options", [{"scan": True}, {"remat": True}, {"attention": "dot_product"}])

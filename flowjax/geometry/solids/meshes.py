@@ -44,9 +44,9 @@ class MeshBody:
 
     Example:
         >>> import trimesh
-        >>> body = of_mesh(trimesh.creation.box(extents=(1.0, 1.0, 0.5)), "a box")
+        >>> body = of_mesh(trimesh.creation.box(extents=(1.0, 1.0, 0.6)), "a box")
         >>> body.distance(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 0.8]])).round(1).tolist()
-        [-0.4, 0.3]
+        [-0.5, 0.3]
     """
 
     distances: Float[np.ndarray, "G G G"]
