@@ -6,6 +6,10 @@
 
 The student, which starts as the teacher and needs no second time, jumps from any state to the data; with more steps of
 Euler it goes on from where it stands. `mdt:structure` and `mdt:details` are the students of the two flows of `solids`.
+
+Expected on 2 CPU cores, with 1 evaluation: 99.9 % of 1,000 samples recognised as the class asked for, spread 0.65 of the
+real one, Frechet distance 1.29 (the teacher 0.266 with 20 network calls, and 4.4 in one step of Euler; `lcm` is nearer).
+On a core shared with other work the run took 198 seconds; the numbers are in `benchmarks/results/mdt-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
@@ -27,8 +31,8 @@ def get_config(argument: str = "") -> ConfigDict:
         task=spec("distillation", guidance=guidance),
         data=spec("solids", size=2048, **solids[argument]) if argument in solids else spec("digits"),
         teacher=spec("run", workdir=f"runs/{argument if argument in solids else 'digits'}"),
-        objective=spec("velocity_distillation"),
-        optimizer=spec("adamw", rate=3e-4, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
+        objective=spec("velocity_distillation", normalized=False, gap=0.1),
+        optimizer=spec("adamw", rate=2e-4, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
         train=dict(steps=600, batch=batch, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
         sample=dict(solver=spec("euler"), steps=1, guidance=1.0, num=num, batch=min(num, 200)),
     )

@@ -55,7 +55,7 @@ def has_picture(recipe: Base) -> bool:
     return recipe.form is not None or recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
 
 
-def picture(recipe: Recipe, samples: Samples, path: str | Path, source: data.Source | None = None) -> None:
+def picture(recipe: Base, samples: Samples, path: str | Path, source: data.Source | None = None) -> None:
     """A PNG of samples: images in a grid, one row per class or each under its text; points in the plane as a density.
 
     The density of the real data, if `source` is given, stands beside it. Data of other shapes has no picture.
