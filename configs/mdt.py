@@ -7,9 +7,10 @@
 The student, which starts as the teacher and needs no second time, jumps from any state to the data; with more steps of
 Euler it goes on from where it stands. `mdt:structure` and `mdt:details` are the students of the two flows of `solids`.
 
-Expected on 2 CPU cores, with 1 evaluation: 99.9 % of 1,000 samples recognised as the class asked for, spread 0.65 of the
-real one, Frechet distance 1.29 (the teacher 0.266 with 20 network calls, and 4.4 in one step of Euler; `lcm` is nearer).
-On a core shared with other work the run took 198 seconds; the numbers are in `benchmarks/results/mdt-cpu.json`.
+Expected on 2 CPU cores, with 1 evaluation: 99.9 % of 1,000 samples recognised as the class asked for, spread 0.65 of
+the real one, Frechet distance 1.29 (the teacher 0.266 with 20 network calls, and 4.4 in one step of Euler; `lcm` is
+nearer). On a core shared with other work the run took 198 seconds; the numbers are in `benchmarks/results/mdt-
+cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
