@@ -130,6 +130,8 @@ def main(values: flags.FlagValues) -> None:
         recipe = Base.load(values.workdir)
         recipe.check(request)
         form = recipe.build_form(values.form)
+        if form is not None:
+            form.require()
     mesh = make_mesh()
     if values.pairs is not None:
         write_pairs(values, request, mesh)

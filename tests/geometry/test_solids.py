@@ -1,6 +1,7 @@
 """Solids: bodies, blocks, details, meshes, networks on padded sets, what is refused."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -322,7 +323,9 @@ def samples_of(source, **more):
 def test_what_is_written(details, tmp_path):
     form = solids.Solids(mesh="ply", points=100, frames=3, size=8, most=2)
     said = form.write(samples_of(details), tmp_path)
-    assert said == "2 of 9 samples as meshes (ply), points and turntables"
+    assert said == "2 of 9 samples as meshes (ply), points, turntables"
+    (tmp_path / "0007.ply").write_text("of an earlier run")
+    form.write(samples_of(details), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"000{i}{end}" for i in (0, 1) for end in (".gif", ".ply", "_points.ply")
     ]
@@ -332,6 +335,14 @@ def test_what_is_written(details, tmp_path):
     assert len(trimesh.load(tmp_path / "0001_points.ply").vertices) == 100
     with Image.open(tmp_path / "0000.gif") as turn:
         assert (turn.n_frames, turn.size) == (3, (8, 8))
+
+
+def test_meshes_are_missed_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    for work in (solids.Solids().require, lambda: solids.solids(part="details", **SMALL)):
+        with pytest.raises(ValueError, match="meshes need trimesh and scikit-image"):
+            work()
+    assert solids.solids(**SMALL).form == "voxels"
 
 
 @pytest.mark.parametrize("count", [1, 9, 14])

@@ -89,7 +89,7 @@ def test_a_chain_makes_meshes_of_pictures(runs, tmp_path, capsys):
     form = "--form=solids(mesh=ply, points=50, frames=2, size=16)"
     assert exit_code(sample_main, *flags, form, f"--out={tmp_path / 'made.npz'}") == 0
     said = capsys.readouterr().out
-    assert "3 of 3 samples as meshes (ply), points and turntables" in said
+    assert "3 of 3 samples as meshes (ply), points, turntables" in said
     with np.load(tmp_path / "made.npz") as held:
         assert held["x"].shape == (3, 160, 30)
         assert held["cond_structure"].shape == (3, 8, 8, 8, 1)

@@ -84,8 +84,18 @@ class Form(abc.ABC):
         width = min(columns, len(first.x))
         pictures.grid(np.concatenate(shown), path, low=0.0, high=1.0, columns=width, zoom=1)
 
+    def require(self) -> None:
+        """Refuses to begin where files could not be written in the end.
+
+        Raises:
+            ValueError: A library is not installed.
+        """
+        meshes.require()
+
     def write(self, samples: Any, folder: Path) -> str:
-        """Writes meshes, clouds of points and turntables of the first samples; what it wrote."""
+        """Writes meshes, points and turntables of the first samples, in place of earlier ones; says what it wrote."""
+        for earlier in folder.glob("[0-9][0-9][0-9][0-9]*.*"):
+            earlier.unlink()
         count = min(self.most, len(samples.x))
         grids = self.grids(dataclasses.replace(samples, x=samples.x[:count], cond=_rows(samples.cond, count)))
         empty = 0
@@ -104,7 +114,8 @@ class Form(abc.ABC):
             frames = [Image.fromarray(np.rint(255 * turn[number]).astype(np.uint8)) for turn in turns]
             with replacing(folder / f"{number:04d}.gif") as part:
                 frames[0].save(part, save_all=True, append_images=frames[1:], duration=100, loop=0)
-        said = f"{count} of {len(samples.x)} samples as meshes ({self.mesh}), points and turntables"
+        kinds = {f"meshes ({self.mesh})": self.mesh != "none", "points": self.points, "turntables": self.frames}
+        said = f"{count} of {len(samples.x)} samples as {', '.join(k for k, is_asked in kinds.items() if is_asked)}"
         return said + (f"; {empty} are empty" if empty else "")
 
 

@@ -21,6 +21,16 @@ HALF = 0.9
 _GRID = 64  # voxels along the cube, of which distances are measured
 
 
+def require() -> None:
+    """Refuses work that ends in meshes before it begins.
+
+    Raises:
+        ValueError: A library is not installed.
+    """
+    for name in ("trimesh", "skimage.measure"):
+        _library(name)
+
+
 def _library(name: str) -> Any:
     """An optional library.
 

@@ -47,6 +47,8 @@ def _source(
 ) -> Source:
     """The data of so many bodies."""
     choose("part", part, PARTS)
+    if part == "details":  # by whose surfaces samples are measured
+        meshes.require()
     check_sizes(resolution, block, voxels)
     whole("[4, 1024]", view=view)
     numbers = resolution**3 + 3 * view**2 + (4 * voxels * features(block) if part == "details" else 0)
