@@ -24,7 +24,7 @@ def get_config(argument: str = "") -> ConfigDict:
         ValueError: Another argument.
     """
     solids = {"structure": {}, "details": {"part": "details"}}
-    guidance, batch, num = (2.0, 16, 64) if argument in solids else (1.4, 64, 1000)
+    guidance, steps, batch, num = (2.0, 300, 16, 64) if argument in solids else (1.4, 600, 64, 1000)
     config = base(
         "distillation",
         argument,
@@ -34,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
         teacher=spec("run", workdir=f"runs/{argument if argument in solids else 'digits'}"),
         objective=spec("velocity_distillation", normalized=False, gap=0.1),
         optimizer=spec("adamw", rate=2e-4, warmup=0.05, b2=0.99, weight_decay=0.0, clip=1.0),
-        train=dict(steps=600, batch=batch, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
+        train=dict(steps=steps, batch=batch, ema=0.99, report_every=20, sample_every=300, checkpoint_every=300),
         sample=dict(solver=spec("euler"), steps=1, guidance=1.0, num=num, batch=min(num, 200)),
     )
     return smoke(config) if argument == "smoke" else config

@@ -17,7 +17,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from flowjax import _checks, _interrupt, _overrides, specs
+from flowjax import _checks, _interrupt, _overrides, launch, specs
 
 _BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
 
@@ -103,6 +103,22 @@ def define_config(values: flags.FlagValues, argv: list[str]) -> None:
         if isinstance(node, ConfigDict):
             raise UsageError(f"--config.{key} is a group; set one of its keys: {', '.join(sorted(node))}")
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+
+
+def start(values: flags.FlagValues, makes: bool = False) -> None:
+    """Joins the other processes of a run, if there are any (`flowjax.launch`).
+
+    Args:
+        values: Flags of the main, with `workdir`.
+        makes: Whether the main makes its workdir; others leave no logs in a folder that is no run.
+
+    Raises:
+        UsageError: The flags contradict each other, or the others do not come.
+    """
+    logs = Path(values.workdir or "") / "logs"
+    known = values.workdir and (makes or (logs.parent / "recipe.json").exists())
+    with usage_errors():
+        launch.start(values, logs if known else None)
 
 
 def check_flags(values: flags.FlagValues, **intervals: str) -> None:
@@ -331,11 +347,16 @@ def run(
         _fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        launch.leave(130, "interrupted")
         sys.exit(130)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
-            raise
-        _fail(UsageError(f"out of memory: {describe(error)}; use a smaller batch, number or network"))
+    except Exception as error:
+        full = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+        if full or isinstance(error, MemoryError):
+            _fail(UsageError(f"out of memory: {describe(error)}; use a smaller batch, number or network"))
+        if launch.several():
+            traceback.print_exc()
+            launch.leave(1, f"{type(error).__name__}: {describe(error)}")
+        raise
     sys.exit(0)
 
 
@@ -364,5 +385,7 @@ def _help(text: str, values: flags.FlagValues) -> str:
 
 def _fail(error: Exception) -> None:
     """One line on stderr, exit code 2."""
-    print("error: " + " ".join(describe(error).split()), file=sys.stderr)
+    words = "error: " + " ".join(describe(error).split())
+    print(words, file=sys.stderr)
+    launch.leave(2, words)
     sys.exit(2)

@@ -30,7 +30,7 @@ from absl import flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flowjax import _checks, _cli, data, specs, times
+from flowjax import _checks, _cli, data, launch, specs, times
 from flowjax.calibration import compensation, ems, reference, schedules, store
 from flowjax.calibration.use import record
 from flowjax.couplings import fit
@@ -70,6 +70,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     text = "Samples: 512 for ems, 10 for compensation, 128 for schedule, 1000 for transport."
     flags.DEFINE_integer("num", 0, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of noise and search.", flag_values=values)
+    launch.define(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -92,6 +93,7 @@ def main(values: flags.FlagValues) -> None:
                 raise _cli.UsageError(f"--{name} and --{other} are given; write {other} into the spec, or nothing else")
     if not 0 <= first < end <= 1:
         raise _cli.UsageError(f"need 0 <= --start < --end <= 1, got {first} and {end}")
+    _cli.start(values)
     num = values.num or {"ems": 512, "compensation": 10, "schedule": 128, "transport": 1000}[values.what]
     with _cli.usage_errors():
         solver = DCSolver(order=values.order) if values.solver is None else specs.build("solver", values.solver)

@@ -3,10 +3,13 @@
     python -m flowjax.evaluate --workdir=runs/digits --solvers=euler,heun,dpm_solver --steps=4,8,16
     python -m flowjax.evaluate --workdir=runs/digits --steps=5 --guidance=1.0,1.5,2.0 --num=10000
     python -m flowjax.evaluate --workdir=runs/rectified --steps=1,2 --straightness=50
+    python -m flowjax.evaluate --workdir=runs/digits --samples=runs/many
     python -m flowjax.evaluate --workdir=runs/digits --solvers="heun, dpm_solver(order=3)" --guidance="apg(scale=4)"
 
 Solvers, grids, rules and fields are written name(option=value, ...), several of them separated by commas, numbers of
 --guidance are scales; `python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is.
+
+--samples=FOLDER measures the samples that `flowjax.sample --out=FOLDER` has made of this run, all of them.
 
 Prints a table and writes evaluation.json (every number with what it depends on) and evaluation.png (quality against
 evaluations) to the workdir. Started again, it computes only what is missing; other samples, weights, features or
@@ -34,10 +37,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flowjax import _checks, _cli, data, evaluation, specs
+from flowjax import _checks, _cli, data, evaluation, launch, specs
 from flowjax._files import replacing
 from flowjax.calibration.store import model_hash
 from flowjax.recipe import Base, Request, load_run
+from flowjax.recipe.base import compare
+from flowjax.recipe.parts import Parts
 from flowjax.training import Store, make_mesh
 from flowjax.training.workdir import Lock
 from flowjax.training.writers import write_json
@@ -59,6 +64,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     text = "Folder or file of the real data; recipe: what the recipe names. Needed for files outside of --workdir. For "
     text += "runs without data a data set, such as digits or npz(path=FILE)."
     flags.DEFINE_string("data", None, text, flag_values=values)
+    text = "Folder of samples of this run (flowjax.sample --out=FOLDER), in place of new ones."
+    flags.DEFINE_string("samples", None, text, flag_values=values)
     flags.DEFINE_integer("num", 2000, "Samples, and real examples they are compared with.", flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise and of the choice of real examples.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
@@ -67,6 +74,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("extractor", None, "MODULE:FUNCTION from a path to a feature function.", flag_values=values)
     flags.DEFINE_string("weights", None, "File for --extractor.", flag_values=values)
     flags.DEFINE_string("sha256", None, "SHA-256 of --weights.", flag_values=values)
+    launch.define(values)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -114,6 +122,30 @@ def settings(values: flags.FlagValues, recipe: Any) -> list[tuple[dict[str, Any]
             steps=parse("steps", values.steps or [], int, _checks.STEPS),
             guidance=specs.parse_many(values.guidance) if values.guidance else [],
         )
+
+
+def stored_samples(values: flags.FlagValues) -> Parts:
+    """The samples that --samples names, instead of a sweep; their number becomes that of the flag.
+
+    Raises:
+        UsageError: No folder of samples, not all of them, or a flag that says how to make new ones.
+    """
+    making = ("solvers", "steps", "guidance", "times", "fields", "straightness", "num", "batch")
+    for name in making:
+        if values[name].present:
+            raise _cli.UsageError(f"--{name} is given, but --samples={values.samples} has samples that are made")
+    with _cli.usage_errors():
+        found = Parts(values.samples)
+        found.check_complete("--out=FOLDER")
+    values.num = found.record["num"]
+    return found
+
+
+def assess_stored(parts: Parts, source: data.Source, seed: int, judge: Any) -> dict[str, Any]:
+    """The numbers of samples in a folder."""
+    samples = parts.samples
+    numbers = compare(lambda: samples, source.take(len(samples.x), seed), seed, judge)
+    return {name: value for name, value in numbers.items() if name != "sampling_seconds"}
 
 
 def make_extractor(values: flags.FlagValues, source: data.Source) -> evaluation.Extractor:
@@ -269,9 +301,14 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     if values.workdir is None:
         raise _cli.UsageError("--workdir=FOLDER is required")
     workdir = Path(values.workdir)
+    _cli.start(values)
     with _cli.usage_errors():
         recipe = Base.load(workdir)
-    sweep = settings(values, recipe)
+    parts = None if values.samples is None else stored_samples(values)
+    if parts is None:
+        sweep = settings(values, recipe)
+    else:
+        sweep = [({"samples": values.samples, "manifest": parts.digest}, Request(num=values.num))]
     samples = bool(sweep[0][0])  # without any there is nothing that features could tell
     if not samples and values.extractor is not None:
         raise _cli.UsageError(f"--extractor is given, but a run of the kind {recipe.kind} draws no samples")
@@ -279,6 +316,11 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     mesh = make_mesh()
     with _cli.usage_errors():
         networks, recipe = load_run(workdir, mesh)
+        models = {label: model_hash(network) for label, network in networks.items()}
+        if parts is not None and parts.record.get("models") != models:
+            raise ValueError(
+                f"{values.samples} holds samples of weights {parts.record.get('models')}, and {workdir} has {models}"
+            )
         source = data.of_run(recipe, workdir, values.data)
         extractor = make_extractor(values, source) if samples else None
         num = min(values.num, len(source.x))
@@ -300,10 +342,14 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
         if same is None:
             same = {"provenance": origin, "rows": []}
             runs.append(same)
-        known = {_key({name: row[name] for name in sweep[0][0]}): row for row in same["rows"]}
+        names = sweep[0][0].keys()  # stored samples have others than those that a sweep makes
+        alike = [row for row in same["rows"] if names <= row.keys()]
+        known = {_key({name: row[name] for name in names}): row for row in alike}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _cli.UsageError(f"cannot read {path} ({error}); move it away") from None
     missing = [(setting, request) for setting, request in sweep if _key(setting) not in known]
+    with _cli.usage_errors():
+        launch.check_shared(path, len(missing))
     console = Console(quiet=not first)
     if len(missing) < len(sweep):
         console.print(f"{len(sweep) - len(missing)} of {len(sweep)} rows are known already", highlight=False)
@@ -316,7 +362,10 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             text = _described(setting)
             bar.update(task, description=text)
             with _cli.usage_errors():
-                numbers = recipe.assess(networks, source, request, judge=judge, mesh=mesh)
+                if parts is None:
+                    numbers = recipe.assess(networks, source, request, judge=judge, mesh=mesh)
+                else:
+                    numbers = assess_stored(parts, source, values.seed, judge)
             if "bad_samples" in numbers:
                 console.print(f"{text}: samples are not finite; no row", highlight=False)
                 continue

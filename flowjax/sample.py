@@ -7,6 +7,7 @@
     python -m flowjax.sample --workdir=runs/digits --times="quadratic(start=1e-3)" --fields="thresholded(quantile=0.9)"
     python -m flowjax.sample --workdir=runs/captions --cond.text="a red circle left of a blue square" --guidance=3
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
+    python -m flowjax.sample --workdir=runs/digits --num=50000 --out=runs/many
     python -m flowjax.sample --workdir=runs/digits --pairs=runs/pairs --num=20000 --guidance=1.5
 
 Solvers, grids, rules and fields are written name(option=value, ...), numbers of --guidance are scales;
@@ -20,12 +21,21 @@ a picture with the same name lies beside it. Neither replaces another file witho
 infinite values are an error that leaves no file. Sample i depends on --seed, on i and on its conditions only, not on
 --batch. Solver, times, steps, guidance and fields are those of the recipe in the workdir unless they are given.
 
+--out=FOLDER, a name without an ending, is for more than the memory holds: samples go to files 000000.npz, 000001.npz
+and so on in a folder with manifest.json, which says everything that they depend on. Stopped and started again, by
+whatever number of devices and processes, it goes on, and makes the same samples. `flowjax.evaluate --samples=FOLDER`
+measures them.
+
 --pairs=FOLDER writes noise and sample instead, in the scale of the network, as shards from which
 --config.coupling="stored(path='FOLDER')" trains. Stopped and started again, it goes on.
+
+Several processes sample together, see docs/pods.md: on a TPU pod, under Slurm, Open MPI and Kubernetes by the same
+command on every host, elsewhere with --coordinator, --num_processes and --process_id.
 """
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -35,17 +45,20 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flowjax import _checks, _cli, data
+from flowjax import _checks, _cli, data, launch
 from flowjax._files import replacing
-from flowjax.recipe import Base, Recipe, Request, load_run
+from flowjax.recipe import Base, Recipe, Request, Samples, load_run
+from flowjax.recipe.parts import Parts, draw
 from flowjax.recipe.report import has_picture, picture
 from flowjax.training import make_mesh
+from flowjax.training.workdir import Lock
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> None:
     """The flags of this main."""
     flags.DEFINE_string("workdir", None, "Folder of a training run.", flag_values=values)
-    flags.DEFINE_string("out", "samples.npz", "File to write; a .png goes beside it.", flag_values=values)
+    text = "File to write, a .png goes beside it; or a folder for many files, a name without an ending."
+    flags.DEFINE_string("out", "samples.npz", text, flag_values=values)
     text = "Folder for pairs of noise and sample, in place of --out."
     flags.DEFINE_string("pairs", None, text, flag_values=values)
     flags.DEFINE_integer("num", 100, "Number of samples.", flag_values=values)
@@ -70,6 +83,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out and its picture if they exist.", flag_values=values)
+    launch.define(values)
 
 
 def asked(values: flags.FlagValues) -> Request:
@@ -96,6 +110,56 @@ def asked(values: flags.FlagValues) -> Request:
         )
 
 
+@contextlib.contextmanager
+def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how much is done: a bar on a terminal, lines elsewhere; nothing in other processes than the first."""
+    console, began = Console(), (0, time.perf_counter())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=jax.process_index() > 0 or not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=total)
+
+        def tell(done: int) -> None:
+            nonlocal began
+            progress.update(bar, completed=done)
+            if console.is_terminal or jax.process_index() > 0:
+                return
+            if began[0] in (0, done):  # what an earlier run has made costs no time
+                began = done, time.perf_counter()
+                speed = ""
+            else:
+                rate = (done - began[0]) / (time.perf_counter() - began[1])
+                speed = f", {rate:.3g} a second, {(total - done) / rate:.0f} s left"
+            print(f"{done}/{total} {what}{speed}", flush=True)
+
+        yield tell
+
+
+def write_parts(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
+    """Draws samples into a folder of many files."""
+    for name in ("overwrite", "form"):
+        if values[name].present:
+            raise _cli.UsageError(f"--{name} is given, but --out={values.out} is a folder of arrays, which are kept")
+    _cli.use_compilation_cache()
+    folder, clock = Path(values.out), time.perf_counter()
+    with _cli.usage_errors(), contextlib.ExitStack() as held:
+        networks, recipe = load_run(values.workdir, mesh)
+        source = data.of_run(recipe, values.workdir, values.data) if recipe.starts_from_data else None
+        held.enter_context(Lock(folder, "sample"))
+        tell = held.enter_context(counted("samples", values.num))
+        for done, samples in draw(recipe, networks, request, folder, source=source, mesh=mesh):
+            tell(done)
+            shown = folder / "preview.png"
+            if samples is not None and jax.process_index() == 0 and not shown.exists() and has_picture(recipe):
+                some = {name: rows[:100] for name, rows in samples.arrays.items()}
+                picture(recipe, Samples.of_arrays(some, samples.evaluations, samples.network_calls), shown)
+    if jax.process_index() == 0:
+        manifest = Parts(folder).record
+        print(
+            f"{folder}: {values.num} samples, {manifest['evaluations']} evaluations "
+            f"({manifest['network_calls']} network calls) each, {time.perf_counter() - clock:.1f} s with compilation"
+        )
+
+
 def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Draws pairs with a bar of what is done."""
     for name in ("out", "overwrite", "data", "form"):
@@ -106,12 +170,10 @@ def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
         networks, recipe = load_run(values.workdir, mesh)
         if not isinstance(recipe, Recipe):
             raise _cli.UsageError(f"pairs are drawn by a flow, and {values.workdir} is of the kind {recipe.kind}")
-    console, clock = Console(), time.perf_counter()
-    columns = (TextColumn("pairs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with _cli.usage_errors(), Progress(*columns, console=console, disable=jax.process_index() > 0) as progress:
-        bar = progress.add_task("pairs", total=values.num)
+    clock = time.perf_counter()
+    with _cli.usage_errors(), counted("pairs", values.num) as tell:
         for done, _ in recipe.pairs(networks, request, values.pairs, mesh):
-            progress.update(bar, completed=done)
+            tell(done)
     if jax.process_index() == 0:
         print(f"{values.pairs}: {values.num} pairs, {time.perf_counter() - clock:.1f} s with compilation")
 
@@ -123,18 +185,23 @@ def main(values: flags.FlagValues) -> None:
     if values.workdir is None:
         raise _cli.UsageError("--workdir=FOLDER is required")
     out = Path(values.out)
-    if out.suffix != ".npz":
-        raise _cli.UsageError(f"--out must end in .npz, got {out}")
+    if out.suffix not in ("", ".npz"):
+        raise _cli.UsageError(f"--out must end in .npz, or be a folder, a name without an ending; got {out}")
     request = asked(values)
+    _cli.start(values)
     with _cli.usage_errors():
         recipe = Base.load(values.workdir)
-        recipe.check(request)
+        # A folder is filled part by part, of which each must have room in memory.
+        recipe.check(request if out.suffix else request.part(range(min(request.num, request.batch))))
         form = recipe.build_form(values.form)
         if form is not None:
             form.require()
     mesh = make_mesh()
     if values.pairs is not None:
         write_pairs(values, request, mesh)
+        return
+    if not out.suffix:
+        write_parts(values, request, mesh)
         return
     png = out.with_suffix(".png") if has_picture(recipe) else None
     folder = None if form is None else out.with_suffix("")
@@ -156,11 +223,8 @@ def main(values: flags.FlagValues) -> None:
                 "--steps, a smaller --guidance or another --solver"
             )
         if first:
-            arrays, cond = {"x": samples.x}, samples.cond
-            if cond is not None:
-                arrays |= {f"cond_{k}": v for k, v in cond.items()} if isinstance(cond, dict) else {"cond": cond}
             with part.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, **samples.arrays)
     seconds = time.perf_counter() - clock
     if first:
         print(

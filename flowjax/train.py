@@ -11,12 +11,18 @@ The config is a Python file with `get_config(argument)`, or the bare name of one
 values can be overridden, a section such as --config.sample.solver by a spec, name(option=value, ...); see docs/specs.md
 and `python -m flowjax.doctor --list`. --show prints the resolved config, the parameters and the memory they need, and
 stops. Started again with the same config, an interrupted run resumes from its newest checkpoint and
-ends with the same parameters; a finished run says that it is complete. SIGTERM and Ctrl-C save after the step under way
-and exit with 0; a second Ctrl-C stops at once. With --allow_config_change a run goes on with other values, for example
-more steps. A workdir in which another process trains is refused, and so is one where files of something else than a run
-would be replaced.
+ends with the same parameters, on other devices and hosts too; a finished run says that it is complete. SIGTERM and
+Ctrl-C save after the step under way and exit with 0; a second Ctrl-C stops at once. With
+--config.train.checkpoint_every=0 a checkpoint is begun at the first report after the one before it is written. With
+--allow_config_change a run goes on with other values, for example more steps. A workdir in which another process trains
+is refused, and so is one where files of something else than a run would be replaced.
+
+Several processes train together, see docs/pods.md: on a TPU pod, under Slurm, Open MPI and Kubernetes by the same
+command on every host, elsewhere with --coordinator, --num_processes and --process_id. The first one speaks, the others
+write to logs/.
 
 The workdir receives config.json and recipe.json (what was asked for), metrics.jsonl (one line per report),
+clock.jsonl (what the time went into, from which report.json has `goodput`, the share that ended up in the parameters),
 checkpoints/ (the newest and the best), samples/ (pictures on the way, always from the same noise and labels, of the
 average and, -raw, of the trained weights), snapshots/ and tensorboard/ where asked for or installed, and at the end
 samples.png and report.json.
@@ -27,17 +33,16 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
-from flax import nnx
 from ml_collections import ConfigDict
 
-from flowjax import _checks, _cli, data
+from flowjax import _checks, _cli, launch
 from flowjax.evaluation import table
+from flowjax.launch import everywhere
 from flowjax.recipe.report import score
-from flowjax.tasks import Task, make_task
+from flowjax.tasks import make_program
 from flowjax.training import (
     Checkpoints,
     Preemption,
@@ -45,13 +50,11 @@ from flowjax.training import (
     Store,
     check_size,
     compile_step,
-    create_state,
     ema,
-    local_part,
     make_mesh,
-    make_step,
     put_batch,
 )
+from flowjax.training.goodput import goodput
 from flowjax.training.show import show
 from flowjax.training.workdir import Lock, check_ours, read_report
 from flowjax.training.writers import Writer, write_json
@@ -62,10 +65,10 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     _cli.define_config(values, argv)
     flags.DEFINE_string("workdir", None, "Folder of the run; made if needed.", flag_values=values)
     flags.DEFINE_bool("show", False, "Prints config, parameters and memory, and stops.", flag_values=values)
-    flags.DEFINE_bool("distributed", False, "One of several processes of a run.", flag_values=values)
     flags.DEFINE_bool("allow_config_change", False, "Resumes with another config.", flag_values=values)
     flags.DEFINE_string("profile", None, "FIRST:LAST, steps traced into WORKDIR/profile.", flag_values=values)
     flags.DEFINE_bool("debug", False, "Stops where a NaN is made; no compilation cache.", flag_values=values)
+    launch.define(values)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -79,9 +82,9 @@ _COUNT = (_checks.whole, _checks.COUNT)
 NUMBERS: dict[str, tuple[Callable[..., None], str] | None] = {
     "seed": (_checks.whole, _checks.SEED),
     **{f"train.{name}": _COUNT for name in ("steps", "accumulate", "max_skipped", "keep")},
-    **{f"train.{name}": _COUNT for name in ("report_every", "sample_every", "checkpoint_every")},
+    **{f"train.{name}": _COUNT for name in ("report_every", "sample_every")},
+    **{f"train.{name}": (_checks.whole, "[0, 2147483647]") for name in ("checkpoint_every", "snapshot_every")},
     "train.batch": (_checks.whole, "[1, inf)"),  # what the memory holds
-    "train.snapshot_every": (_checks.whole, "[0, 2147483647]"),
     "train.ema": (_checks.real, "(-inf, inf)"),
     **dict.fromkeys(("train.best", "train.averages")),
 }
@@ -134,13 +137,6 @@ def check(config: ConfigDict) -> None:
             raise ValueError("config.train.snapshot_every must be 0 unless config.train.averages has a Power one")
 
 
-def averages_of(config: ConfigDict, task: Task) -> dict[str, Any]:
-    """The laws of a run's averages, each with the labels of the networks that are averaged."""
-    labels = tuple(label for label, part in task.networks().items() if part.averaged)
-    laws = {"average": ema.Warmup(decay=config.train.ema), **ema.from_config(config.train.averages, task.objective)}
-    return {name: (law, labels) for name, law in laws.items()}
-
-
 # ------------------------------------------------------------------------------------------------------------
 # The run
 # ------------------------------------------------------------------------------------------------------------
@@ -151,11 +147,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     config, began = values.config, time.perf_counter()
     check(config)
     workdir, train = Path(values.workdir or "."), config.train
-    if values.distributed:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise _cli.UsageError(f"--distributed: {error}") from error
+    _cli.start(values, makes=True)
     if values.debug:
         _cli.use_debug_checks()
     else:
@@ -164,30 +156,13 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     # Everything is built and checked before anything is written.
     with _cli.usage_errors():
         mesh = _checks.call("mesh", make_mesh, config.mesh, devices=None)
-        with _checks.value_errors("data"):
-            source = data.load(config.data.name, **config.data.options)
-        init_key, train_key, sample_key = jax.random.split(jax.random.key(config.seed), 3)
-        task = make_task(config, source, mesh, sample_key)
-        _checks.choose("metric of config.train.best", train.best, {"loss": 1, **task.metrics})
-        parts, objective, averages = task.networks(), task.objective, averages_of(config, task)
-        optimizers = {label: part.optimizer for label, part in parts.items()}
-        keys = {label: jax.random.fold_in(init_key, i) if i else init_key for i, label in enumerate(parts)}
-        builds = {label: lambda label=label: parts[label].build(nnx.Rngs(keys[label])) for label in parts}
-        starts = {label: part.start for label, part in parts.items() if part.start is not None}
-        step = make_step(optimizers, averages, accumulate=train.accumulate)
-        part = local_part(mesh, train.batch)  # each process reads the rows of its own devices
-        augment = _checks.call("augment", data.Augment, config.data.get("augment", {}))
-        batches = data.Batches(task.training, train.batch, config.seed, *part, augment=augment)
-        batch = put_batch(batches.batch(0), mesh, part)
-        created = lambda: create_state(  # noqa: E731
-            builds, optimizers, mesh, averages=averages, objective=objective, batch=batch, start=starts
-        )
-        for build in builds.values():
+        program = make_program(config, mesh)
+        task, objective, averages, step = program.task, program.objective, program.averages, program.step
+        for build in program.builds.values():
             check_size(jax.eval_shape(build), mesh, 4 + len(averages))  # weights, their gradient, two moments
-        shapes = jax.eval_shape(created)
-        jax.eval_shape(step, shapes, objective, batch, train_key)
+        shapes = program.shapes
         if values.show:
-            show(config, shapes, step, objective, batch, train_key, mesh)
+            show(config, shapes, step, objective, program.batch, program.key, mesh)
             return
         profile = Profile(values.profile, workdir / "profile")
         check_ours(workdir)
@@ -202,9 +177,9 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     first = jax.process_index() == 0
 
     # State, born sharded, and the program of one step.
-    state = created()
+    state = program.create()
     clock = time.perf_counter()
-    step = jax.jit(step) if values.debug else compile_step(step, state, objective, batch, train_key)
+    step = jax.jit(step) if values.debug else compile_step(step, state, objective, program.batch, program.key)
     compile_seconds = time.perf_counter() - clock
 
     def rank() -> float:
@@ -238,7 +213,9 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             (workdir / "report.json").unlink(missing_ok=True)
             write_json(workdir / "config.json", config.to_dict())
             task.save(workdir)
-        writer = stack.enter_context(contextlib.closing(Writer(workdir, train.steps, train.batch, start, active=first)))
+        since = time.time() - (time.perf_counter() - began)
+        writer = Writer(workdir, train.steps, train.batch, start, active=first, since=since)
+        stack.callback(writer.close)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.networks))
         writer.note(f"{parameters:,} parameters on {mesh.size} device(s), compiled in {compile_seconds:.1f} s")
         if checkpoints.damaged:
@@ -249,20 +226,20 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             writer.note(f"resumed after step {start}")
         preemption = stack.enter_context(Preemption())
         stack.enter_context(profile)
-        stream = batches.iterator(start)
+        stream = program.batches.iterator(start)
         stack.callback(stream.close)
         for done in range(start + 1, train.steps + 1):
             profile.before(done)
-            state, metrics = step(state, objective, put_batch(next(stream), mesh, part), train_key)
+            state, metrics = step(state, objective, put_batch(next(stream), mesh, program.part), program.key)
             profile.after(done, state)
             last, stop = done == train.steps, preemption.reached(done)
-            if last or done % train.report_every == 0:
+            if reported := last or done % train.report_every == 0:
                 writer.report(done, {name: float(value) for name, value in metrics.items()})
                 row, skips, label = bad_steps()
                 if row >= min(train.max_skipped, train.steps):
                     raise _cli.UsageError(
-                        f"loss, gradient or update{'' if len(parts) == 1 else f' of {label}'} was not finite in the "
-                        f"last {row} steps, up to step {done}; lower config.optimizer.options.rate, or find the "
+                        f"loss, gradient or update{'' if len(program.parts) == 1 else f' of {label}'} was not finite "
+                        f"in the last {row} steps, up to step {done}; lower config.optimizer.options.rate, or find the "
                         "operation with --debug"
                     )
                 if skips > skipped:
@@ -275,10 +252,11 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             if snapshots is not None and (last or done % train.snapshot_every == 0):
                 with writer.paused(state):
                     snapshots.put(done, ema.snapshot_items(averages, state.averages))
-            if last or done % train.checkpoint_every == 0:
+            always = not train.checkpoint_every and reported and everywhere(not checkpoints.writing)
+            if last or (train.checkpoint_every and done % train.checkpoint_every == 0):
                 with writer.paused(state):
                     checkpoints.save(state, rank())
-            elif stop:
+            elif stop or always:
                 checkpoints.save(state)
             if stop and not last:
                 writer.note(
@@ -300,6 +278,8 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     report = {**loss, **numbers, "steps": train.steps, "skipped": skipped}
     report |= {"compile_seconds": compile_seconds, "train_images_per_second": writer.speed}
     report["wall_seconds"] = time.perf_counter() - began
+    if (share := goodput(workdir, time.time())) is not None:
+        report["goodput"] = share
     if first:
         writer.console.print(table(report, title=str(workdir)))
         write_json(workdir / "report.json", report)

@@ -82,7 +82,7 @@ OPTIONS |= {
 }
 OPTIONS |= {("data", "solids"): {"size": 8, "resolution": 8, "voxels": 64, "view": 8}}
 OPTIONS |= {("field", "curved"): {"policy": "momentum(components=2)"}}
-OPTIONS |= {("data", "blank"): {"shape": [2, 2, 1], "num_classes": 3, "size": 8}}
+OPTIONS |= {("data", name): {"shape": [2, 2, 1], "num_classes": 3, "size": 8} for name in ("blank", "synthetic")}
 OPTIONS |= {("objective", "distribution_matching"): {"adversary": True, "divergence": "jensen_shannon"}}
 OPTIONS |= {("objective", f"velocity_{k}"): {"mode": "consistency", "phases": 2} for k in ("matching", "distillation")}
 OPTIONS |= {("objective", "policy_distillation"): {"policy": "momentum(components=2)"}}

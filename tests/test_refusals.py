@@ -262,7 +262,7 @@ def test_folders_that_are_no_runs(capsys, tmp_path, name):
     ("name", "arguments", "message"),
     [
         ("sample", ["--out="], "--out is empty"),
-        ("sample", ["--out=x.png"], "--out must end in .npz"),
+        ("sample", ["--out=x.png"], "--out must end in .npz, or be a folder"),
         ("sample", ["--out=file/x.npz"], "Not a directory"),
         ("sample", ["--out=file/below/x.npz"], "Not a directory"),
         ("sample", ["--out=" + "a" * 5000 + ".npz"], "File name too long"),
@@ -325,7 +325,12 @@ def test_flags_of_the_doctor(capsys, arguments):
         ["--config=digits:smoke", "--config.sample.num=2147483647"],
         ["--config=digits:smoke", "--profile="],
         ["--config=digits:smoke", "--profile=3"],
-        ["--config=digits:smoke", "--distributed"],
+        ["--config=digits:smoke", "--distributed=on"],
+        ["--config=digits:smoke", "--distributed=yes"],
+        ["--config=digits:smoke", "--coordinator=localhost:1234"],
+        ["--config=digits:smoke", "--coordinator=localhost", "--num_processes=2", "--process_id=0"],
+        ["--config=digits:smoke", "--coordinator=localhost:1234", "--num_processes=2", "--process_id=2"],
+        ["--config=digits:smoke", "--distributed=off", "--num_processes=2"],
     ],
 )
 def test_flags_of_training(capsys, tmp_path, arguments):

@@ -84,7 +84,7 @@ def test_sample_depends_on_seed_index_and_label_only(capsys, tmp_path, workdir):
         (["--num=many"], "--num=many"),
         (["--solver=huen"], "unknown solver 'huen'; did you mean 'heun'? (allowed: "),
         (["--guidence=2"], "unknown flag '--guidence'; did you mean '--guidance'?"),
-        (["--out=samples.png"], "--out must end in .npz"),
+        (["--out=samples.png"], "--out must end in .npz, or be a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, workdir, monkeypatch, arguments, expected):

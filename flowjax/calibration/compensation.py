@@ -70,10 +70,8 @@ def search(
     file = None if partial is None else Path(f"{partial}.ratios.npz")
     belongs = {"times": times.tolist(), "iterations": iterations, "rate": rate, "bound": bound} | dict(record or {})
     target = reference(field, x, times, cond, steps=reference_steps)
-    ratios, done = np.ones(steps), 2  # the first two are not searched
-    if file is not None and file.exists():
-        arrays, known = store.load(file, belongs)
-        ratios, done = arrays["ratios"], known["done"]
+    found, done = store.resume(file, belongs)
+    ratios, done = found.get("ratios", np.ones(steps)), max(done, 2)  # the first two are not searched
     values: list[Array] = [field.evaluate(times[0], x, cond, field.init(x, times), to=solver.form)[0]]
     optimizer = optax.adamw(rate, weight_decay=0.01)
 

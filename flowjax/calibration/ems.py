@@ -106,10 +106,8 @@ def estimate(
     def passes(name: str, one: Any, *tables: np.ndarray) -> list[np.ndarray]:
         """Sums of `one` over batches at every point, continued from `partial`."""
         file = None if partial is None else Path(f"{partial}.{name}.npz")
-        done, sums = 0, None
-        if file is not None and file.exists():
-            arrays, record = store.load(file, belongs)
-            done, sums = record["done"], [arrays[f"sum{i}"] for i in range(len(arrays))]
+        arrays, done = store.resume(file, belongs)
+        sums = [arrays[f"sum{i}"] for i in range(len(arrays))] or None
         offset = 0 if name == "first" else points + 1
         for i in range(done, points + 1):
             totals: list[np.ndarray] | None = None

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from flowjax import _checks
 from flowjax._files import replacing
 from flowjax.flow import Field
+from flowjax.launch import check_shared
 from flowjax.paths.base import precision
 from flowjax.solvers.options import check_choice
 from flowjax.solvers.statistics import Statistics
@@ -327,14 +328,16 @@ def search(
     head = json.dumps(belongs, sort_keys=True)
     known: list[tuple[float, Schedule]] = []
     if file is not None and file.exists():
-        first, *lines = file.read_text(errors="replace").splitlines() or [""]
-        if first != head:
-            raise ValueError(f"{file} holds the results of another search, remove it to begin a new one: {first}")
+        begins, *lines = file.read_text(errors="replace").splitlines() or [""]
+        if begins != head:
+            raise ValueError(f"{file} holds the results of another search, remove it to begin a new one: {begins}")
         with contextlib.suppress(ValueError, TypeError, KeyError):  # up to a line that was written in part
             for line in map(json.loads, lines):
                 known.append((line["error"], from_json(line["schedule"])))
         known = known[: len(known) // population * population]
-    if file is not None:
+    check_shared(str(file), len(known))
+    first = jax.process_index() == 0  # writes for all
+    if file is not None and first:
         with replacing(file) as part:
             part.write_text("\n".join([head, *(_line(*pair) for pair in known)]) + "\n")
     start = list(dict.fromkeys(s for grid in grids for s in baselines(grid).values()))  # some may be the same
@@ -365,7 +368,7 @@ def search(
             candidates = chosen + rest[: population - len(chosen)]  # some at random, against the ranker's blind spots
         found = [(float(e), s) for e, s in zip(np.asarray(evaluate(candidates)), candidates, strict=True)]
         known += found
-        if file is not None:
+        if file is not None and first:
             with file.open("a") as out:
                 out.write("".join(_line(*pair) + "\n" for pair in found))
         progress(len(known), min(error for error, _ in known))

@@ -12,6 +12,7 @@ import numpy as np
 
 from flowjax._files import replacing
 from flowjax.data.files import BROKEN, read_arrays
+from flowjax.launch import check_shared
 
 
 def model_hash(tree: Any) -> str:
@@ -27,13 +28,28 @@ def model_hash(tree: Any) -> str:
 def save(path: str | Path, arrays: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Writes arrays and their record to one .npz file, replacing it only when the new one is complete.
 
+    Among several processes, which all have the same, the first one writes.
+
     Args:
         path: the file.
         arrays: NumPy arrays by name.
         record: what they were computed for: JSON values.
     """
+    if jax.process_index() > 0:
+        return
     with replacing(path) as part, part.open("wb") as file:
         np.savez(file, record=np.array(json.dumps(record, sort_keys=True)), **arrays)
+
+
+def resume(path: Path | None, expected: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], int]:
+    """What an interrupted calibration has stored, and how much is done; ({}, 0) for nothing.
+
+    Raises:
+        ValueError: See `load`; some processes of several do not find it.
+    """
+    arrays, record = load(path, expected) if path is not None and path.exists() else ({}, {"done": 0})
+    check_shared(str(path), record["done"])
+    return arrays, record["done"]
 
 
 def load(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -7,7 +7,7 @@ from flowjax.data.loading import PLACES, lies_in, load, of_run
 from flowjax.data.pairs import Pairs
 from flowjax.data.prepared import cache_latents, store, tfds
 from flowjax.data.records import Records
-from flowjax.data.sources import Source, as_trained, blank, digits, laws, photographs, toy2d
+from flowjax.data.sources import Source, as_trained, blank, digits, laws, photographs, synthetic, toy2d
 from flowjax.data.tables import parquet
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "photographs",
     "shapes",
     "store",
+    "synthetic",
     "tfds",
     "toy2d",
 ]

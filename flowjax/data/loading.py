@@ -11,7 +11,7 @@ from flowjax import specs
 from flowjax.data import captions, fashion, shapes
 from flowjax.data.files import images, npz
 from flowjax.data.prepared import tfds
-from flowjax.data.sources import Source, as_trained, blank, choose, digits, laws, photographs, toy2d
+from flowjax.data.sources import Source, as_trained, blank, choose, digits, laws, photographs, synthetic, toy2d
 from flowjax.data.tables import parquet
 from flowjax.facts import fact
 
@@ -28,6 +28,7 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     "laws": laws,
     "photographs": photographs,
     "blank": blank,
+    "synthetic": synthetic,
 }
 for _name, _make in _SOURCES.items():
     fact("data", _name, (inspect.getdoc(_make) or _name).splitlines()[0].rstrip("."))(_make)

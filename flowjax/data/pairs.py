@@ -5,22 +5,17 @@ scale in which the network works. It is mapped, not read, so that a set may be l
 """
 
 import functools
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flowjax._files import replacing
 from flowjax.data.records import Records
+from flowjax.data.shards import Shards
 from flowjax.data.sources import Source
 
-RECORD = "pairs.json"
-_SHARD = 2**26  # bytes
 
-
-class Pairs:
+class Pairs(Shards):
     """A folder of pairs.
 
     Args:
@@ -44,50 +39,7 @@ class Pairs:
         ([], (5, 2))
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.record: dict[str, Any] = {}
-        file = self.folder / RECORD
-        if file.exists():
-            try:
-                self.record = json.loads(file.read_text())
-                sizes = [self.record[name] for name in ("num", "rows")]
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(f"{file} is no record of pairs: {error!r}") from error
-            if not all(type(size) is int and 0 < size < 2**48 for size in sizes):
-                raise ValueError(f"{file} must hold num and rows, positive whole numbers; it has {sizes}")
-
-    def begin(self, record: Mapping[str, Any], *, row: int, multiple: int) -> None:
-        """Writes the record of a new folder, or refuses one of other pairs.
-
-        Args:
-            record: What the pairs are, JSON values; "num" is how many.
-            row: Bytes of one pair.
-            multiple: Shards of a new folder have a multiple of so many rows, but for the last.
-
-        Raises:
-            ValueError: The folder holds something else.
-        """
-        wanted = json.loads(json.dumps(dict(record)))
-        if self.record:
-            for name, value in wanted.items():
-                if self.record.get(name) != value:
-                    raise ValueError(
-                        f"{self.folder} holds pairs of {name}={self.record.get(name)!r}, not {value!r}: name another "
-                        "folder, or ask for the same pairs"
-                    )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty and holds no {RECORD}: name a new folder")
-        self.record = wanted | {"rows": multiple * max(1, _SHARD // (row * multiple))}
-        with replacing(self.folder / RECORD) as part:
-            part.write_text(json.dumps(self.record, indent=2) + "\n")
-
-    def missing(self) -> list[range]:
-        """The rows of the shards that are not written yet."""
-        num, rows = self.record["num"], self.record["rows"]
-        shards = [range(first, min(first + rows, num)) for first in range(0, num, rows)]
-        return [shard for shard in shards if not self._file(shard.start).exists()]
+    what, record_name, ending = "pairs", "pairs.json", ".npy"
 
     def write(self, rows: range, columns: Mapping[str, np.ndarray]) -> None:
         """Writes a shard.
@@ -100,7 +52,7 @@ class Pairs:
         table = np.empty(len(rows), kind)
         for name, array in columns.items():
             table[name] = array
-        with replacing(self._file(rows.start)) as part, part.open("wb") as file:
+        with replacing(self.file(rows)) as part, part.open("wb") as file:
             np.save(file, table, allow_pickle=False)
 
     @functools.cached_property
@@ -110,15 +62,9 @@ class Pairs:
         Raises:
             ValueError: No pairs, some that are missing, or files of something else.
         """
-        if not self.record:
-            raise ValueError(f"{self.folder} holds no pairs; draw some with python -m flowjax.sample --pairs=FOLDER")
-        if missing := self.missing():
-            raise ValueError(
-                f"{self.folder} is not complete: {sum(map(len, missing))} of {self.record['num']} pairs are missing; "
-                "give the command that draws them again, and it goes on"
-            )
+        self.check_complete("--pairs=FOLDER")
         num, rows = self.record["num"], self.record["rows"]
-        tables = [self._table(first, min(rows, num - first)) for first in range(0, num, rows)]
+        tables = [self._table(shard) for shard in self.all]
         kind = tables[0].dtype
         names = kind.names or ()
         numbers = all(kind[name].base.kind in "biuf" for name in names)
@@ -138,17 +84,14 @@ class Pairs:
             conditions=tuple(conditions),
         )
 
-    def _file(self, first: int) -> Path:
-        return self.folder / f"{first // self.record['rows']:06d}.npy"
-
-    def _table(self, first: int, count: int) -> np.ndarray:
-        file = self._file(first)
+    def _table(self, rows: range) -> np.ndarray:
+        file = self.file(rows)
         try:
             table = np.load(file, mmap_mode="r", allow_pickle=False)  # fails where a file holds less than it claims
         except (OSError, EOFError, ValueError) as error:
             raise ValueError(f"cannot read the pairs in {file}: {error}") from error
-        if table.shape != (count,) or table.dtype.names is None:
-            raise ValueError(f"{file} must hold {count} pairs, got {table.dtype} {table.shape}")
+        if table.shape != (len(rows),) or table.dtype.names is None:
+            raise ValueError(f"{file} must hold {len(rows)} pairs, got {table.dtype} {table.shape}")
         return table
 
 

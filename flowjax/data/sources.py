@@ -246,6 +246,31 @@ def blank(*, shape: list | tuple, num_classes: int | None = None, path: str | No
     )
 
 
+def synthetic(*, shape: list | tuple, num_classes: int | None = None, size: int = 1_000_000) -> Source:
+    """Normal noise, made when it is read: stands in for data that are not at hand, to plan and to time a run.
+
+    Args:
+        shape: Of an example; (H, W, C) for images.
+        num_classes: Number of classes, which come in turn; None is without labels.
+        size: Number of examples.
+
+    Raises:
+        ValueError: A number outside its range.
+    """
+    whole(COUNT, size=size, **{f"shape[{axis}]": side for axis, side in enumerate(shape)})
+    if num_classes is not None:
+        whole("[1, 1048576]", num_classes=num_classes)
+
+    def read(row: int) -> np.ndarray:
+        return np.random.default_rng(row).standard_normal(tuple(shape), np.float32)
+
+    return Source(
+        x=Records((size, *shape), np.dtype(np.float32), read),
+        cond=None if num_classes is None else np.arange(size, dtype=np.int32) % num_classes,
+        num_classes=num_classes,
+    )
+
+
 def photographs(*, size: int = 32, stride: int = 8) -> Source:
     """Square patches of the two photographs that come with scikit-learn: (size, size, 3) bytes, a class for each.
 

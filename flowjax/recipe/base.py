@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from flowjax import _checks, data, evaluation, specs
+from flowjax.calibration.store import model_hash
 from flowjax.data import Source
 from flowjax.data.records import check_memory
 from flowjax.training.writers import write_json
@@ -44,6 +46,21 @@ class Samples:
     network_calls: int
 
     @property
+    def arrays(self) -> dict[str, Any]:
+        """What is stored of them: `x`, and `cond`, or `cond_NAME` for conditions by name."""
+        named = self.cond if isinstance(self.cond, dict) else {"": self.cond}
+        columns = {f"cond_{name}" if name else "cond": rows for name, rows in named.items() if rows is not None}
+        return {"x": self.x} | {name: np.asarray(rows) for name, rows in columns.items()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], evaluations: int, network_calls: int) -> "Samples":
+        """The samples of such arrays."""
+        named = {k.removeprefix("cond_"): v for k, v in arrays.items() if k.startswith("cond_")}
+        return cls(
+            x=arrays["x"], cond=named or arrays.get("cond"), evaluations=evaluations, network_calls=network_calls
+        )
+
+    @property
     def bad(self) -> int:
         """Number of samples with NaN or infinite values."""
         return len(self.x) - int(np.isfinite(self.x.reshape(len(self.x), -1)).all(1).sum())
@@ -65,6 +82,7 @@ class Request:
         fields: Specs of fields around the flow, the first innermost.
         calibration: A file of `flowjax.calibrate`, which brings solver and times.
         straightness: Steps of the trajectories along which `assess` measures how straight they are; None does not.
+        first: Number of the first sample; sample i is the same in every request that has it.
 
     Example:
         >>> request = Request(num=100, steps=8, solver="dpm_solver(order=3)", guidance=4.0)
@@ -83,6 +101,11 @@ class Request:
     fields: Sequence[Any] | None = None
     calibration: str | None = None
     straightness: int | None = None
+    first: int = 0
+
+    def part(self, rows: range) -> "Request":
+        """The request for some of its samples."""
+        return dataclasses.replace(self, num=len(rows), first=self.first + rows.start)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,10 +240,31 @@ class Base(abc.ABC):
         """
         raise ValueError(f"a run of the kind {self.kind} draws no samples; flowjax.evaluate measures it")
 
+    def couples(self, request: Request) -> bool:
+        """Whether a sample depends on those of its block."""
+        return False
+
+    def record(self, networks: Mapping[str, Any], request: Request) -> dict[str, Any]:
+        """Everything that samples depend on but their numbers, as JSON values.
+
+        Args:
+            networks: From `load_run`.
+            request: What is asked for.
+        """
+        asked = {k: v for k, v in dataclasses.asdict(request).items() if v is not None and k not in ("num", "batch")}
+        if request.calibration is not None:
+            asked["calibration"] = hashlib.sha256(Path(request.calibration).read_bytes()).hexdigest()
+        recipe = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
+        return {
+            "request": asked | ({"batch": request.batch} if self.couples(request) else {}),
+            "models": {label: model_hash(network) for label, network in networks.items()},
+            "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
+        }
+
     def sample(
         self, networks: Mapping[str, Any], request: Request, source: Source | None = None, mesh: Any = None
     ) -> Any:
-        """Samples 0..num-1; sample i depends on (seed, i, its conditions) only.
+        """Samples first..first+num-1; sample i depends on (seed, i, its conditions) only.
 
         Args:
             networks: From `load_run`.

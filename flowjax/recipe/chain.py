@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flowjax import _checks, evaluation
+from flowjax.calibration.store import model_hash
 from flowjax.data import Source
 from flowjax.recipe.base import Base, Request, Samples, compare, from_values
 from flowjax.recipe.flow import Recipe
@@ -109,6 +110,12 @@ class Chain(Base):
         for recipe, conditions in zip(self.recipes, self._conditions(request), strict=True):
             recipe.check(dataclasses.replace(request, conditions=conditions))
 
+    def record(self, networks: Mapping[str, Any], request: Request) -> dict[str, Any]:
+        """Everything that samples depend on but their numbers."""
+        asked = zip(self.recipes, self._conditions(request), strict=True)
+        given = [model_hash(recipe.asked_for(conditions, request.num)) for recipe, conditions in asked]
+        return super().record(networks, request) | {"conditions_sha256": given}
+
     def sample(
         self, networks: Mapping[str, Any], request: Request, source: Source | None = None, mesh: Mesh | None = None
     ) -> Samples:
@@ -133,11 +140,13 @@ class Chain(Base):
                 start = ((found.x - recipe.shift) / recipe.scale).astype(np.float32)
             elif found is not None:
                 given[place] = recipe.inputs[place].encode(found.x)
+            cond = recipe.read_conditions(conditions, request.num, given, request.first)
             found = recipe.generate(
                 recipe.field(recipe.flow(networks[label])),
                 request.num,
                 key=jax.random.fold_in(jax.random.key(request.seed), number),
-                cond=recipe.read_conditions(conditions, request.num, given),
+                first=request.first,
+                cond=cond,
                 start=start,
                 batch=request.batch,
                 mesh=mesh,

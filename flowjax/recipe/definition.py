@@ -404,16 +404,21 @@ class Definition(Base):
             _checks.choose("condition of this run", name, self.inputs)
         return {name: self.inputs[name].read(text, num) for name, text in asked.items()}
 
-    def read_conditions(self, asked: Mapping[str, str], num: int, given: Mapping[str, Any] | None = None) -> Any:
+    def read_conditions(
+        self, asked: Mapping[str, str], num: int, given: Mapping[str, Any] | None = None, first: int = 0
+    ) -> Any:
         """Conditions of `num` samples as the network takes them; those not asked for are the default.
 
         Args:
             asked: Texts of a command line, by name.
             num: Number of samples.
-            given: Conditions from elsewhere, by name.
+            given: Conditions of these samples from elsewhere, by name.
+            first: Number of the first of them.
 
         Raises:
             ValueError: See `asked_for`; a condition without default that is not asked for.
         """
-        found = self.asked_for(asked, num) | dict(given or {})
-        return self._shaped({name: found[name] if name in found else c.default(num) for name, c in self.inputs.items()})
+        last, given = first + num, dict(given or {})
+        found = self.asked_for(asked, last)
+        found |= {name: c.default(last) for name, c in self.inputs.items() if name not in found and name not in given}
+        return self._shaped({name: given.get(name, found.get(name, ())[first:]) for name in self.inputs})

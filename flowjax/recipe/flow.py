@@ -20,15 +20,16 @@ from flowjax.calibration.store import model_hash
 from flowjax.calibration.use import calibrated
 from flowjax.conditions import resized
 from flowjax.data import Pairs, Source
+from flowjax.facts import entries
 from flowjax.flow import Field
 from flowjax.keys import noise
+from flowjax.launch import check_shared, everywhere
 from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.definition import Definition
 from flowjax.solving import solve
 from flowjax.times import uniform
 from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
-from flowjax.training.store import everywhere
 
 
 @functools.lru_cache(maxsize=64)
@@ -135,7 +136,7 @@ class Recipe(Definition):
         cond: Any = None,
         **options: Any,
     ) -> Samples:
-        """Samples 0..num-1; sample i depends on (seed, i, its conditions) only.
+        """Samples first..first+num-1; sample i depends on (seed, i, its conditions) only.
 
         Args:
             networks: From `load_run`.
@@ -151,6 +152,8 @@ class Recipe(Definition):
         if not isinstance(request, Request):  # the call of version 0.1
             return self.generate(networks, request, mesh=mesh, cond=cond, **options)
         self.check(request)
+        if cond is None:
+            cond = self.read_conditions(request.conditions, request.num, first=request.first)
         flow: Any = self.flow(networks["network"])
         solver, grid = self.build_solver(request.solver, self.flows(networks, request.guidance)), request.times
         start: Any = source
@@ -163,7 +166,8 @@ class Recipe(Definition):
             self.field(flow, request.guidance, request.fields),
             request.num,
             key=jax.random.key(request.seed),
-            cond=self.read_conditions(request.conditions, request.num) if cond is None else cond,
+            first=request.first,
+            cond=cond,
             solver=solver,
             steps=request.steps,
             grid=grid,
@@ -172,6 +176,32 @@ class Recipe(Definition):
             mesh=mesh,
             codec=networks.get("codec"),
         )
+
+    def couples(self, request: Request) -> bool:
+        """Whether the solver or a field couples the samples of a block."""
+        solver = type(self.build_solver(request.solver, self.flows(self._shapes, request.guidance)))
+        fields = [spec["name"] for spec in (self.fields if request.fields is None else request.fields)]
+        found = [entry for entry in entries("solver").values() if entry.make is solver]
+        return any(entry.couples_batch for entry in (*found, *(entries("field")[name] for name in fields)))
+
+    def record(self, networks: Mapping[str, Any], request: Request) -> dict[str, Any]:
+        """Everything that samples depend on but their numbers, and what is sampled in words."""
+        known = super().record(networks, request)
+        conditions = self.read_conditions(request.conditions, request.num)
+        if request.calibration is None:
+            known |= self._way(request)
+        return known | {"conditions_sha256": model_hash(conditions)}
+
+    def _way(self, request: Request) -> dict[str, Any]:
+        """How samples are made, in words."""
+        guidance = self.guidance if request.guidance is None else request.guidance
+        solver = self.build_solver(request.solver, self.flows(self._shapes, request.guidance))
+        return {
+            "guidance": specs.text(guidance) if not isinstance(guidance, int | float) else guidance,
+            "solver": specs.text(self.solver if request.solver is None else request.solver),
+            "times": [float(t) for t in self.build_times(request.times, request.steps, solver)],
+            "fields": [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)],
+        }
 
     def sweep(self, request: Request, **lists: Sequence[Any]) -> list[tuple[dict[str, Any], Request]]:
         """Every solver with every number of steps and every guidance; solvers and rules as the texts of their specs."""
@@ -237,6 +267,7 @@ class Recipe(Definition):
         num: int,
         *,
         key: Key[Array, ""],
+        first: int = 0,
         cond: Any = None,
         solver: Any = None,
         steps: int | None = None,
@@ -246,12 +277,13 @@ class Recipe(Definition):
         mesh: Mesh | None = None,
         codec: Any = None,
     ) -> Samples:
-        """Generates samples 0..num-1 in blocks; sample i depends on (key, i, its label) only.
+        """Generates samples first..first+num-1 in blocks; sample i depends on (key, i, its label) only.
 
         Args:
             field: From `field`.
             num: Number of samples, at least 1.
             key: Typed key.
+            first: Number of the first sample.
             cond: Conditions, a pytree with leading axis num: labels, or a dict by name with the tokens of texts.
             solver: A solver or its spec; the recipe's by default.
             steps: Number of solver steps; the recipe's by default.
@@ -275,7 +307,7 @@ class Recipe(Definition):
             return made if self.codec is None else decode(codec, made * self.codec["scale"] + self.codec["shift"])
 
         x, result = self._states(
-            field, range(num), (*jax.random.split(key),), cond, solver, grid, start, batch, mesh, shown
+            field, range(first, first + num), (*jax.random.split(key),), cond, solver, grid, start, batch, mesh, shown
         )
         x = x * np.float32(self.scale) + np.float32(self.shift)
         if self.padded is not None:
@@ -302,7 +334,7 @@ class Recipe(Definition):
         The first of the keys is that of the noise, the second that of a solver with noise of its own.
         """
         if self.start is not None and (start is None or isinstance(start, Source)):
-            start = self.start_rows(start, len(rows))
+            start = self.start_rows(start, rows.stop)[rows.start :]
         elif isinstance(start, Source):
             start = None
         blocks = []
@@ -372,7 +404,6 @@ class Recipe(Definition):
         mesh, grid = make_mesh() if mesh is None else mesh, self.build_times(request.times, request.steps, solver)
         cond = self.read_conditions(request.conditions, request.num)
         keys = (*jax.random.split(jax.random.key(request.seed)),)
-        guidance = self.guidance if request.guidance is None else request.guidance
         record = {
             "num": request.num,
             "seed": request.seed,
@@ -380,15 +411,11 @@ class Recipe(Definition):
             **{name: getattr(self, name) for name in ("shape", "shift", "scale", "num_classes", "codec", "conditions")},
             "codec_model": self.runs["codec"]["model"] if self.codec is not None else None,
             "asked_for": dict(request.conditions),
-            "guidance": specs.text(guidance) if not isinstance(guidance, int | float) else guidance,
-            "solver": specs.text(self.solver if request.solver is None else request.solver),
-            "times": [float(t) for t in grid],
-            "fields": [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)],
+            **self._way(request),
         }
         pairs, first = Pairs(folder), jax.process_index() == 0
         known = bool(pairs.record)
-        if not everywhere(known) and not everywhere(not known):
-            raise ValueError(f"{folder} lies on some hosts and not on all: use a folder that all hosts share")
+        check_shared(folder, known)
         row = 2 * 4 * math.prod(self.state_shape)
         batch = -(-request.batch // mesh.size) * mesh.size
         if first or known:

@@ -14,7 +14,6 @@ from flax import nnx
 from flowjax import specs
 from flowjax.conditions import of_data, with_conditions
 from flowjax.data import Pairs, Source
-from flowjax.data.pairs import RECORD
 from flowjax.evaluation import Extractor
 from flowjax.facts import fact
 from flowjax.objectives import Coupled
@@ -350,7 +349,7 @@ class Generation(Task):
         """Writes `recipe.json`."""
         dataclasses.replace(self.recipe, runs=self.runs(workdir)).save(workdir)
         if self.pairs is not None:
-            write_json(workdir / RECORD, self.pairs.record)
+            write_json(workdir / Pairs.record_name, self.pairs.record)
 
     def show(self, networks: Mapping[str, Any], path: Path) -> None:
         """Ten samples per class, a hundred without classes, or up to 10,000 points."""

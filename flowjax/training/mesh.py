@@ -83,7 +83,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) ->
 
     def of(node):
         names = node.get_metadata().get("out_sharding") if isinstance(node, nnx.Variable) else None
-        return jax.tree.map(lambda leaf: NamedSharding(mesh, partition(names or (), leaf.shape, mesh, rules)), node)
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, partition(names or (), np.shape(leaf), mesh, rules)), node)
 
     return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from flowjax._trees import flatten, unflatten
+from flowjax.launch import everywhere
 from flowjax.training.writers import write_json
 
 Like = Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -101,11 +101,6 @@ def _manifest(
 
 def _sha256(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def everywhere(good: bool) -> bool:
-    """Whether `good` holds in all processes."""
-    return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(good)).all())
 
 
 class _Keep:
@@ -189,6 +184,11 @@ class Store:
     def latest(self) -> int | None:
         """Number of the newest complete one, or None."""
         return self.steps[-1] if self.steps else None
+
+    @property
+    def writing(self) -> bool:
+        """Whether this process is still writing the newest one."""
+        return self._manager.is_saving_in_progress()
 
     def ranked(self, steps: Iterable[int]) -> list[int]:
         """Those of `steps` that have a score, lowest score first; of equal ones the newest."""

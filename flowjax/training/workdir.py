@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from flowjax.training.store import everywhere
+from flowjax.launch import everywhere
 
 OUTPUTS = ("recipe.json", "classifier.json", "metrics.jsonl", "samples.png", "ways.png", "report.json")
 """Files at the top of a workdir that a run replaces, its config apart."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flowjax._files import replacing
+from flowjax.training.goodput import Clock
 
 try:
     from tensorboardX import SummaryWriter
@@ -50,7 +51,7 @@ class Writer:
 
     On a terminal the console shows one bar with loss, speed and time left; otherwise a line for each report.
     Each line of the file is one report: {"step": ..., "loss": ..., ...}. With tensorboardX (the extra `tb`) the same
-    numbers go to the folder `tensorboard`.
+    numbers go to the folder `tensorboard`. How long the steps took goes to `clock.jsonl` (`training.goodput`).
 
     Args:
         workdir: Folder of `metrics.jsonl`.
@@ -58,6 +59,7 @@ class Writer:
         batch: Examples per step.
         start: Steps already done. Later reports of an earlier, interrupted run are removed from the file.
         active: False in processes that must not write.
+        since: When this process began, seconds since the epoch; now by default.
 
     Attributes:
         console: For other output, so that it does not tear the bar.
@@ -73,12 +75,21 @@ class Writer:
         >>> writer.close()
     """
 
-    def __init__(self, workdir: str | Path, steps: int, batch: int, start: int = 0, active: bool = True):
+    def __init__(
+        self,
+        workdir: str | Path,
+        steps: int,
+        batch: int,
+        start: int = 0,
+        active: bool = True,
+        since: float | None = None,
+    ):
         self._active, self._steps, self._batch, self._start = active, steps, batch, start
         self.console = Console(quiet=not active)
         self.last: dict[str, float] = {}
         self.losses: list[float] = []
-        self._done, self._began = start, time.perf_counter()
+        self._done, self._began, self._seconds = start, time.perf_counter(), 0.0
+        self._clock = Clock(workdir, start, active, since)
         self._file = self._board = None
         bad = 0
         if active:
@@ -113,7 +124,9 @@ class Writer:
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of the file, and the state of the bar, after `step` steps."""
+        before = self._seconds
         self._done, self._seconds = step, time.perf_counter() - self._began
+        self._clock.add(step, self._seconds - before)
         self.last = {"step": step, **metrics}
         self.losses.append(metrics["loss"])
         if self._file is not None:
@@ -143,6 +156,6 @@ class Writer:
     def close(self) -> None:
         """Ends the bar and the file."""
         self._bar.stop()
-        for file in (self._file, self._board):
+        for file in (self._file, self._board, self._clock):
             if file is not None:
                 file.close()

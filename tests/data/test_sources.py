@@ -208,3 +208,14 @@ def test_patches_of_photographs_lie_where_their_number_says():
     with pytest.raises(ValueError, match="size must be at most 427"):
         data.load("photographs", size=428)
     assert len(data.load("photographs", size=427, stride=1000).x) == 2
+
+
+def test_synthetic_examples_are_normal_noise_by_number():
+    source = data.load("synthetic", shape=(4, 4, 2), num_classes=3, size=1000)
+    x = source.x[np.array([7, 2])]
+    np.testing.assert_array_equal(x[1], source.x[np.array([2])][0])
+    assert not np.array_equal(x[0], x[1])
+    assert stats.kstest(np.asarray(source.x).ravel(), "norm").pvalue > 0.001
+    assert source.cond[:4].tolist() == [0, 1, 2, 0]
+    with pytest.raises(ValueError, match="size"):
+        data.load("synthetic", shape=(2,), size=0)

@@ -19,7 +19,7 @@ from flowjax import _cli, data
 from flowjax import sample as sample_main
 from flowjax import train as train_main
 from flowjax.data import Pairs
-from flowjax.data import pairs as module
+from flowjax.data import shards as module
 from flowjax.recipe import load
 
 pytestmark = pytest.mark.standard_promotion
@@ -216,8 +216,8 @@ def test_pairs_of_two_processes_are_those_of_one(tmp_path, teacher, made):
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     script = (
-        "import sys, jax; from flowjax import _cli, sample; from flowjax.data import pairs;"
-        f"pairs._SHARD = {module._SHARD};"
+        "import sys, jax; from flowjax import _cli, sample; from flowjax.data import shards;"
+        f"shards._SHARD = {module._SHARD};"
         f"jax.distributed.initialize('localhost:{port}', 2, int(sys.argv.pop(1)));"
         "_cli.run(sample.main, sample.define)"
     )
