@@ -277,6 +277,26 @@ def few_steps() -> str:
     return "\n\n".join(parts)
 
 
+def solid_students() -> str:
+    """Students of the two flows of solids, on bodies that nobody has trained on, over the seeds."""
+    numbers = stored()["solids-cpu"]["numbers"]
+    names = {"teacher": "teacher", "vm": "velocity matching", "vd": "with distillation", "lcm": "latent consistency"}
+    columns = {
+        "IoU": "structure, {}: IoU",
+        "chamfer": "structure, {}: chamfer",
+        "details, chamfer": "details, {}: chamfer",
+        "colour error": "details, {}: colour error",
+        "both, chamfer": "chain, {}: chamfer",
+    }
+    rows = []
+    for name, text in names.items():
+        for count in (1, 2, 25) if name == "teacher" else (1, 2):
+            found = [spanned(numbers, key.format(f"{name}, {count}")) for key in columns.values()]
+            costs = [spanned(numbers, f"{stage}, {name}: seconds") for stage in ("structure", "details")]
+            rows.append([text, str(count), *found, *(costs if count == 1 else ["", ""])])
+    return table(["", "evaluations", *columns, "structure, s", "details, s"], rows)
+
+
 def of_data(prefix: str) -> dict[str, dict[str, Any]]:
     """Stored numbers by data set, of results of this prefix."""
     return {
@@ -306,6 +326,7 @@ TABLES = {
     "results": results,
     "one_evaluation": one_evaluation,
     "few_steps": few_steps,
+    "solid_students": solid_students,
     "sweeps": sweeps,
     "advice": advice,
     "catalogue": overview,

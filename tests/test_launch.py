@@ -221,7 +221,8 @@ def test_two_processes_sample_evaluate_and_calibrate(tmp_path, tiny):
         texts = finish(begin("evaluate", workdir, *sweep, count=count, devices=devices))
         assert all(not quiet(out) for out, _ in texts[1:])
         rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["runs"][-1]["rows"]
-        (tmp_path / "run" / "evaluation.json").unlink()
+        for ending in ("json", "png"):
+            (tmp_path / "run" / f"evaluation.{ending}").unlink()
         options = ["--steps=2", "--num=16", "--rounds=1"]
         finish(begin("calibrate", "schedule", workdir, *options, count=count, devices=devices))
         folder = tmp_path / "run" / "calibration"
