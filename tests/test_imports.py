@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MAINS = ("train", "sample", "evaluate", "calibrate", "doctor", "_cli", "_overrides")
+MAINS = ("train", "sample", "evaluate", "calibrate", "plan", "doctor", "_cli", "_overrides")
 
 
 def rooms():

@@ -175,9 +175,12 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_killed_in_two_processes_and_resumed_in_one(tmp_path, tiny):
-    """Two processes of four devices; one is killed; one process of eight goes on: losses of a run without all this."""
-    slow = [*tiny, "--config.train.steps=20000"]
-    processes = begin("train", *slow)
+    """Two processes of four devices; one is killed; one process of eight goes on: losses of a run without all this.
+
+    But for the order in which numbers of several devices are added.
+    """
+    tiny.append("--config.train.steps=60")
+    processes = begin("train", *tiny)
     wait_for_checkpoint(tmp_path / "run", processes[0], 8)
     processes[1].kill()
     out, _ = processes[0].communicate(timeout=300)  # it does not wait for ever
@@ -186,14 +189,15 @@ def test_killed_in_two_processes_and_resumed_in_one(tmp_path, tiny):
     log = (tmp_path / "run" / "logs" / "process-1.log").read_text()
     assert "flowjax" in log
     assert "--process_id=1" in log
-    done = max(losses(tmp_path / "run"))
-    steps = f"--config.train.steps={done + 4}"
-    texts = finish(begin("train", *tiny, steps, "--allow_config_change", count=1, devices=8))
+    assert not (tmp_path / "run" / "report.json").exists()
+    texts = finish(begin("train", *tiny, count=1, devices=8))
     assert "resumed after step" in texts[0][0]
 
     tiny[1] = f"--workdir={tmp_path / 'other'}"
-    finish(begin("train", *tiny, steps, count=1, devices=8))
-    assert losses(tmp_path / "run") == losses(tmp_path / "other")
+    finish(begin("train", *tiny, count=1, devices=8))
+    found, expected = losses(tmp_path / "run"), losses(tmp_path / "other")
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
 
 
 @pytest.mark.slow
