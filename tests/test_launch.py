@@ -183,6 +183,7 @@ def test_killed_in_two_processes_and_resumed_in_one(tmp_path, tiny):
     processes = begin("train", *tiny)
     wait_for_checkpoint(tmp_path / "run", processes[0], 8)
     processes[1].kill()
+    processes[1].communicate()
     out, _ = processes[0].communicate(timeout=300)  # it does not wait for ever
     assert processes[0].returncode != 0
     assert "flags: 2 processes, 8 devices" in out
