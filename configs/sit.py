@@ -1,7 +1,7 @@
 """SiT of the published sizes on latents of ImageNet, to be planned and then trained on accelerators.
 
     python -m flowjax.plan --config=sit:XL/2 --topology=v5e:4x4
-    python -m flowjax.train --config=sit:XL/2 --config.data="tfds(name='FOLDER')" --workdir=runs/sit
+    python -m flowjax.train --config=sit:XL/2 --config.data="tfds(folder='FOLDER')" --workdir=runs/sit
 
 Sizes are S, B, L and XL with patches of 2, 4 and 8 (`sit:B/4`), on latents (32, 32, 4) of 256 pixels and a thousand
 classes. Unless data are named the run learns noise, which serves to plan and to time it. The network computes in

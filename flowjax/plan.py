@@ -13,7 +13,7 @@ stands in for what is not at hand.
 
 The table has, for each device, the memory by what lies there; the FLOPs of all matrix products and convolutions (loops
 counted as often as they run), what is read and written, what is sent; and the time of the slowest of the three at the
-full speed of the data sheets, a bound that no run beats. Where the step does not fit, smaller variants are compiled
+full speed of the data sheets, which runs stay behind. Where the step does not fit, smaller variants are compiled
 (recomputation, parameters split over all devices, accumulation), and the flags of the first that fits are printed.
 
 Exit code 0: it fits. 1: it does not. 2: a flag is wrong or libtpu is missing.
@@ -82,7 +82,9 @@ def variants(config: ConfigDict, count: int) -> Iterator[tuple[list[str], Config
             copy.mesh = ConfigDict({"data": 1, "fsdp": count, "tensor": 1})
         copy.train.accumulate *= times
         more = [f"--config.train.accumulate={copy.train.accumulate}"] if times > 1 else []
-        yield [*(["--config.mesh.data=1"] if split in given else []), *given, *more], copy
+        rest = ["--config.mesh.data=1"] if split in given else []
+        rest += ["--config.mesh.tensor=1"] if split in given and config.mesh.get("tensor", 1) != 1 else []
+        yield [*rest, *given, *more], copy
 
 
 def of_config(config: ConfigDict, topology: Topology, devices: list[Any]) -> tuple[Program, Any, Plan]:
@@ -124,7 +126,7 @@ def show(plan: Plan, console: Console) -> None:
     seconds = plan.seconds
     table = Table("at full speed", "", "seconds", show_edge=False)
     per_device = plan.flops / plan.topology.count
-    recomputed = plan.flops / plan.model_flops - 1 if plan.model_flops else 0.0
+    recomputed = 1 - plan.model_flops / plan.flops if plan.flops else 0.0
     extra = f", {recomputed:.0%} of it recomputation" if recomputed > 0.005 else ""
     table.add_row(
         "products", f"{per_device:.3g} FLOPs of {chip.flops:.3g} a second{extra}", f"{seconds['products']:.4g}"

@@ -109,7 +109,8 @@ def parse(name: str) -> Topology:
     Raises:
         ValueError: It is none.
     """
-    kind, separator, sides = re.match(r"([a-z]+\d*[a-wyz]*)([:x]?)(.*)", name).groups()  # type: ignore[union-attr]
+    known = re.match(r"([a-z]+\d*[a-wyz]*)([:x]?)(.*)", name)
+    kind, separator, sides = known.groups() if known else (name, "", "")
     chip = CHIPS[choose("accelerator", kind, CHIPS)]
     if not re.fullmatch(r"\d{1,5}(x\d{1,5}){0,2}", sides) or separator != (":" if chip.tpu else "x"):
         example = f"{kind}:2x4" if chip.tpu else f"{kind}x8"

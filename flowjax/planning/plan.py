@@ -31,8 +31,8 @@ class Plan:
         memory: Bytes of a device, by what lies there; "within the program" is what it makes and drops.
         flops: Products and sums of matrix products and convolutions, all devices together.
         model_flops: Those of them that are not recomputed (`remat`).
-        moved: Bytes that a device reads and writes in its memory, at least: arguments, results, and what lies within
-            the program once each way.
+        moved: Bytes that a device reads and writes in its memory, roughly: arguments, results, and what lies within
+            the program once each way; loops that read the same weights again are not counted.
         exchanges: What devices send to each other.
         whole: Logical axes that stay whole on every device, because the mesh does not divide them:
             (axis, length, mesh axis, its devices, arrays).

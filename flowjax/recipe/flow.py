@@ -103,6 +103,7 @@ class Recipe(Definition):
             ValueError: A condition, spec or number that is not one, or that does not go with the rest.
         """
         self.check_sizes(request.num, request.batch)
+        _checks.whole("[0, 2147483647]", first=request.first)
         if request.calibration is not None and (request.solver is not None or request.times is not None):
             raise ValueError("a calibration brings its own solver and times; leave out solver and times")
         if isinstance(request.solver, str) and request.solver in ("dpm_solver_v3", "usf"):

@@ -19,6 +19,12 @@ from flowjax.training.show import nbytes
 pytestmark = pytest.mark.standard_promotion
 
 
+@pytest.fixture(autouse=True)
+def eight_devices():
+    """JAX has its devices before a plan may ask for others, which other tests would meet."""
+    assert len(jax.devices()) == 8
+
+
 def planned(*arguments, topology="h100x8", **mesh):
     config, topology = config_of(*arguments), parse(topology)
     program = make_program(config, make_mesh(devices=jax.devices()[:1]))
@@ -102,6 +108,8 @@ def test_what_does_not_fit_is_told_with_what_does(capsys, monkeypatch):
     [
         (None, "--topology is required"),
         ("v9:2x2", "accelerator 'v9'"),
+        ("16", "accelerator '16'"),
+        ("V5e:2x4", "accelerator 'V5e:2x4'"),
         ("v5e", "a topology of v5e is written like v5e:2x4"),
         ("v5ex8", "is written like v5e:2x4"),
         ("h100:2x4", "a topology of h100 is written like h100x8"),

@@ -59,6 +59,12 @@ def test_parts_are_the_samples_of_one_request(run, tmp_path):
     assert record["versions"]["jax"] == jax.__version__
 
 
+def test_numbers_of_samples_begin_at_zero(run):
+    _, recipe = load_run(run)
+    with pytest.raises(ValueError, match="first"):
+        recipe.check(dataclasses.replace(REQUEST, first=-1))
+
+
 def test_what_was_stopped_goes_on_with_other_devices(run, tmp_path):
     whole = drawn(run, tmp_path / "a")
     parts = drawn(run, tmp_path / "b", files=2)
