@@ -3,7 +3,8 @@
     python benchmarks/plans.py v5e:2x4
 
 Needs libtpu (the extra `tpu-plan`). The step and the sampler of `configs/sit.py` with a batch of 32 for each device of
-v5e slices and 64 of v5p, data parallel. Slices that are not named keep their numbers.
+v5e slices and 64 of v5p, data parallel: from 8 to 256 devices of v5e, what more of them cost. Slices that are not named
+keep their numbers.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import sys
 
 from measure import RESULTS, store
 
-SLICES = {"v5e:2x4": 256, "v5e:16x16": 8192, "v5p:2x2x1": 256}
+SLICES = {"v5p:2x2x1": 256}
+SLICES |= {f"v5e:{a}x{b}": 32 * a * b for a, b in ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))}
 
 
 def plan(*arguments):

@@ -17,6 +17,7 @@ import flowjax as fj
 from flowjax._cli import load_config
 from flowjax.models import lora
 from flowjax.recipe import Request
+from flowjax.recipe.pairs import draw_pairs
 from flowjax.tasks import make_task
 from flowjax.training import create_state, make_mesh, make_step, put_batch
 from flowjax.training.ema import Warmup
@@ -79,7 +80,7 @@ def pairs(network, recipe):
         count = iter(range(10**6))
 
         def drawn():
-            list(recipe.pairs({"network": network}, request, Path(folder) / str(next(count))))
+            list(draw_pairs(recipe, {"network": network}, request, Path(folder) / str(next(count))))
             return np.zeros(1)
 
         def sampled():

@@ -78,7 +78,7 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
             "num": 1000,
             "batch": 200,
         },
-        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
     }
     if kind == "distillation":  # what the teacher has
         config |= {"path": spec(), "objective": spec("teacher_regression")}

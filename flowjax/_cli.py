@@ -15,9 +15,11 @@ from typing import Any
 
 import jax
 from absl import flags, logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from flowjax import _checks, _interrupt, _overrides, launch, specs
+from flowjax.training.mesh import make_mesh
 
 _BUILT_IN = ("flagfile", "undefok")  # flags that absl adds to every set
 
@@ -121,6 +123,22 @@ def start(values: flags.FlagValues, makes: bool = False) -> None:
         launch.start(values, logs if known else None)
 
 
+def define_mesh(values: flags.FlagValues) -> None:
+    """The flag of mains that have no config of their own."""
+    text = "How the model lies on all devices, such as fsdp=4 or tensor=2,sequence=2; else each has all of it."
+    flags.DEFINE_string("mesh", None, text, flag_values=values)
+
+
+def mesh(values: flags.FlagValues) -> Mesh:
+    """What `--mesh` asks for.
+
+    Raises:
+        UsageError: It is none, or one of another number of devices.
+    """
+    with usage_errors():
+        return _checks.call("mesh", make_mesh, specs.parse(f"mesh({values.mesh or ''})")["options"], devices=None)
+
+
 def check_flags(values: flags.FlagValues, **intervals: str) -> None:
     """Refuses flags that are empty, as with an unset variable of a shell, and numbers outside their interval.
 
@@ -218,6 +236,8 @@ def describe(error: Exception) -> str:
 def check_frozen(config: ConfigDict, workdir: Path, allow: bool = False) -> bool:
     """Refuses a config that differs from the one a run began with; whether it differs, where that is allowed.
 
+    The mesh may differ, from one start to the next.
+
     Where checkpoints lie, but `config.json` is gone or broken, the config counts as another one.
 
     Raises:
@@ -238,9 +258,9 @@ def check_frozen(config: ConfigDict, workdir: Path, allow: bool = False) -> bool
         if content:
             raise UsageError(f"{path} is not the config of a training run; use another --workdir") from None
         return False
-    frozen = _flatten(frozen, "config")
-    # Through JSON as well, which knows no tuples.
-    asked = _flatten(json.loads(json.dumps(config.to_dict())), "config")
+    # Through JSON as well, which knows no tuples. The mesh says where a run is at work, and not what it computes.
+    asked = json.loads(json.dumps(config.to_dict()))
+    frozen, asked = (_flatten({**known, "mesh": {}}, "config") for known in (frozen, asked))
     for key in sorted(frozen.keys() | asked.keys()):
         old, new = frozen.get(key, "absent"), asked.get(key, "absent")
         if old != new and not allow:

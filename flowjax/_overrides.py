@@ -63,7 +63,7 @@ def apply(config: ConfigDict, argv: list[str]) -> list[str]:
 
 
 def _add(config: ConfigDict, key: list[str], value: str) -> bool:
-    """Adds an option that is not there, at any depth below `options`; whether it was one."""
+    """Adds an option that is not there, or not of this type, at any depth below `options`; whether it was one."""
     node: Any = config
     below = False
     for depth, part in enumerate(key[:-1]):
@@ -77,9 +77,14 @@ def _add(config: ConfigDict, key: list[str], value: str) -> bool:
         node = node[part]
         if isinstance(node, str) and key[depth + 1] == "options":  # a nested spec that was only a name
             return False
-    if not below or not isinstance(node, ConfigDict) or key[-1] in node:
+    if not below or not isinstance(node, ConfigDict):
         return False
-    node[key[-1]] = _plain(literal(value))
+    # An option that is on or off, or has a name of a third way: `build` knows which it takes.
+    named = isinstance(node.get(key[-1]), bool) and value.lower() not in ("true", "false", "1", "0", "t", "f")
+    if key[-1] in node and not named:
+        return False
+    with node.ignore_type():
+        node[key[-1]] = _plain(literal(value))
     return True
 
 

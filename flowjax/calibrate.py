@@ -38,7 +38,7 @@ from flowjax.data.records import check_memory
 from flowjax.keys import noise
 from flowjax.recipe import Recipe, Request, load
 from flowjax.solvers import DCSolver
-from flowjax.training import make_mesh, put_batch
+from flowjax.training import put_batch
 from flowjax.training.workdir import Lock
 
 KINDS = ("ems", "compensation", "schedule", "transport")
@@ -70,6 +70,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     text = "Samples: 512 for ems, 10 for compensation, 128 for schedule, 1000 for transport."
     flags.DEFINE_integer("num", 0, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of noise and search.", flag_values=values)
+    _cli.define_mesh(values)
     launch.define(values)
 
 
@@ -118,7 +119,7 @@ def main(values: flags.FlagValues) -> None:
     if asked is not None and not recipe.inputs:
         raise _cli.UsageError("--guidance is given, but the data of this run has no classes")
     _cli.use_compilation_cache()
-    mesh = make_mesh()
+    mesh = _cli.mesh(values)
     with _cli.usage_errors():
         flow, recipe = load(values.workdir, mesh)
 

@@ -43,7 +43,7 @@ from flowjax.calibration.store import model_hash
 from flowjax.recipe import Base, Request, load_run
 from flowjax.recipe.base import compare
 from flowjax.recipe.parts import Parts
-from flowjax.training import Store, make_mesh
+from flowjax.training import Store
 from flowjax.training.workdir import Lock
 from flowjax.training.writers import write_json
 
@@ -74,6 +74,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("extractor", None, "MODULE:FUNCTION from a path to a feature function.", flag_values=values)
     flags.DEFINE_string("weights", None, "File for --extractor.", flag_values=values)
     flags.DEFINE_string("sha256", None, "SHA-256 of --weights.", flag_values=values)
+    _cli.define_mesh(values)
     launch.define(values)
 
 
@@ -313,7 +314,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     if not samples and values.extractor is not None:
         raise _cli.UsageError(f"--extractor is given, but a run of the kind {recipe.kind} draws no samples")
     _cli.use_compilation_cache()
-    mesh = make_mesh()
+    mesh = _cli.mesh(values)
     with _cli.usage_errors():
         networks, recipe = load_run(workdir, mesh)
         models = {label: model_hash(network) for label, network in networks.items()}

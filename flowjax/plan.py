@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowjax import _checks, _cli, specs, train
+from flowjax.models.remat import POLICIES
 from flowjax.planning import Plan, Topology, flops, parse, plan_sampler, plan_step
 from flowjax.tasks import Program, make_program
 from flowjax.training import make_mesh
@@ -58,32 +59,37 @@ def takes(config: ConfigDict, option: str) -> bool:
     )
 
 
-def with_remat(config: ConfigDict, remat: bool) -> ConfigDict:
-    """A copy whose network recomputes, or not, in the backward pass."""
+def with_remat(config: ConfigDict, remat: bool | str) -> ConfigDict:
+    """A copy whose network recomputes in the backward pass, or not, or some of it."""
     copy = ConfigDict(config.to_dict())
-    copy.network.options.remat = remat
+    with copy.ignore_type():
+        copy.network.options.remat = remat
     return copy
 
 
 def variants(config: ConfigDict, count: int) -> Iterator[tuple[list[str], ConfigDict]]:
     """Configs that need less memory, with the flags that make them."""
-    remat, split = "--config.network.options.remat=True", f"--config.mesh.fsdp={count}"
+    split, one = f"--config.mesh.fsdp={count}", dict.fromkeys(config.mesh, 1)
+    ways: list[bool | str] = [*POLICIES, True]
+    remat = {f"--config.network.options.remat={how}": how for how in ways}
     choices: list[tuple[list[str], int]] = [([], 1)]
-    if takes(config, "remat") and not config.network.options.get("remat", False):
-        choices.append(([remat], 1))
+    if takes(config, "remat"):  # those that recompute more than this config
+        known = config.network.options.get("remat", False)
+        choices += [([flag], 1) for flag in list(remat)[[False, *remat.values()].index(known) :]]
     choices += [([*flags, split], 1) for flags, _ in list(choices)] if config.mesh.get("fsdp", 1) != count else []
     parts = config.train.accumulate
     while config.train.batch % (2 * parts * count) == 0 and parts < 64:
         parts *= 2
         choices.append((choices[-1][0], parts // config.train.accumulate))
     for given, times in choices[1:]:
-        copy = with_remat(config, True) if remat in given else ConfigDict(config.to_dict())
+        more_of_it = [remat[flag] for flag in given if flag in remat]
+        copy = with_remat(config, more_of_it[0]) if more_of_it else ConfigDict(config.to_dict())
+        rest = []
         if split in given:
-            copy.mesh = ConfigDict({"data": 1, "fsdp": count, "tensor": 1})
+            rest = [f"--config.mesh.{axis}=1" for axis, size in config.mesh.items() if size != 1 and axis != "fsdp"]
+            copy.mesh = ConfigDict(one | {"fsdp": count})
         copy.train.accumulate *= times
         more = [f"--config.train.accumulate={copy.train.accumulate}"] if times > 1 else []
-        rest = ["--config.mesh.data=1"] if split in given else []
-        rest += ["--config.mesh.tensor=1"] if split in given and config.mesh.get("tensor", 1) != 1 else []
         yield [*rest, *given, *more], copy
 
 

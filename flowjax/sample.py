@@ -26,6 +26,9 @@ and so on in a folder with manifest.json, which says everything that they depend
 whatever number of devices and processes, it goes on, and makes the same samples. `flowjax.evaluate --samples=FOLDER`
 measures them.
 
+--compile_only --program=FOLDER traces and compiles the sampler that the other flags ask for, and draws nothing;
+--program=FOLDER then samples by it without tracing: solver, times, steps, guidance, fields and batch are its own.
+
 --pairs=FOLDER writes noise and sample instead, in the scale of the network, as shards from which
 --config.coupling="stored(path='FOLDER')" trains. Stopped and started again, it goes on.
 
@@ -48,9 +51,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from flowjax import _checks, _cli, data, launch
 from flowjax._files import replacing
 from flowjax.recipe import Base, Recipe, Request, Samples, load_run
+from flowjax.recipe.compiled import ASKED, Compiled, compile_sampler
+from flowjax.recipe.pairs import draw_pairs
 from flowjax.recipe.parts import Parts, draw
 from flowjax.recipe.report import has_picture, picture
-from flowjax.training import make_mesh
 from flowjax.training.workdir import Lock
 
 
@@ -82,7 +86,12 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("data", None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
+    text = "Folder of a sampler that was compiled before, see --compile_only; brings all but numbers and conditions."
+    flags.DEFINE_string("program", None, text, flag_values=values)
+    text = "Compiles the sampler into the new folder --program and draws nothing."
+    flags.DEFINE_bool("compile_only", False, text, flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace --out and its picture if they exist.", flag_values=values)
+    _cli.define_mesh(values)
     launch.define(values)
 
 
@@ -134,6 +143,25 @@ def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield tell
 
 
+def write_program(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
+    """Compiles a sampler into a folder."""
+    for name in ("out", "pairs", "num", "seed", "labels", "overwrite", "data", "form"):
+        if values[name].present or request.conditions:
+            what = f"--{name}" if values[name].present else "a condition"
+            raise _cli.UsageError(f"{what} is given, but --compile_only draws nothing")
+    if values.program is None:
+        raise _cli.UsageError("--compile_only writes to --program=FOLDER: name it")
+    _cli.use_compilation_cache()
+    clock = time.perf_counter()
+    with _cli.usage_errors():
+        networks, recipe = load_run(values.workdir, mesh)
+        if not isinstance(recipe, Recipe):
+            raise _cli.UsageError(f"a program is of a flow, and {values.workdir} is of the kind {recipe.kind}")
+        compile_sampler(recipe, networks, request, values.program, mesh)
+    if jax.process_index() == 0:
+        print(f"{values.program}: traced and compiled in {time.perf_counter() - clock:.1f} s")
+
+
 def write_parts(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Draws samples into a folder of many files."""
     for name in ("overwrite", "form"):
@@ -172,7 +200,7 @@ def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
             raise _cli.UsageError(f"pairs are drawn by a flow, and {values.workdir} is of the kind {recipe.kind}")
     clock = time.perf_counter()
     with _cli.usage_errors(), counted("pairs", values.num) as tell:
-        for done, _ in recipe.pairs(networks, request, values.pairs, mesh):
+        for done, _ in draw_pairs(recipe, networks, request, values.pairs, mesh):
             tell(done)
     if jax.process_index() == 0:
         print(f"{values.pairs}: {values.num} pairs, {time.perf_counter() - clock:.1f} s with compilation")
@@ -187,7 +215,16 @@ def main(values: flags.FlagValues) -> None:
     out = Path(values.out)
     if out.suffix not in ("", ".npz"):
         raise _cli.UsageError(f"--out must end in .npz, or be a folder, a name without an ending; got {out}")
-    request = asked(values)
+    request, program = asked(values), None
+    if values.program is not None and not values.compile_only:
+        for name in (*ASKED, "pairs"):
+            if values[name].present:
+                raise _cli.UsageError(f"--{name} is given, but the program in {values.program} has its own")
+        with _cli.usage_errors():
+            program = Compiled.load(values.program)
+            request = program.request(num=values.num, seed=values.seed, conditions=request.conditions)
+        if not out.suffix:
+            raise _cli.UsageError(f"a program writes one file: --out={out} must end in .npz")
     _cli.start(values)
     with _cli.usage_errors():
         recipe = Base.load(values.workdir)
@@ -196,7 +233,10 @@ def main(values: flags.FlagValues) -> None:
         form = recipe.build_form(values.form)
         if form is not None:
             form.require()
-    mesh = make_mesh()
+    mesh = _cli.mesh(values)
+    if values.compile_only:
+        write_program(values, request, mesh)
+        return
     if values.pairs is not None:
         write_pairs(values, request, mesh)
         return
@@ -216,7 +256,10 @@ def main(values: flags.FlagValues) -> None:
     first, clock = jax.process_index() == 0, time.perf_counter()
     # The file is made before the work, so that a place that cannot be written costs nothing.
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
-        samples = recipe.sample(networks, request, source, mesh)
+        if program is None:
+            samples = recipe.sample(networks, request, source, mesh)
+        else:
+            samples = program.sample(recipe, networks, request, mesh)
         if samples.bad:
             raise _cli.UsageError(
                 f"{samples.bad} of {values.num} samples have NaN or infinite values, nothing is written; try more "

@@ -52,6 +52,7 @@ from flowjax.training import (
     compile_step,
     ema,
     make_mesh,
+    over,
     put_batch,
 )
 from flowjax.training.goodput import goodput
@@ -156,6 +157,7 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
     # Everything is built and checked before anything is written.
     with _cli.usage_errors():
         mesh = _checks.call("mesh", make_mesh, config.mesh, devices=None)
+        held.enter_context(over(mesh))
         program = make_program(config, mesh)
         task, objective, averages, step = program.task, program.objective, program.averages, program.step
         for build in program.builds.values():

@@ -6,6 +6,7 @@ from flax import nnx
 import flowjax as fj
 from flowjax import data
 from flowjax.recipe import Request, export_run, load_run
+from flowjax.recipe.pairs import draw_pairs
 
 DIT = {"image_shape": (8, 8, 1), "patch": 4, "width": 8, "depth": 1, "heads": 1, "num_classes": 10}
 
@@ -47,4 +48,4 @@ def write(folder, seed=0, **changes):
 def write_pairs(folder, num=8):
     """Pairs that this flow draws, in its folder."""
     networks, made = load_run(folder)
-    assert list(made.pairs(networks, Request(num=num, batch=8), folder / "pairs"))[-1] == (num, num)
+    assert list(draw_pairs(made, networks, Request(num=num, batch=8), folder / "pairs"))[-1] == (num, num)

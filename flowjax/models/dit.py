@@ -32,6 +32,7 @@ from flowjax.models.layers import (
     to_patches,
     unstack,
 )
+from flowjax.models.remat import check_remat, recomputed
 
 _ZERO = nnx.initializers.zeros_init()
 
@@ -128,7 +129,7 @@ class DiT(nnx.Module):
     With `scan`, the blocks are one module whose parameters have a leading axis "layers", and a loop of the
     compiled program runs over it: the program is compiled once per block shape, not once per block. The same seed
     gives the same parameters in both layouts, and `with_scan` converts one into the other. With `remat`, the
-    backward pass recomputes the inside of each block, so that only the tokens between blocks are stored.
+    backward pass recomputes the inside of each block, so that only the tokens between blocks are stored, or some of it.
 
     References:
         Peebles and Xie (2022), Scalable Diffusion Models with Transformers, section 3.2, arXiv:2212.09748.
@@ -162,7 +163,7 @@ class DiT(nnx.Module):
         time_scale: float = 100.0,
         dropout: float = 0.0,
         attention: str = "xla",
-        remat: bool = False,
+        remat: bool | str = False,
         scan: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -188,7 +189,8 @@ class DiT(nnx.Module):
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
                 `flowjax.models.attention`).
-            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides, or the name of what
+                they store (see `flowjax.models.remat`).
             scan: Whether the blocks are stacked and run by one compiled loop.
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
@@ -209,7 +211,7 @@ class DiT(nnx.Module):
         if width % heads or width % 4:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.image_shape, self.patch, self.dtype = (rows, columns, channels), patch, dtype
-        self.remat, self.scan, self.out_channels = remat, scan, out_channels or channels
+        self.remat, self.scan, self.out_channels = check_remat(remat), scan, out_channels or channels
         self.depth, self.dropout = depth, check_dropout(dropout)
         attention = check_implementation(attention, dtype)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -304,7 +306,7 @@ class DiT(nnx.Module):
             h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
             c = embed_times(self, t, end, guidance) + self.condition(cond, batch)
             c = jax.nn.silu(c)
-        apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply
+        apply = recomputed(_apply, self.remat, self.scan)
         keys = None if key is None else layer_keys(key, batch, self.depth)
         h = run_blocks(self.blocks, lambda block, h, key: apply(block, h, c, key), h, keys)
         with jax.named_scope("unembed"):

@@ -26,6 +26,7 @@ from flowjax.models.layers import (
     run_blocks,
     to_patches,
 )
+from flowjax.models.remat import check_remat, recomputed
 from flowjax.paths.base import precision
 
 ORDER = ("cond", "guidance", "start", "stop", "time")
@@ -157,7 +158,7 @@ class TokenDiT(nnx.Module):
         time_tokens: int = 4,
         time_scale: float = 1.0,
         attention: str = "xla",
-        remat: bool = False,
+        remat: bool | str = False,
         scan: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -184,7 +185,8 @@ class TokenDiT(nnx.Module):
             time_scale: Highest angular frequency of the features of spans, scales and ends.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
                 `flowjax.models.attention`).
-            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides, or the name of what
+                they store (see `flowjax.models.remat`).
             scan: Whether the blocks of each part are stacked and run by one compiled loop.
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
@@ -205,7 +207,8 @@ class TokenDiT(nnx.Module):
             raise ValueError(f"mlp_ratio={mlp_ratio} leaves the feed-forward layers of width={width} without units")
         if width % (2 * heads):
             raise ValueError(f"width={width} must be a multiple of 2 x heads={2 * heads}")
-        self.image_shape, self.patch, self.dtype, self.remat, self.scan = image_shape, patch, dtype, remat, scan
+        self.image_shape, self.patch, self.dtype = image_shape, patch, dtype
+        self.remat, self.scan = check_remat(remat), scan
         attention = check_implementation(attention, dtype)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         pixels = patch * patch * image_shape[2]
@@ -273,7 +276,7 @@ class TokenDiT(nnx.Module):
             prefix = [learned[name][None] + found[name][:, None] for name in ORDER if name in found]
             patches = per_token(self.embed, to_patches(x.astype(self.dtype), self.patch))
             h = jnp.concatenate([*prefix, patches], axis=1)
-        apply = jax.checkpoint(_apply, prevent_cse=not self.scan) if self.remat else _apply
+        apply = recomputed(_apply, self.remat, self.scan)
         h = run_blocks(self.blocks, apply, h)
         answers = {}
         for name, head in (("u", self.u), ("v", self.v)):

@@ -24,6 +24,7 @@ from flowjax.models.layers import (
     layer_keys,
     named,
 )
+from flowjax.models.remat import check_remat, recomputed
 from flowjax.paths.base import at_least_single
 
 _ZERO = nnx.initializers.zeros_init()
@@ -210,7 +211,7 @@ class UNet(nnx.Module):
         time_scale: float = 100.0,
         dropout: float = 0.0,
         attention: str = "xla",
-        remat: bool = False,
+        remat: bool | str = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -236,7 +237,8 @@ class UNet(nnx.Module):
             dropout: Probability in [0, 1) that a hidden value is dropped, in calls with `key=`.
             attention: "xla", "dot_product" or "cudnn"; the last has no forward derivative (see
                 `flowjax.models.attention`).
-            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides, or the name of what
+                they store (see `flowjax.models.remat`).
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
             rngs: Source of the initial values.
@@ -266,7 +268,7 @@ class UNet(nnx.Module):
         if any(width % head for width in attending):
             raise ValueError(f"head={head} does not divide the channels {attending} of the levels that attend")
         self.image_shape, self.dtype = (rows, columns, pixels), dtype
-        self.remat, self.out_channels, self.dropout = remat, out_channels or pixels, dropout
+        self.remat, self.out_channels, self.dropout = check_remat(remat), out_channels or pixels, dropout
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         conditions = 4 * channels
         self.time = TimeEmbedding(conditions, scale=time_scale, features=channels, **options)
@@ -329,7 +331,7 @@ class UNet(nnx.Module):
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
         """
         check_input(x, self.image_shape, t)
-        apply = jax.checkpoint(_apply) if self.remat else _apply
+        apply = recomputed(_apply, self.remat)
         with jax.named_scope("embed"):
             h = self.embed(beside(self, x, velocity).astype(self.dtype))
             c = jax.nn.silu(embed_times(self, t, end, guidance) + self.condition(cond, x.shape[0]))

@@ -17,7 +17,7 @@ from flowjax.planning.flops import flops
 from flowjax.planning.hardware import RESERVED, Topology
 from flowjax.solving import solve
 from flowjax.tasks import Program
-from flowjax.training.mesh import RULES, batch_sharding, partition, shardings
+from flowjax.training.mesh import RULES, batch_sharding, check_rows, fill, over, partition, shardings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,14 +108,28 @@ class Plan:
         return own | {name: getattr(self, name) for name in names}
 
 
-def placed(tree: Any, mesh: Mesh, sharding: NamedSharding | None = None) -> Any:
-    """Shapes of the arrays of a tree, on a mesh: where their logical axes lie, or all alike."""
-    where = shardings(tree, mesh) if sharding is None else jax.tree.map(lambda leaf: sharding, tree)
+def placed(tree: Any, mesh: Mesh, where: Any = None) -> Any:
+    """Shapes of the arrays of a tree, on a mesh: where their logical axes lie, or in a tree of shardings."""
+    where = shardings(tree, mesh) if where is None else where
 
     def of(leaf: Any, sharding: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) if hasattr(leaf, "shape") else leaf
 
     return jax.tree.map(of, tree, where)
+
+
+def placed_batch(batch: Any, mesh: Mesh) -> Any:
+    """Shapes of the arrays of a batch, split over a mesh.
+
+    Raises:
+        ValueError: They cannot be.
+    """
+
+    def of(leaf: Any) -> NamedSharding:
+        check_rows(leaf.shape[0], mesh)
+        return batch_sharding(mesh, leaf.shape)
+
+    return placed(batch, mesh, jax.tree.map(of, batch))
 
 
 def _bytes(tree: Any) -> float:
@@ -185,7 +199,7 @@ def plan_step(program: Program, topology: Topology, mesh: Mesh, model_flops: flo
     """
     state, whole = placed(program.shapes, mesh), NamedSharding(mesh, PartitionSpec())
     objective = placed(program.objective, mesh)
-    batch = placed(program.batch, mesh, batch_sharding(mesh))
+    batch = placed_batch(program.batch, mesh)
     key = placed(program.key, mesh, whole)
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(program.step, donate_argnums=0, out_shardings=(kept, None))
@@ -199,9 +213,12 @@ def plan_step(program: Program, topology: Topology, mesh: Mesh, model_flops: flo
     }
     count = flops(program.step, program.shapes, program.objective, program.batch, program.key)
     counted = float(count), float(count if model_flops is None else model_flops)
-    return _plan(
-        "step", topology, mesh, lambda: step.lower(state, objective, batch, key), parts, counted, state.networks
-    )
+
+    def lower() -> Any:
+        with over(mesh):
+            return step.lower(state, objective, batch, key)
+
+    return _plan("step", topology, mesh, lower, parts, counted, state.networks)
 
 
 def plan_sampler(program: Program, topology: Topology, mesh: Mesh) -> Plan | None:
@@ -218,7 +235,7 @@ def plan_sampler(program: Program, topology: Topology, mesh: Mesh) -> Plan | Non
     networks = jax.eval_shape(program.task.weights, program.shapes)
     if set(networks) != {"network"}:
         return None
-    size = -(-program.task.config.sample.batch // mesh.size) * mesh.size
+    size = fill(program.task.config.sample.batch, mesh)
     grid, solver = recipe.build_times(), recipe.build_solver()
     cond = jax.tree.map(np.asarray, recipe.balanced(size))
 
@@ -229,13 +246,17 @@ def plan_sampler(program: Program, topology: Topology, mesh: Mesh) -> Plan | Non
     x = jax.ShapeDtypeStruct((size, *recipe.state_shape), np.float32)
     arguments = networks, x, cond, program.key
     count = float(flops(sample, *arguments))
-    split = batch_sharding(mesh)
     there = (
         placed(networks, mesh),
-        placed(x, mesh, split),
-        placed(cond, mesh, split),
+        placed_batch(x, mesh),
+        placed_batch(cond, mesh),
         placed(program.key, mesh, NamedSharding(mesh, PartitionSpec())),
     )
-    compiled = jax.jit(sample, out_shardings=split)
+    compiled = jax.jit(sample, out_shardings=batch_sharding(mesh, x.shape))
     parts = {"weights": there[0], "samples and conditions": there[1:3]}
-    return _plan("sampler", topology, mesh, lambda: compiled.lower(*there), parts, (count, count), networks)
+
+    def lower() -> Any:
+        with over(mesh):
+            return compiled.lower(*there)
+
+    return _plan("sampler", topology, mesh, lower, parts, (count, count), networks)

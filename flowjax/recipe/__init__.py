@@ -3,6 +3,7 @@
 from flowjax.recipe.autoencoder import Autoencoder
 from flowjax.recipe.base import Base, Request, Samples
 from flowjax.recipe.chain import Chain, make_chain
+from flowjax.recipe.compiled import Compiled, compile_sampler
 from flowjax.recipe.flow import Recipe
 from flowjax.recipe.regression import RegressionRecipe
 from flowjax.recipe.runs import WEIGHTS, Loaded, Run, export, export_run, load, load_run

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Num
 from flowjax import evaluation
 from flowjax.data import Source
 from flowjax.recipe.base import Base, Request
-from flowjax.training.mesh import make_mesh, put_batch
+from flowjax.training.mesh import fill, make_mesh, over, put_batch
 
 
 @jax.jit
@@ -32,7 +32,9 @@ def decode(network: Any, z: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
 
 def gathered(function: Callable[..., Any], network: Any, x: Num[np.ndarray, "B ..."], mesh: Mesh) -> Any:
     """The answer for one block of examples, computed on all devices; every process gets all of it."""
-    return multihost_utils.process_allgather(function(network, put_batch(np.asarray(x, np.float32), mesh)), tiled=True)
+    with over(mesh):
+        answer = function(network, put_batch(np.asarray(x, np.float32), mesh))
+    return multihost_utils.process_allgather(answer, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ class Autoencoder(Base):
             Examples, what they become (both in the data's own scale), mean and log variance of their latents.
         """
         mesh = make_mesh() if mesh is None else mesh
-        batch = -(-min(batch, len(x)) // mesh.size) * mesh.size
+        batch = fill(min(batch, len(x)), mesh)
         for first in range(0, len(x), batch):
             rows = np.asarray(x[first : first + batch])
             # The last block is filled up, so that nothing compiles twice.

@@ -18,6 +18,7 @@ from flowjax.data import Records, Source, cache_latents, tfds
 from flowjax.recipe.autoencoder import Autoencoder, encode, gathered
 from flowjax.recipe.base import from_values
 from flowjax.recipe.runs import Loaded
+from flowjax.training.mesh import fill
 from flowjax.training.store import everywhere
 
 _SAMPLE = 256  # examples of a set on disk that its hash reads
@@ -99,7 +100,7 @@ def latents(codec: Loaded, source: Source, mesh: Mesh) -> Source:
             shift=recipe.shift,
             scale=recipe.scale,
         )
-        block = -(-_BLOCK // mesh.size) * mesh.size
+        block = fill(_BLOCK, mesh)
         try:
             cache_latents(lambda x: gathered(encode, network, x, mesh)[0], plain, folder, block=block, record=record)
         except (OSError, ValueError):

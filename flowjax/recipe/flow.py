@@ -3,46 +3,27 @@
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from flowjax import _checks, evaluation, specs
 from flowjax.calibration.store import model_hash
 from flowjax.calibration.use import calibrated
-from flowjax.conditions import resized
-from flowjax.data import Pairs, Source
+from flowjax.data import Source
 from flowjax.facts import entries
 from flowjax.flow import Field
-from flowjax.keys import noise
-from flowjax.launch import check_shared, everywhere
 from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.definition import Definition
+from flowjax.recipe.sampling import blocks, gather, starts
 from flowjax.solving import solve
 from flowjax.times import uniform
-from flowjax.training.mesh import batch_sharding, make_mesh, put_batch
-
-
-@functools.lru_cache(maxsize=64)
-def _beginning(shape: tuple[int, ...], time: float, entries: bool, sharding: Any) -> Callable[..., Array]:
-    """The compiled function that makes start states (B, ...), kept so that another request does not compile it anew."""
-
-    def begin(path: Any, key: Key[Array, ""], index: Array, start: Any, cond: Any) -> Array:
-        if isinstance(start, jax.Array):
-            return start
-        x0 = noise(key, shape, index, entries=entries)
-        return path.start(x0, time) if start is None else start.start(x0, time, cond)
-
-    return jax.jit(begin, out_shardings=sharding)
+from flowjax.training.mesh import fill, make_mesh, over
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,28 +136,45 @@ class Recipe(Definition):
         self.check(request)
         if cond is None:
             cond = self.read_conditions(request.conditions, request.num, first=request.first)
-        flow: Any = self.flow(networks["network"])
-        solver, grid = self.build_solver(request.solver, self.flows(networks, request.guidance)), request.times
-        start: Any = source
-        if request.calibration is not None:
-            fields = [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)]
-            scale = self.plain_scale(request.guidance)
-            brought = calibrated(request.calibration, flow, scale, request.steps, fields)
-            solver, grid, start = brought.solver or solver, brought.times, brought.start or source
+        field, solver, grid, start = self.prepared(networks, request)
         return self.generate(
-            self.field(flow, request.guidance, request.fields),
+            field,
             request.num,
             key=jax.random.key(request.seed),
             first=request.first,
             cond=cond,
             solver=solver,
-            steps=request.steps,
             grid=grid,
-            start=start,
+            start=source if start is None else start,
             batch=request.batch,
             mesh=mesh,
             codec=networks.get("codec"),
         )
+
+    def prepared(self, networks: Mapping[str, Any], request: Request) -> tuple[Field, Any, np.ndarray, Any]:
+        """Field, solver, times and the map to start states, if there is one, that a request asks for.
+
+        Args:
+            networks: From `load_run`.
+            request: `check` accepts it.
+
+        Raises:
+            ValueError: A calibration of another model.
+        """
+        flow: Any = self.flow(networks["network"])
+        solver, start = self.build_solver(request.solver, self.flows(networks, request.guidance)), None
+        grid = request.times
+        if request.calibration is not None:
+            fields = [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)]
+            scale = self.plain_scale(request.guidance)
+            brought = calibrated(request.calibration, flow, scale, request.steps, fields)
+            solver, grid, start = brought.solver or solver, brought.times, brought.start
+        field = self.field(flow, request.guidance, request.fields)
+        return field, solver, self.times_of(grid, request.steps, solver), start
+
+    def times_of(self, grid: Any, steps: int | None, solver: Any) -> np.ndarray:
+        """Times, which stay what they are, or those of a grid."""
+        return grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps, solver)
 
     def couples(self, request: Request) -> bool:
         """Whether the solver or a field couples the samples of a block."""
@@ -190,10 +188,10 @@ class Recipe(Definition):
         known = super().record(networks, request)
         conditions = self.read_conditions(request.conditions, request.num)
         if request.calibration is None:
-            known |= self._way(request)
+            known |= self.way(request)
         return known | {"conditions_sha256": model_hash(conditions)}
 
-    def _way(self, request: Request) -> dict[str, Any]:
+    def way(self, request: Request) -> dict[str, Any]:
         """How samples are made, in words."""
         guidance = self.guidance if request.guidance is None else request.guidance
         solver = self.build_solver(request.solver, self.flows(self._shapes, request.guidance))
@@ -256,11 +254,15 @@ class Recipe(Definition):
         field = self.field(self.flow(networks["network"]), request.guidance, request.fields)
         times, key = uniform(request.straightness or 1), jax.random.split(jax.random.key(request.seed))[0]
         cond = self.read_conditions(request.conditions, request.num) if cond is None else cond
-        blocks: dict[str, list[Any]] = {}
-        for _, x0, asked in self._blocks(field, range(request.num), key, cond, 0.0, None, request.batch, mesh):
-            for name, values in evaluation.straightness(field, x0, times, asked).items():
-                blocks.setdefault(name, []).append(multihost_utils.process_allgather(values, tiled=True))
-        return {name: float(np.mean(np.concatenate(rows)[: request.num])) for name, rows in blocks.items()}
+        mesh = make_mesh() if mesh is None else mesh
+        shape = (fill(request.batch, mesh), *self.state_shape)
+        start = starts(field.path, shape, key, 0.0, None, mesh)
+        found: dict[str, list[Any]] = {}
+        with over(mesh):
+            for index, asked, first in blocks(range(request.num), cond, request.batch, mesh):
+                for name, values in evaluation.straightness(field, start(index, asked, first), times, asked).items():
+                    found.setdefault(name, []).append(gather(values))
+        return {name: float(np.mean(np.concatenate(rows)[: request.num])) for name, rows in found.items()}
 
     def generate(
         self,
@@ -302,22 +304,25 @@ class Recipe(Definition):
         if self.codec is not None and codec is None:
             raise ValueError("this flow makes latents: pass codec=, the network 'codec' of flowjax.recipe.load_run")
         solver = self.build_solver() if solver is None else solver
-        grid = grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps, solver)
+        grid = self.times_of(grid, steps, solver)
 
-        def shown(made: Array) -> Array:
-            return made if self.codec is None else decode(codec, made * self.codec["scale"] + self.codec["shift"])
+        rows, shown = range(first, first + num), functools.partial(self.decoded, codec)
+        keys = (*jax.random.split(key),)
+        x, result = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown)
+        return self.samples(x, cond, int(result.evaluations), int(result.network_calls))
 
-        x, result = self._states(
-            field, range(first, first + num), (*jax.random.split(key),), cond, solver, grid, start, batch, mesh, shown
-        )
+    def decoded(self, codec: Any, x: Array) -> Array:
+        """Normalised examples of states of the network: those of latents, or the states themselves."""
+        return x if self.codec is None else decode(codec, x * self.codec["scale"] + self.codec["shift"])
+
+    def samples(self, x: np.ndarray, cond: Any, evaluations: int, network_calls: int) -> Samples:
+        """Samples in the scale of the data, of normalised ones and what they cost."""
         x = x * np.float32(self.scale) + np.float32(self.shift)
         if self.padded is not None:
             x[~self.inputs[self.padded].mask(cond[self.padded])] = 0
-        return Samples(
-            x=x, cond=self._shown(cond), evaluations=int(result.evaluations), network_calls=int(result.network_calls)
-        )
+        return Samples(x=x, cond=self._shown(cond), evaluations=evaluations, network_calls=network_calls)
 
-    def _states(
+    def states(
         self,
         field: Any,
         rows: range,
@@ -328,7 +333,7 @@ class Recipe(Definition):
         start: Any,
         batch: int,
         mesh: Mesh | None,
-        shown: Callable[[Array], Array],
+        shown: Callable[[Array], Array] = lambda made: made,
     ) -> tuple[np.ndarray, Any]:
         """Samples `rows`, as `shown` makes of the states of the network, and the last result.
 
@@ -338,111 +343,16 @@ class Recipe(Definition):
             start = self.start_rows(start, rows.stop)[rows.start :]
         elif isinstance(start, Source):
             start = None
-        blocks = []
-        for index, x0, asked in self._blocks(field, rows, keys[0], cond, grid[0], start, batch, mesh):
-            result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
-            blocks.append(multihost_utils.process_allgather(shown(result.x), tiled=True))
-        return np.concatenate(blocks)[: len(rows)], result
-
-    def _blocks(
-        self,
-        field: Any,
-        rows: range,
-        key: Key[Array, ""],
-        cond: Any,
-        begin_at: float,
-        start: Any,
-        batch: int,
-        mesh: Mesh | None,
-    ) -> Iterator[tuple[int, Array, Any]]:
-        """First row, start states and conditions of each block of samples.
-
-        The last block is as large as the others, so that nothing compiles twice; the surplus is to be cut.
-        """
         mesh = make_mesh() if mesh is None else mesh
-        batch = -(-batch // mesh.size) * mesh.size
-
-        entries, sharding = self.padded is not None, batch_sharding(mesh)
-        begin = _beginning((batch, *self.state_shape), float(begin_at), entries, sharding)
-        for first in range(0, len(rows), batch):
-            asked = put_batch(resized(cond, first, batch), mesh)
-            given = put_batch(resized(start, first, batch), mesh) if isinstance(start, np.ndarray) else start
-            index = rows.start + first
-            yield index, begin(field.path, jax.random.clone(key), jnp.asarray(index), given, asked), asked
-
-    def pairs(
-        self, networks: Mapping[str, Any], request: Request, folder: str | Path, mesh: Mesh | None = None
-    ) -> Iterator[tuple[int, int]]:
-        """Draws noise and what a solver makes of it, in the scale of the network, into a folder (`data.Pairs`).
-
-        Pair i depends on (seed, i, its conditions) only. Shards that are there are kept, so that a run that was
-        stopped goes on.
-
-        Args:
-            networks: From `load_run`.
-            request: What is asked for.
-            folder: A new one, or one with some of the same pairs.
-            mesh: Splits each block over its devices; all devices by default.
-
-        Yields:
-            How many pairs are drawn, and how many there will be, after each shard.
-
-        Raises:
-            ValueError: See `check`; a flow between two laws, a solver with noise of its own, whose samples are no
-                function of their noise; a folder of something else; samples that are not finite.
-        """
-        self.check(request)
-        flow = self.flow(networks["network"])
-        field = self.field(flow, request.guidance, request.fields)
-        solver = self.build_solver(request.solver, self.flows(networks, request.guidance))
-        if self.padded is not None:
-            raise ValueError("pairs are of samples of one size, and those of this run are padded sets")
-        if self.starts_from_data or solver.stochastic:
-            what = "this flow starts from data" if self.starts_from_data else f"{type(solver).__name__} adds noise"
-            raise ValueError(f"pairs are noise and what a solver makes of it alone, but {what}")
-        if request.calibration is not None:
-            raise ValueError("pairs are drawn by a solver of the catalogue: leave calibration out")
-        mesh, grid = make_mesh() if mesh is None else mesh, self.build_times(request.times, request.steps, solver)
-        cond = self.read_conditions(request.conditions, request.num)
-        keys = (*jax.random.split(jax.random.key(request.seed)),)
-        record = {
-            "num": request.num,
-            "seed": request.seed,
-            "model": model_hash(networks["network"]),
-            **{name: getattr(self, name) for name in ("shape", "shift", "scale", "num_classes", "codec", "conditions")},
-            "codec_model": self.runs["codec"]["model"] if self.codec is not None else None,
-            "asked_for": dict(request.conditions),
-            **self._way(request),
-        }
-        pairs, first = Pairs(folder), jax.process_index() == 0
-        known = bool(pairs.record)
-        check_shared(folder, known)
-        row = 2 * 4 * math.prod(self.state_shape)
-        batch = -(-request.batch // mesh.size) * mesh.size
-        if first or known:
-            pairs.begin(record, row=row, multiple=batch)
-        everywhere(True)  # nobody looks for shards before the record is there
-        pairs = Pairs(folder)
-        missing = pairs.missing()
-        everywhere(True)  # and nobody writes before all have looked
-        done = request.num - sum(map(len, missing))
-        yield done, request.num
-        for rows in missing:
-            given = jax.tree.map(lambda c, rows=rows: c[rows.start : rows.stop], cond)
-            x1, _ = self._states(field, rows, keys, given, solver, grid, None, batch, mesh, lambda made: made)
-            bad = len(x1) - int(np.isfinite(x1.reshape(len(x1), -1)).all(1).sum())
-            if bad:
-                raise ValueError(
-                    f"{bad} of the samples {rows.start}..{rows.stop - 1} have NaN or infinite values; try more steps, "
-                    "a smaller guidance or another solver"
-                )
-            if first:
-                x0 = np.asarray(noise(jax.random.clone(keys[0]), x1.shape, rows.start))
-                named = given if isinstance(given, dict) else {} if given is None else {"": given}
-                columns = {f"cond.{name}".removesuffix("."): np.asarray(c) for name, c in named.items()}
-                pairs.write(rows, {"x0": x0, "x1": x1, **columns})
-            done += len(rows)
-            yield done, request.num
+        shape = (fill(batch, mesh), *self.state_shape)
+        begin = starts(field.path, shape, keys[0], float(grid[0]), start, mesh, self.padded is not None)
+        found = []
+        with over(mesh):
+            for index, asked, first in blocks(rows, cond, batch, mesh):
+                x0 = begin(index, asked, first)
+                result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
+                found.append(gather(shown(result.x)))
+        return np.concatenate(found)[: len(rows)], result
 
     def _shown(self, cond: Any) -> Any:
         """Conditions as people read them: tokens as texts."""

@@ -19,7 +19,7 @@ from flowjax.data.shards import Shards
 from flowjax.launch import check_shared, everywhere
 from flowjax.recipe.base import Base, Request, Samples
 from flowjax.recipe.flow import Recipe
-from flowjax.training.mesh import make_mesh
+from flowjax.training.mesh import count_rows, make_mesh
 
 PACKAGES = ("flowjax-generative", "jax", "jaxlib", "flax", "numpy")
 
@@ -112,10 +112,10 @@ def draw(
     """
     mesh = make_mesh() if mesh is None else mesh
     recipe.check(request.part(range(min(request.num, request.batch))))
-    if recipe.couples(request) and request.batch % mesh.size:
+    if recipe.couples(request) and request.batch % count_rows(mesh):
         raise ValueError(
-            f"the solver couples the samples of a block, and batch={request.batch} does not split over {mesh.size} "
-            "devices: take a multiple of them"
+            f"the solver couples the samples of a block, and batch={request.batch} does not split over "
+            f"{count_rows(mesh)} devices: take a multiple of them"
         )
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     parts, first = Parts(folder), jax.process_index() == 0

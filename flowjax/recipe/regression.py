@@ -16,7 +16,7 @@ from flowjax import _checks
 from flowjax.conditions import resized
 from flowjax.data import Source
 from flowjax.recipe.base import Base, Request, traced
-from flowjax.training.mesh import make_mesh, put_batch
+from flowjax.training.mesh import fill, make_mesh, over, put_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,14 +94,15 @@ class RegressionRecipe(Base):
         if tuple(x.shape[1:]) != tuple(self.shape):
             raise ValueError(f"expected examples (N, {', '.join(map(str, self.shape))}), got {x.shape}")
         mesh = make_mesh() if mesh is None else mesh
-        batch = -(-batch // mesh.size) * mesh.size
+        batch = fill(batch, mesh)
         inputs = (lambda x: (x,)) if self.answers == "classes" else (lambda x: (x, jnp.ones(len(x), x.dtype), None))
         answer = jax.jit(lambda network, x: network(*inputs(x)))
         found = []
         for first in range(0, len(x), batch):
             rows = (np.asarray(x[first : first + batch], np.float32) - self.shift) / self.scale
             placed = put_batch(resized(rows.astype(np.float32), 0, batch), mesh)
-            found.append(multihost_utils.process_allgather(answer(networks["network"], placed), tiled=True))
+            with over(mesh):
+                found.append(multihost_utils.process_allgather(answer(networks["network"], placed), tiled=True))
         return np.concatenate(found)[: len(x)]
 
     def assess(

@@ -1,11 +1,12 @@
-"""One mesh with three axes, and the table that says which logical axis of a parameter lies on which of them.
+"""One mesh with four axes, and the table that says which logical axis of a parameter lies on which of them.
 
-The axes are `data` (copies of the model, batch split), `fsdp` (model and optimiser split, batch split too)
-and `tensor` (one layer's products split). A model names the axes of its parameters ("embed", "mlp", ...) in
-the `out_sharding` metadata of its variables and knows nothing about devices; the table here is the only place
-that does.
+The axes are `data` (copies of the model, batch split), `fsdp` (model and optimiser split, batch split too), `tensor`
+(one layer's products split) and `sequence` (rows of pixels, frames or tokens of each example split). A model names the
+axes of its parameters ("embed", "mlp", ...) in the `out_sharding` metadata of its variables and knows nothing about
+devices; the table here is the only place that does.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "sequence")
 """Names of the mesh axes, slowest first."""
 
 RULES: Mapping[str, str | None] = {
@@ -29,26 +30,41 @@ RULES: Mapping[str, str | None] = {
 """Logical axis -> mesh axis. An axis that is missing here is kept whole."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh over all devices, with automatic axes.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A (data, fsdp, tensor, sequence) mesh over all devices, with automatic axes.
 
     Args:
-        data: Number of copies of the model; -1 takes the devices that the other two axes leave.
+        data: Number of copies of the model; -1 takes the devices that the other axes leave.
         fsdp: Number of parts into which parameters, averages and optimiser state are cut.
         tensor: Number of parts into which a single layer is cut.
+        sequence: Number of parts into which an example is cut, along its first axis; see `over`.
         devices: Devices to use; all devices of all processes by default.
 
     Raises:
-        ValueError: The product of the three is not the number of devices.
+        ValueError: The product of the four is not the number of devices.
     """
-    count = len(jax.devices() if devices is None else devices)
-    if fsdp < 1 or tensor < 1 or data == 0 or data < -1:
-        raise ValueError(f"mesh sizes must be positive (data may be -1), got {data=}, {fsdp=}, {tensor=}")
+    count, others = len(jax.devices() if devices is None else devices), fsdp * tensor * sequence
+    if min(fsdp, tensor, sequence) < 1 or data == 0 or data < -1:
+        raise ValueError(f"mesh sizes must be positive (data may be -1), got {data=}, {fsdp=}, {tensor=}, {sequence=}")
     if data == -1:
-        data = max(count // (fsdp * tensor), 1)
-    if data * fsdp * tensor != count:
-        raise ValueError(f"mesh data={data} x fsdp={fsdp} x tensor={tensor} does not use {count} devices")
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+        data = max(count // others, 1)
+    if data * others != count:
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} x sequence={sequence} does not use {count} devices"
+        )
+    return jax.make_mesh((data, fsdp, tensor, sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def over(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """The surroundings in which functions are to be traced for a mesh; they matter where `sequence` is above 1.
+
+    Dense layers merge batch and tokens into one axis, which no device could hold a part of that is cut along both.
+    Within these surroundings, JAX's own of a mesh, they keep both axes, so that attention alone exchanges anything:
+    the keys and values of all tokens.
+    """
+    return jax.set_mesh(mesh) if mesh.shape["sequence"] > 1 else contextlib.nullcontext()
 
 
 def partition(
@@ -88,15 +104,35 @@ def shardings(tree: Any, mesh: Mesh, rules: Mapping[str, str | None] = RULES) ->
     return jax.tree.map(of, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 of a batch, split over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, shape: Sequence[int] = ()) -> NamedSharding:
+    """Axis 0 of a batch split over `data` and `fsdp`; axis 1 over `sequence`, where there is an axis behind it.
+
+    Args:
+        mesh: From `make_mesh`.
+        shape: Of the batch. An axis 1 that `sequence` does not divide stays whole.
+    """
+    cut = len(shape) > 2 and mesh.shape["sequence"] > 1 and shape[1] % mesh.shape["sequence"] == 0
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *(["sequence"] if cut else [])))
 
 
-def _check(rows: int, mesh: Mesh) -> None:
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % parts:
-        raise ValueError(f"a batch of {rows} cannot be split over {parts} devices")
+def count_rows(mesh: Mesh) -> int:
+    """Number of parts into which the rows of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def fill(rows: int, mesh: Mesh) -> int:
+    """The smallest number of rows, at least these, that can be split."""
+    return -(-rows // count_rows(mesh)) * count_rows(mesh)
+
+
+def check_rows(rows: int, mesh: Mesh) -> None:
+    """Refuses a number of rows that cannot be split.
+
+    Raises:
+        ValueError: The number of devices along `data` and `fsdp` does not divide it.
+    """
+    if rows % count_rows(mesh):
+        raise ValueError(f"a batch of {rows} cannot be split over {count_rows(mesh)} devices")
 
 
 def local_part(mesh: Mesh, batch: int) -> tuple[int, int]:
@@ -111,7 +147,7 @@ def local_part(mesh: Mesh, batch: int) -> tuple[int, int]:
     Raises:
         ValueError: The number of devices along `data` and `fsdp` does not divide them.
     """
-    _check(batch, mesh)
+    check_rows(batch, mesh)
     found = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
     spans = {where[0].indices(batch)[:2] for where in found if where}
     first, rows = min(low for low, _ in spans), sum(high - low for low, high in spans)
@@ -131,18 +167,18 @@ def put_batch(batch: Any, mesh: Mesh, part: tuple[int, int] = (0, 1)) -> Any:
     Raises:
         ValueError: The number of devices along `data` and `fsdp` does not divide the rows of the global batch.
     """
-    sharding = batch_sharding(mesh)
     index, count = part
 
     def put(array: Any) -> Any:
         array = np.asarray(array)
         rows = len(array) * count
-        _check(rows, mesh)
+        check_rows(rows, mesh)
 
         def own(where: Any) -> np.ndarray:
             low, high, _ = where[0].indices(rows)
-            return array[low - index * len(array) : high - index * len(array)]
+            return array[(slice(low - index * len(array), high - index * len(array)), *where[1:])]
 
-        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, own)
+        shape = (rows, *array.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), own)
 
     return jax.tree.map(put, batch)

@@ -1,6 +1,7 @@
 """Diffusion transformer: published sizes, stacked and recomputed blocks."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,7 @@ def test_loop_scan_and_remat_have_the_same_values_and_gradients():
     value, gradient = jax.jit(jax.value_and_grad(loss))(network, x)
     assert min(float(jnp.max(jnp.abs(a))) for a in jax.tree.leaves(gradient.blocks)) > 0
 
-    for scan, remat in ((True, False), (True, True)):
+    for scan, remat in ((True, False), (True, True), (True, "dots_saveable"), (False, "dots_saveable")):
         other = network.with_scan(scan)
         other.remat = remat
         found, slopes = jax.jit(jax.value_and_grad(loss))(other, x)
@@ -122,7 +123,9 @@ def test_remat_stores_less(scan):
         network = shapes(scan=scan, remat=remat)
         return size(jax.eval_shape(lambda n: jax.vjp(lambda n: loss(n, x), n)[1], network)) - size(network)
 
-    assert kept(True) < 0.5 * kept(False)
+    sizes = [kept(remat) for remat in (False, "dots_saveable", "dots_with_no_batch_dims_saveable", True)]
+    assert all(more > fewer for more, fewer in itertools.pairwise(sizes))
+    assert sizes[-1] < 0.5 * sizes[0]
 
 
 def test_a_scanned_program_does_not_grow_with_depth():

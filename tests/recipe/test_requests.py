@@ -4,19 +4,18 @@ import jax
 import numpy as np
 import small
 
-from flowjax.recipe import Request
-from flowjax.recipe import flow as recipe_flow
+from flowjax.recipe import Request, sampling
 
 
 def test_another_request_compiles_nothing_anew(caplog):
     recipe = small.recipe()
     networks = {"network": small.network(recipe)}
     first = recipe.sample(networks, Request(num=8, batch=8, seed=1))
-    made = recipe_flow._beginning.cache_info().misses
+    made = sampling._beginning.cache_info().misses
     with jax.log_compiles():
         second = recipe.sample(networks, Request(num=16, batch=8, seed=2))
     said = [record.getMessage() for record in caplog.records]
     assert not [line for line in said if line.startswith("Compiling")], said
-    assert recipe_flow._beginning.cache_info().misses == made
+    assert sampling._beginning.cache_info().misses == made
     assert first.x.shape == (8, 8, 8, 1)
     assert np.any(second.x[:8] != first.x)

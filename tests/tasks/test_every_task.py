@@ -1,4 +1,5 @@
-"""What holds for the runs of every task: a run that is broken off goes on bit for bit, in parts it learns the same."""
+"""What holds for the runs of every task: a run that is broken off goes on bit for bit, in parts and on every mesh it
+learns the same."""
 
 import json
 import shutil
@@ -38,10 +39,11 @@ def trained(tmp_path_factory):
     return folder
 
 
+STUDENTS = ("distill", "lcm", "rectified", "refiner", "arcflow", "dmd2", "mdt", "scm")
+
+
 def run(name, workdir, trained, *flags):
-    stands_on = {"adapters": "base", "lcm_lora": "base"} | dict.fromkeys(
-        ("distill", "lcm", "rectified", "refiner", "arcflow", "dmd2"), "teacher"
-    )
+    stands_on = {"adapters": "base", "lcm_lora": "base"} | dict.fromkeys(STUDENTS, "teacher")
     if name in stands_on:
         flags += (f"--config.{stands_on[name]}.options.workdir={trained}",)
     if name == "rectified":
@@ -77,3 +79,14 @@ def test_a_batch_in_parts_is_the_whole_batch(name, trained, tmp_path):
     run(name, tmp_path / "parts", trained, "--config.train.steps=1", "--config.train.accumulate=2")
     jax.clear_caches()
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-3)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 2, "tensor": 2}, {"fsdp": 2, "sequence": 2}], ids=["tensor", "sequence"])
+@pytest.mark.parametrize("name", [*CONFIGS, "meanflow", "imf", "shortcut", "consistency", "scm", "mdt", "solids"])
+def test_a_mesh_changes_nothing(name, mesh, trained, tmp_path):
+    """Teachers, averages, critics and codecs are cut too; up to the order of additions."""
+    run(name, tmp_path / "data", trained, "--config.train.steps=1")
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    run(name, tmp_path / "mesh", trained, "--config.train.steps=1", *flags)
+    jax.clear_caches()
+    np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "data"), rtol=1e-3)

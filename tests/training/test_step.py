@@ -86,8 +86,9 @@ def test_accumulated_step_equals_the_large_batch(problem, devices):
         assert {kind for kind, _ in collectives(parts.program)} == {"all-reduce"}
 
 
-def test_steps_that_are_not_finite_change_nothing_but_counters(problem):
-    p = problem(averages={"slow": Constant(decay=0.99), "power": Power(std=0.1)})
+@pytest.mark.parametrize("sizes", [{"devices": 1}, {"devices": 8}, {"devices": 8, "fsdp": 2, "tensor": 2}])
+def test_steps_that_are_not_finite_change_nothing_but_counters(problem, sizes):
+    p = problem(averages={"slow": Constant(decay=0.99), "power": Power(std=0.1)}, **sizes)
     state, _ = p.run(p.state, 2)
     before = jax.device_get(state)
     state, metrics = p.run(state, 2, spoil={2, 3})

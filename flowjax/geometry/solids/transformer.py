@@ -27,6 +27,7 @@ from flowjax.models.layers import (
     run_blocks,
     to_patches,
 )
+from flowjax.models.remat import check_remat, recomputed
 
 _ZERO = nnx.initializers.zeros_init()
 
@@ -138,7 +139,7 @@ class SolidTransformer(nnx.Module):
         mlp_ratio: float = 4.0,
         time_scale: float = 100.0,
         attention: str = "xla",
-        remat: bool = False,
+        remat: bool | str = False,
         scan: bool = False,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
@@ -156,7 +157,8 @@ class SolidTransformer(nnx.Module):
             mlp_ratio: Hidden width of the feed-forward layers over `width`.
             time_scale: Highest angular frequency of the time features, radians per unit of time.
             attention: "xla", "dot_product" or "cudnn", see `flowjax.models.attention`.
-            remat: Whether the backward pass recomputes the blocks instead of storing their insides.
+            remat: Whether the backward pass recomputes the blocks instead of storing their insides, or the name of what
+                they store (see `flowjax.models.remat`).
             scan: Whether the blocks are stacked and run by one compiled loop.
             dtype: Type of the computation.
             param_dtype: Type of the stored parameters.
@@ -175,7 +177,7 @@ class SolidTransformer(nnx.Module):
         attention = check_implementation(attention, dtype)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.image_shape, self.image_patch, self.width = tuple(image_shape), image_patch, width
-        self.dtype, self.remat, self.scan = dtype, remat, scan
+        self.dtype, self.remat, self.scan = dtype, check_remat(remat), scan
         self.embed = dense(channels, width, ("patch", "embed"), **options)
         self.time = TimeEmbedding(width, scale=time_scale, **options)
         self.pixels = dense(image_patch**2 * image_shape[-1], width, ("patch", "embed"), **options)
@@ -225,7 +227,7 @@ class SolidTransformer(nnx.Module):
         def apply(block: SolidBlock, h: Array, key: None) -> Array:
             return block(h, c, m, mask)
 
-        apply = jax.checkpoint(apply, prevent_cse=not self.scan) if self.remat else apply
+        apply = recomputed(apply, self.remat, self.scan)
         h = run_blocks(self.blocks, apply, h)
         with jax.named_scope("unembed"):
             shift, scale = jnp.moveaxis(self.modulation(c)[:, :, None], 1, 0)
