@@ -20,6 +20,7 @@ from flowjax.solvers.ghvb import GHVB
 from flowjax.solvers.heavy_ball import HeavyBall
 from flowjax.solvers.heun import Heun
 from flowjax.solvers.jump import Jump
+from flowjax.solvers.learned import Learned, Rows, rows_of
 from flowjax.solvers.midpoint import Midpoint
 from flowjax.solvers.nesterov import Nesterov
 from flowjax.solvers.policy import Policy
