@@ -98,12 +98,19 @@ def latency():
             "sampler": lambda x=x, cond=cond: fj.solve(flow, bound, x, cond=cond).x,
             "network": lambda x=x, t=t, cond=cond: bare(network, x, t, cond),
         }
-        seconds = alternate(calls, rounds={1: 7, 8: 3, 64: 1}[images])
+        if images == 64 and CPU:  # minutes each: one call, compiled before
+            program = (
+                jax.jit(lambda flow, x, cond: fj.solve(flow, bound, x, cond=cond).x).lower(flow, x, cond).compile()
+            )
+            began = time.perf_counter()
+            jax.block_until_ready(program(flow, x, cond))
+            seconds = {"sampler": [time.perf_counter() - began]}
+        else:
+            seconds = alternate(calls, rounds={1: 7, 8: 3, 64: 7}[images])
+            name = f"XL/2, {images} images: sampler of one step / network call"
+            numbers[name] = ratio(seconds, "sampler", "network")
         each = float(np.median(seconds["sampler"])) / images
-        numbers |= {
-            f"XL/2, {images} images: seconds for an image and a network call": each,
-            f"XL/2, {images} images: sampler of one step / network call": ratio(seconds, "sampler", "network"),
-        }
+        numbers[f"XL/2, {images} images: seconds for an image and a network call"] = each
         if images == 8:
             program = jax.jit(lambda flow, x, cond: fj.solve(flow, bound, x, cond=cond).x)
             memory = program.lower(flow, x, cond).compile().memory_analysis()

@@ -349,7 +349,8 @@ def run(
     try:
         _interrupt.release()
         if wants_help:
-            argv = [a for a in argv if a.startswith("--config=")] or ["--config=digits"]
+            config = [a for a in argv if a.startswith("--config=")] or ["--config=digits"]
+            argv = [argv[0], *(a for a in argv[1:] if not a.startswith("-")), *config]
         define(values, argv)
         if wants_help:
             print(_help(sys.modules[main.__module__].__doc__ or "", values))

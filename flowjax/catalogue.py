@@ -42,7 +42,7 @@ _MODULES = {
     "data": "data geometry.solids",
     "array": "data paths",
     "diffusion": "paths",
-    **dict.fromkeys(("runge_kutta", "schedule", "decision", "statistics"), "solvers"),
+    **dict.fromkeys(("runge_kutta", "schedule", "decision", "statistics", "rows"), "solvers"),
 }
 _SYSTEMS = "science geometry.point_sampling geometry.event_motion video"  # functions to call, of which no spec is made
 _CITED = ("solver", "rule", "field", "coupling", "objective", "system")

@@ -37,6 +37,7 @@ command on every host, elsewhere with --coordinator, --num_processes and --proce
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flowjax import _checks, _cli, data, launch
 from flowjax._files import replacing
+from flowjax.calibration.use import best_file
 from flowjax.recipe import Base, Recipe, Request, Samples, load_run
 from flowjax.recipe.compiled import ASKED, Compiled, compile_sampler
 from flowjax.recipe.pairs import draw_pairs
@@ -74,7 +76,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     )
     flags.DEFINE_string("times", None, "Grid, such as quadratic(start=1e-3); the recipe's.", flag_values=values)
     flags.DEFINE_integer("steps", None, "Number of solver steps; the recipe's by default.", flag_values=values)
-    text = "File of flowjax.calibrate; brings its solver and times."
+    text = "File of flowjax.calibrate, which brings solver and times; auto: what its `best` found for these --steps."
     flags.DEFINE_string("calibration", None, text, flag_values=values)
     text = "Guidance: a scale, 1 for none, or a rule such as apg(scale=4, eta=0); the recipe's by default."
     flags.DEFINE_string("guidance", None, text, flag_values=values)
@@ -228,6 +230,9 @@ def main(values: flags.FlagValues) -> None:
     _cli.start(values)
     with _cli.usage_errors():
         recipe = Base.load(values.workdir)
+        if request.calibration == "auto" and isinstance(recipe, Recipe):
+            scale = recipe.plain_scale(request.guidance)
+            request = dataclasses.replace(request, calibration=str(best_file(values.workdir, scale, request.steps)))
         # A folder is filled part by part, of which each must have room in memory.
         recipe.check(request if out.suffix else request.part(range(min(request.num, request.batch))))
         form = recipe.build_form(values.form)

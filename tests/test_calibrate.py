@@ -49,6 +49,8 @@ def run(capsys, main, *arguments):
     [
         ("ems", ["--points=20", "--num=128", "--mode=scalar", "--start=0.1", "--end=0.9"], 3),
         ("compensation", ["--steps=3", "--num=8"], None),
+        ("grid", ["--steps=3", "--num=8", "--fine=20", "--solver=euler"], None),
+        ("learn", ["--steps=3", "--num=16", "--held=8", "--fine=20", "--iterations=4", "--solver=euler"], None),
     ],
 )
 def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, what, options, steps):
@@ -146,11 +148,8 @@ def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
         (["schedule", "--workdir=nowhere", "--steps=0"], "--steps must be at least 1"),
         (["ems", "--workdir=nowhere", "--start=0.9", "--end=0.1"], "start"),
         (["ems", "--point=3"], "did you mean '--points'"),
-        (
-            ["ems", "--workdir=nowhere", "--times=karras"],
-            "--times is given, but ems has its own; it is for compensation",
-        ),
-        (["schedule", "--workdir=nowhere", "--solver=heun"], "--solver is given, but schedule has its own"),
+        (["ems", "--workdir=nowhere", "--times=karras"], "unknown flag '--times'"),
+        (["schedule", "--workdir=nowhere", "--solver=heun"], "unknown flag '--solver'"),
         (["compensation", "--workdir=nowhere", "--times=karras", "--end=0.9"], "--times and --end are given"),
         (["compensation", "--workdir=nowhere", "--solver=dc_solver", "--order=2"], "--solver and --order are given"),
         (["compensation", "--workdir=nowhere", "--solver=dc_solvr"], "did you mean 'dc_solver'"),
@@ -158,6 +157,14 @@ def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
         (["compensation", "--workdir=nowhere", "--fields=thresholded("], "at character"),
         (["compensation", "--workdir=nowhere", "--fields=2"], "a field is a name"),
         (["ems", "--workdir=nowhere", "--guidance=-1"], "guidance must be at least 0"),
+        (["learn", "--workdir=nowhere", "--scales=1"], "scales=(1,) are at least two"),
+        (["learn", "--workdir=nowhere", "--scales=1,no"], "scales"),
+        (["learn", "--workdir=nowhere", "--times=karras"], "name a solver too"),
+        (["learn", "--workdir=nowhere", "--distance=l1"], "unknown distance 'l1'"),
+        (["learn", "--workdir=nowhere", "--rate=0"], "rate must be"),
+        (["grid", "--workdir=nowhere", "--steps=20", "--fine=10"], "steps=20 are chosen of fine=10"),
+        (["best", "--workdir=nowhere", "--budget=5"], "budget=5 must be a time such as"),
+        (["best", "--workdir=nowhere", "--steps=5,0"], "steps must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(capsys, arguments, message):
@@ -202,3 +209,49 @@ def test_grids_solvers_and_fields_are_specs_and_part_of_the_record(capsys, tmp_p
     assert (code, "was calibrated for fields=['thresholded(max=1.5)'], not None" in err) == (2, True)
     code, _, err = run(capsys, sample_main, *sampled, field)
     assert (code, err) == (0, "")
+
+
+@pytest.mark.slow
+def test_advice_for_several_numbers_of_steps(capsys, tmp_path, workdir):
+    """The winner of each is found by its number of steps."""
+    common = [f"--workdir={workdir}", "--guidance=1.0"]
+    code, _, err = run(capsys, sample_main, *common, "--calibration=auto", f"--out={tmp_path / 'a.npz'}")
+    assert (code, "has no advice for guidance 1" in err) == (2, True)
+    options = ["--steps=2,3", "--budget=40s", "--num=16", "--fine=20"]
+    code, text, err = run(capsys, calibrate, "best", *common, *options)
+    assert (code, err) == (0, "")
+    assert text.count("95 % over noise") == 2
+    assert "fine solution" in text
+    for steps in (2, 3):
+        file = workdir / "calibration" / f"best-g1-{steps}steps.npz"
+        table = json.loads(str(store.load(file, {})[0]["table"]))
+        assert len(table) == 8
+        assert all(line["low"] <= line["error"] <= line["high"] for line in table)
+        out = [f"--out={tmp_path / f'{steps}.npz'}", "--num=8", f"--steps={steps}", "--calibration=auto"]
+        code, text, err = run(capsys, sample_main, *common, *out)
+        assert (code, err) == (0, "")
+        assert f"{steps} evaluations" in text
+    code, _, err = run(capsys, sample_main, *common, "--calibration=auto", f"--out={tmp_path / 'b.npz'}")
+    assert (code, "say which: best-g1-2steps, best-g1-3steps" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_one_file_for_a_range_of_scales(capsys, tmp_path, workdir):
+    options = [
+        "--steps=3",
+        "--num=32",
+        "--held=16",
+        "--fine=20",
+        "--iterations=6",
+        "--solver=euler",
+        "--scales=1,1.5,2",
+    ]
+    code, text, err = run(capsys, calibrate, "learn", f"--workdir={workdir}", *options)
+    assert (code, err) == (0, "")
+    file = text.split(" in ")[0].splitlines()[-1]
+    assert file.endswith("learn-g1to2-3steps.npz")
+    sampled = [f"--workdir={workdir}", "--num=4", f"--calibration={file}", f"--out={tmp_path / 'x.npz'}", "--overwrite"]
+    for scale, expected in ((1.0, 0), (1.25, 0), (2.0, 0), (2.5, 2)):
+        code, _, err = run(capsys, sample_main, *sampled, f"--guidance={scale}")
+        assert code == expected, err
+    assert "calibrated for guidance from 1 to 2, not 2.5" in err

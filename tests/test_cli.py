@@ -136,6 +136,15 @@ def test_frozen_config(tmp_path):
     assert _cli.check_frozen(config, tmp_path, allow=True)
 
 
+def test_a_run_may_go_on_with_another_mesh(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1, "mesh": {"data": 4, "fsdp": 2}}')
+    config = ConfigDict({"a": 1, "mesh": {"data": -1, "fsdp": 1, "sequence": 1}})
+    assert not _cli.check_frozen(config, tmp_path)
+    config.a = 2
+    with pytest.raises(_cli.UsageError, match=r"config\.a=1, not 2"):
+        _cli.check_frozen(config, tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "", "\0\0", '{"a": {"b"', "[]"])
 def test_a_broken_config_does_not_end_a_run(tmp_path, capsys, content):
     config, path = ConfigDict({"a": 1}), tmp_path / "config.json"

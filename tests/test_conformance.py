@@ -27,8 +27,8 @@ FIXED = [
     for name, entry in solvers.items()
     if issubclass(entry.make, fj.solvers.Solver) and "schedule" not in entry.example()  # a schedule has its own times
 ]
-# Deterministic ones that take any number of steps: FlowTurbo's blocks fix it.
-FREE = [name for name in FIXED if not solvers[name].stochastic and name != "flowturbo"]
+# Deterministic ones that take any number of steps: FlowTurbo's blocks and learned rows fix it.
+FREE = [name for name in FIXED if not solvers[name].stochastic and name not in ("flowturbo", "learned")]
 EXECUTIONS = Executions()
 
 
@@ -55,17 +55,20 @@ def make_network(seed=0):
     )
 
 
-def make(name):
+def make(name, grid=GRID):
     """A typical instance with default settings, for N steps where that matters."""
     entry = solvers[name]
     options = entry.example()
     if "blocks" in options:
         options["blocks"] = f"H1P{N - 1}"
+    if "rows" in options:
+        rows = fj.solvers.rows_of(fj.solvers.AdamsBashforth(order=3).bind(PATHS["linear"], grid))
+        options["rows"] = dataclasses.replace(rows, weights=1.01 * rows.weights)
     return entry.make(**options)
 
 
 def bind(name, path, grid=GRID):
-    return make(name).bind(PATHS[path], grid)
+    return make(name, grid).bind(PATHS[path], grid)
 
 
 def make_flow(bound, path, net=None):
@@ -101,7 +104,7 @@ def test_the_lists_hold_all_solvers():
     )
     assert set(solvers) - set(FIXED) == {"usf", "dpm_adaptive", "adaptive"}
     noisy = {name for name in FIXED if bind(name, "linear").pattern.noises}
-    assert noisy == set(FIXED) - set(FREE) - {"flowturbo"} != set()
+    assert noisy == set(FIXED) - set(FREE) - {"flowturbo", "learned"} != set()
 
 
 @every
@@ -282,9 +285,9 @@ def test_default_calls_from_end_to_end_are_finite_or_refused(name, path):
     problem, answers = Problem(PATHS[path]), []
     if path in REFUSED.get(name, ()):
         with pytest.raises(ValueError, match=r"move|take more steps"):
-            make(name).bind(problem.path, fj.times.uniform(N))
+            bind(name, path, fj.times.uniform(N))
         return
-    bound = make(name).bind(problem.path, fj.times.uniform(N))
+    bound = bind(name, path, fj.times.uniform(N))
     for prediction in PREDICTIONS:
         flow = fj.Flow(lambda x, t, cond: x, path=problem.path, prediction=prediction)
         try:

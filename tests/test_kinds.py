@@ -192,6 +192,7 @@ HOST = {
     "array": "test_specs.py",
     "runge_kutta": "solvers/test_diffrax.py",
     "schedule": "solvers/test_usf.py",
+    "rows": "solvers/test_learned.py",
     "decision": "solvers/test_usf.py",
     "statistics": "solvers/test_dpm_solver_v3.py",
 }

@@ -85,6 +85,8 @@ def test_sample_depends_on_seed_index_and_label_only(capsys, tmp_path, workdir):
         (["--solver=huen"], "unknown solver 'huen'; did you mean 'heun'? (allowed: "),
         (["--guidence=2"], "unknown flag '--guidence'; did you mean '--guidance'?"),
         (["--out=samples.png"], "--out must end in .npz, or be a folder"),
+        (["--mesh=fsdp=3"], "mesh data=2 x fsdp=3 x tensor=1 x sequence=1 does not use 8 devices"),
+        (["--mesh=rows=3"], "mesh has no option rows"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, workdir, monkeypatch, arguments, expected):

@@ -5,10 +5,11 @@ minimises the mean squared distance of x_{i+1} to a fine solution with the same 
 costs one evaluation; the derivative in one number is taken forward, so no activations are stored.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from flowjax import _checks
+from flowjax import _checks, specs
 from flowjax.calibration import store
+from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 from flowjax.solvers.dc_solver import DCSolver
@@ -175,3 +177,70 @@ def predict(coefficients: Any, steps: int, guidance: float) -> Float[np.ndarray,
     ratios = features(steps, guidance) @ np.asarray(coefficients, np.float64)
     ratios[:2] = 1.0
     return ratios
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compensation(Calibration):
+    """The ratios of DC-Solver for one number of steps.
+
+    Attributes:
+        start: See `Calibration`.
+        end: Likewise.
+        num: Samples of the search.
+        steps: Solver steps.
+        order: Of DC-Solver.
+        solver: Spec of one, in place of the order.
+        times: Spec of a grid, in place of equal steps between the ends.
+
+    Raises:
+        ValueError: Another solver than DC-Solver.
+
+    Example:
+        >>> from flowjax.calibration.compensation import Compensation
+        >>> Compensation(steps=8, order=2).dc.order
+        2
+    """
+
+    num: int = option(10, "Samples of the search.")
+    steps: int = option(5, "Solver steps.")
+    order: int = option(3, "Order of DC-Solver.")
+    solver: str | None = option(None, "Solver, such as dc_solver(order=2, variant=bh1), in place of --order.")
+    times: str | None = option(None, "Grid, such as quadratic(start=1e-3), in place of --start and --end.")
+
+    instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"times": ("start", "end"), "solver": ("order",)}
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        _checks.whole("[1, 10]", order=self.order)
+        if not isinstance(self.dc, DCSolver):
+            raise ValueError(f"compensation finds the ratios of dc_solver, got --solver={self.solver}")
+
+    @property
+    def dc(self) -> DCSolver:
+        """The solver whose ratios are sought."""
+        return DCSolver(order=self.order) if self.solver is None else specs.build("solver", self.solver)
+
+    def sizes(self) -> dict[str, Any]:
+        """As in all versions: the order is that of the solver."""
+        return super().sizes() | {"order": self.dc.order}
+
+    def compute(self, work: Work) -> dict[str, np.ndarray]:
+        """The ratios and their times."""
+        x, cond = work.states()
+        ratios = search(
+            work.field,
+            self.dc,
+            x,
+            work.grid,
+            cond,
+            partial=work.file.with_suffix(""),
+            record=work.record,
+            progress=lambda done, total: work.progress(done, total, ""),
+        )
+        return {"ratios": ratios, "times": work.grid}
+
+    @classmethod
+    def use(cls, stored: Stored) -> Calibrated:
+        """DC-Solver with the ratios."""
+        solver = specs.build("solver", stored.record.get("solver") or f"dc_solver(order={stored.record['order']})")
+        return Calibrated(dataclasses.replace(solver, ratios=stored.arrays["ratios"].tolist()), stored.arrays["times"])

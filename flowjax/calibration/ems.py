@@ -19,6 +19,8 @@ that quintics over the same points differ from them within half a width. On the 
 more coarsely than the samples' dtype is not noticed.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,14 @@ from jaxtyping import Array, Float, Key
 from scipy.ndimage import maximum_filter1d
 from scipy.signal import savgol_filter
 
-from flowjax import _checks
+from flowjax import _checks, times
 from flowjax.calibration import store
+from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
+from flowjax.data.records import check_memory
 from flowjax.flow import Field
 from flowjax.keys import noise
 from flowjax.paths.base import expand, precision
+from flowjax.solvers.dpm_solver_v3 import DPMSolverV3
 from flowjax.solvers.options import check_choice
 from flowjax.solvers.statistics import Statistics
 
@@ -200,3 +205,61 @@ def _moving_average(curve: np.ndarray, half: int = 5) -> np.ndarray:
     index = np.arange(len(curve))
     low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(curve))
     return (total[high] - total[low]) / (high - low).reshape(-1, *(1,) * (curve.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EMS(Calibration):
+    """The statistics of DPM-Solver-v3, from the training data, for any number of steps.
+
+    Attributes:
+        start: See `Calibration`.
+        end: Likewise.
+        num: Training samples of a point.
+        points: Intervals of the statistics.
+        mode: One per element, channel or sample.
+
+    Raises:
+        ValueError: An unknown mode.
+
+    Example:
+        >>> from flowjax.calibration.ems import EMS
+        >>> EMS(points=40).sizes()
+        {'num': 512, 'points': 40, 'mode': 'element'}
+    """
+
+    num: int = option(512, "Training samples.")
+    points: int = option(120, "Intervals of the statistics.")
+    mode: str = option("element", "Statistics per element, channel or scalar.")
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        _checks.choose("mode", self.mode, ("element", "channel", "scalar"))
+        _checks.whole(_checks.COUNT, points=self.points)
+
+    def check(self, recipe: Any) -> None:
+        """Refuses more numbers than the memory holds."""
+        check_memory(f"--points={self.points}", 3 * 8 * (self.points + 1) * math.prod(recipe.shape))
+
+    def compute(self, work: Work) -> dict[str, np.ndarray]:
+        """The curves."""
+        statistics = estimate(
+            work.field,
+            work.batch,
+            work.key,
+            start=self.start,
+            end=self.end,
+            points=self.points,
+            mode=self.mode,
+            partial=work.file.with_suffix(""),
+            record=work.record,
+            progress=lambda done, total: work.progress(done, total, ""),
+        )
+        return {name: np.asarray(getattr(statistics, name)) for name in ("lam", "l", "s", "b")}
+
+    @classmethod
+    def use(cls, stored: Stored) -> Calibrated:
+        """DPM-Solver-v3 on equal steps."""
+        statistics = Statistics(**{name: stored.arrays[name] for name in ("lam", "l", "s", "b")})
+        order = 3 if stored.guidance == 1 else 2
+        solver = DPMSolverV3(statistics=statistics, order=order)
+        return Calibrated(solver, times.uniform(stored.steps, stored.record["start"], stored.record["end"]))

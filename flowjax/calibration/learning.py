@@ -14,6 +14,7 @@ References:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key
 
-from flowjax import _checks
+from flowjax import _checks, specs
 from flowjax.calibration import store
+from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
+from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 from flowjax.paths.base import GaussianPath, namespace
-from flowjax.solvers.learned import Learned, Rows
+from flowjax.solvers import DEIS, AdamsBashforth, DPMSolver, Euler, UniPC
+from flowjax.solvers.learned import Learned, Rows, rows_of
+from flowjax.solvers.solver import Solver
 from flowjax.solving import solve
+from flowjax.times import log_snr, quadratic, uniform
 
 LEARNED = ("all", "times")
 DISTANCES = ("square", "huber")
@@ -111,10 +117,11 @@ def widened(rows: Rows, history: int) -> Rows:
     return dataclasses.replace(rows, weights=np.pad(rows.weights, ((0, 0), (0, history - used))))
 
 
-def sampled(field: Field, rows: Rows, template: Any, x: Array, cond: Any) -> Array:
-    """The final states by rows whose times may be traced."""
-    solver = Learned(rows=dataclasses.replace(rows, times=template))
-    bound = dataclasses.replace(solver.bind(field.path, template), times=rows.times[:-1], grid=rows.times)
+def sampled(field: Field, rows: Rows, x: Array, cond: Any) -> Array:
+    """The final states by rows whose numbers may all be traced: one compiled program for as many rows."""
+    inside = uniform(len(rows.scale), 0.25, 0.75)  # what is bound on these times does not depend on them
+    bound = Learned(rows=dataclasses.replace(rows, times=inside)).bind(field.path, inside)
+    bound = dataclasses.replace(bound, times=rows.times[:-1], grid=rows.times)
     return solve(field, bound, x, cond=cond, checkpoint=True).x
 
 
@@ -125,29 +132,48 @@ def _distance(x: Array, target: Array, kind: str, features: Any) -> Float[Array,
     return apart if kind == "square" else jnp.sqrt(apart + 0.03**2) - 0.03
 
 
-@jax.jit
-def _sampled_by(field: Field, bound: Any, x: Array, cond: Any) -> Array:
-    return solve(field, bound, x, cond=cond).x
+_sampled = jax.jit(sampled)
+
+
+def final(pool: Pool, rows: Rows, some: range) -> Float[np.ndarray, "B ..."]:
+    """The final states of some noises of a pool, float64."""
+    made = jax.tree.map(functools.partial(jnp.asarray, dtype=pool.x.dtype), widened(rows, len(rows.scale)))
+    cond = jax.tree.map(lambda c: c[some.start : some.stop], pool.cond)
+    return np.asarray(_sampled(pool.field, made, pool.x[some.start : some.stop], cond), np.float64)
+
+
+def is_consistent(rows: Rows, path: GaussianPath) -> bool:
+    """Whether rows are exact for constant predictions."""
+    scale, total = constant_law(path, rows.to, rows.times[:-1], rows.times[1:])
+    return bool(np.allclose(rows.weights.sum(1), total, atol=1e-9) and np.allclose(rows.scale, scale, atol=1e-9))
+
+
+def distances(pools: Sequence[Pool], rows: Callable[[float], Rows], batch: int = 64) -> Float[np.ndarray, " N"]:
+    """Mean square distance of the final state of each sample of all pools from its target.
+
+    Args:
+        pools: Noises and targets.
+        rows: Gives the rows for a position in the range of scales.
+        batch: Samples at once.
+
+    Raises:
+        ValueError: One is not finite.
+    """
+    found = []
+    for pool in pools:
+        for first in range(0, len(pool.x), batch):
+            some = range(first, min(first + batch, len(pool.x)))
+            apart = final(pool, rows(pool.position), some) - np.asarray(pool.target[first : some.stop], np.float64)
+            found.append(np.mean(apart**2, axis=tuple(range(1, apart.ndim))))
+    every = np.concatenate(found)
+    if not np.isfinite(every).all():
+        raise ValueError("samples are not finite: the network answers with NaN or overflows in its type")
+    return every
 
 
 def error(pools: Sequence[Pool], rows: Callable[[float], Rows], batch: int = 64) -> float:
-    """Root mean square distance of the final states of all pools from their targets.
-
-    Raises:
-        ValueError: A distance is not finite.
-    """
-    total, count = 0.0, 0
-    for pool in pools:
-        made = rows(pool.position)
-        bound = Learned(rows=made).bind(pool.field.path, made.times)
-        for first in range(0, len(pool.x), batch):
-            cond = jax.tree.map(lambda c, first=first: c[first : first + batch], pool.cond)
-            x = _sampled_by(pool.field, bound, pool.x[first : first + batch], cond)
-            apart = np.asarray(x, np.float64) - np.asarray(pool.target[first : first + batch], np.float64)
-            total, count = total + float(np.sum(apart**2)), count + apart.size
-    if not np.isfinite(total):
-        raise ValueError("samples are not finite: the network answers with NaN or overflows in its type")
-    return float(np.sqrt(total / count))
+    """Root mean square of `distances`."""
+    return float(np.sqrt(np.mean(distances(pools, rows, batch))))
 
 
 def learn(
@@ -212,19 +238,21 @@ def learn(
     _checks.choose("distance", distance, DISTANCES)
     path, n = pools[0].field.path, len(base.scale)
     base = widened(base, history or n)
-    if consistent:  # what the base is not, is no part of them
-        sums = constant_law(path, base.to, base.times[:-1], base.times[1:])
-        if not np.allclose(base.weights.sum(1), sums[1], atol=1e-9) or not np.allclose(base.scale, sums[0], atol=1e-9):
-            raise ValueError("the rows to start from are not exact for constant predictions: start from others")
+    if consistent and not is_consistent(base, path):
+        raise ValueError(
+            "the rows to start from are not exact for constant predictions: start from others, or consistent=False"
+        )
     shapes = {"gaps": (degree + 1, n), "weights": (degree + 1, *base.weights.shape), "scale": (degree + 1, n)}
     delta = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, max(iterations, 1))))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, max(iterations, 1)))
+    )
     fixed = {"gaps": False, "weights": learned == "times", "scale": learned == "times" or consistent}
     offsets = [jnp.zeros_like(pool.x) if radius else jnp.zeros(()) for pool in pools]
 
     def loss(delta: Any, moved: Any, pool: Pool, x: Array, target: Array, cond: Any) -> Array:
         rows = tables(base, path, delta, pool.position, consistent)
-        found = sampled(pool.field, rows, base.times, x + moved, cond)
+        found = sampled(pool.field, rows, x + moved, cond)
         return jnp.mean(_distance(found, target, distance, features))
 
     @jax.jit
@@ -287,3 +315,215 @@ def learn(
     found = exact(best)
     training = error(pools, lambda position: tables(base, path, found, position, consistent))
     return found, {"start": start, "best": lowest, "training": training}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From a model to a file
+# --------------------------------------------------------------------------------------------------------------------
+
+KNOWN: Mapping[str, Solver] = {
+    "euler": Euler(),
+    "adams_bashforth(order=2)": AdamsBashforth(order=2),
+    "adams_bashforth(order=4)": AdamsBashforth(order=4),
+    "dpm_solver(order=2)": DPMSolver(order=2),
+    "dpm_solver(order=3)": DPMSolver(order=3),
+    "unipc(order=2)": UniPC(order=2),
+    "unipc(order=3)": UniPC(order=3),
+    "deis(order=3)": DEIS(order=3),
+}
+"""Solvers with one evaluation in each step, of which the best on a model is where learning starts."""
+
+
+def starts(path: GaussianPath, steps: int, start: float, end: float) -> dict[str, Rows]:
+    """The rows of known solvers on equal and quadratic steps of time, and equal ones of log-SNR where it is finite."""
+    grids = {"uniform": uniform(steps, start, end), "quadratic": quadratic(steps, start, end)}
+    if np.isfinite(path.lam(start)) and np.isfinite(path.lam(end)):
+        grids["log_snr"] = log_snr(path, steps, start, end)
+    found = {}
+    for name, solver in KNOWN.items():
+        for kind, grid in grids.items():
+            try:
+                found[f"{name} on {kind}"] = rows_of(solver.bind(path, grid))
+            except ValueError:  # a method that is not defined at an end
+                continue
+    return found
+
+
+def _same(rows: Rows, position: float) -> Rows:
+    return rows
+
+
+def best_start(rows: Mapping[str, Rows], pools: Sequence[Pool]) -> tuple[str, float]:
+    """The name of the rows with the least error, and their error.
+
+    Raises:
+        ValueError: None gives finite samples.
+    """
+    found, reason = {}, ""
+    for name, one in rows.items():
+        try:
+            found[name] = error(pools, functools.partial(_same, one))
+        except ValueError as failed:
+            reason = str(failed)
+    if not found:
+        raise ValueError(reason)
+    name = min(found, key=lambda name: found[name])
+    return name, found[name]
+
+
+def make_pool(work: Work, scale: float, first: int, num: int, fine: int, position: float = 0.0) -> Pool:
+    """Noises first, first + 1, ... with what a solution of `fine` steps makes of them.
+
+    Args:
+        work: With the recipe, the flow and the ends of the times.
+        scale: Of guidance.
+        first: Number of the first noise.
+        num: How many.
+        fine: Steps of the solution.
+        position: Of the scale in its range.
+    """
+    field, targets = work.guide(scale), []
+    x, cond = work.states(first, num)
+    for i in range(0, num, 64):
+        some = jax.tree.map(lambda c, i=i: c[i : i + 64], cond)
+        targets.append(reference(field, x[i : i + 64], work.grid, some, steps=fine)[-1])
+    return Pool(field=field, x=x, target=jnp.concatenate(targets), cond=cond, position=position)
+
+
+def to_arrays(rows: Rows, delta: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
+    """Rows and what was learned of them, as a file holds them."""
+    zero = {"gaps": np.zeros((1, len(rows.scale))), "weights": np.zeros((1, *rows.weights.shape))}
+    zero |= {"scale": np.zeros((1, len(rows.scale)))}
+    named = {"times": rows.times, "base_scale": rows.scale, "base_weights": rows.weights, "to": np.array(rows.to)}
+    return named | dict(zero if delta is None else delta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learning(Calibration):
+    """Times and weights of a solver learned by gradient (`learn`), for one scale of guidance or a range.
+
+    Attributes:
+        start: See `Calibration`.
+        end: Likewise.
+        num: Noises that are learned from.
+        steps: Evaluations.
+        held: Noises that decide when to stop.
+        fine: Steps of the solution that samples are to reach.
+        iterations: See `learn`, as for those that follow.
+        batch: Noises of an iteration.
+        rate: Of Adam.
+        history: Values of a row; 0 is all.
+        learned: "all" or "times".
+        consistent: Whether rows stay exact for constant predictions.
+        distance: "square" or "huber".
+        radius: How far the noise of a sample may move.
+        scales: Scales of guidance that one file serves, with all between them, in place of one.
+        degree: Of the polynomial in the scale.
+        solver: Spec of the solver to start from; the best of those that are known on this model unless it is given.
+        times: Spec of its grid, with its ends; that of equal steps.
+
+    Raises:
+        ValueError: Options that do not fit.
+
+    Example:
+        >>> from flowjax.calibration.learning import Learning
+        >>> Learning(scales=(1.0, 2.0)).between
+        (1.0, 2.0)
+    """
+
+    num: int = option(512, "Noises that are learned from.")
+    steps: int = option(5, "Evaluations.")
+    held: int = option(64, "Held-out noises, which decide what is kept.")
+    fine: int = option(100, "Steps of the fine solution that samples are to reach.")
+    iterations: int = option(800, "Iterations of Adam.")
+    batch: int = option(16, "Noises of an iteration.")
+    rate: float = option(5e-3, "Largest rate of Adam.")
+    history: int = option(0, "Values that a row may use, 0 for all.")
+    learned: str = option("all", "What is learned: all, or times (LD3).")
+    consistent: bool = option(True, "Whether rows stay exact for constant predictions.")
+    distance: str = option("square", "Distance to the fine solution: square or huber.")
+    radius: float = option(0.0, "How far the noise of each sample may move, root mean square (S4S).")
+    scales: tuple[float, ...] = option(
+        (), "Scales of guidance that one file serves, such as 1,1.5,2; with those between."
+    )
+    degree: int = option(2, "Degree of the polynomials in the scale, with --scales.")
+    solver: str | None = option(None, "Solver to start from; the best of the known ones by default.")
+    times: str | None = option(None, "Its grid, in place of --start and --end.")
+
+    def __post_init__(self) -> None:
+        """Checks what is not checked by `learn`."""
+        _checks.whole(_checks.COUNT, held=self.held, fine=self.fine)
+        _checks.choose("learned", self.learned, LEARNED)
+        _checks.choose("distance", self.distance, DISTANCES)
+        for scale in self.scales:
+            _checks.real("[0, inf)", scales=scale)
+        if self.scales and len(set(self.scales)) < 2:
+            raise ValueError(f"scales={self.scales} are at least two, of which the least and the largest are the range")
+        if self.times is not None and self.solver is None:
+            raise ValueError("times are those of the solver to start from: name a solver too")
+
+    @property
+    def between(self) -> tuple[float, float] | None:
+        """The range of scales, or None for one scale."""
+        return (min(self.scales), max(self.scales)) if self.scales else None
+
+    def sizes(self) -> dict[str, Any]:
+        """With the range in place of the scale."""
+        return super().sizes() | ({"guidance": None} if self.scales else {})
+
+    def compute(self, work: Work) -> dict[str, np.ndarray]:
+        """The rows to start from, the polynomials, and what they are worth."""
+        low, high = self.between or (work.guidance, work.guidance)
+        scales = [work.guidance] if self.between is None else sorted(set(self.scales))
+        each, held = -(-self.num // len(scales)), -(-self.held // len(scales))
+
+        def pool(scale: float, first: int, num: int) -> Pool:
+            position = 0.0 if low == high else 2 * (scale - low) / (high - low) - 1
+            return make_pool(work, scale, first, num, self.fine, position)
+
+        work.progress(0, self.iterations, "fine solutions")
+        pools = [pool(scale, i * each, each) for i, scale in enumerate(scales)]
+        aside = [pool(scale, 10**6 + i * held, held) for i, scale in enumerate(scales)]
+        if self.solver is None:
+            rows = starts(work.flow.path, self.steps, float(work.grid[0]), float(work.grid[-1]))
+        else:
+            rows = {self.solver: rows_of(specs.build("solver", self.solver).bind(work.flow.path, work.grid))}
+        name, _ = best_start(rows, aside)
+        found, errors = learn(
+            pools,
+            aside,
+            rows[name],
+            jax.random.fold_in(work.key, 1),
+            degree=self.degree if self.scales else 0,
+            partial=work.file.with_suffix(""),
+            record=work.record,
+            progress=lambda done, total, best: work.progress(
+                done, total, f"{name}: error {best:.3g} on held-out noise"
+            ),
+            **{k: getattr(self, k) for k in _PASSED},
+        )
+        made = to_arrays(widened(rows[name], self.history or self.steps), found)
+        return made | {"began": np.array(name)} | {f"error_{kind}": np.array(value) for kind, value in errors.items()}
+
+    @classmethod
+    def serves(cls, known: Mapping[str, Any], guidance: float) -> bool:
+        """A scale, or all of a range."""
+        if not (scales := known.get("scales")):
+            return super().serves(known, guidance)
+        return min(scales) <= guidance <= max(scales)
+
+    @classmethod
+    def use(cls, stored: Stored) -> Calibrated:
+        """The rows for this scale, at their times."""
+        arrays, record = stored.arrays, stored.record
+        base = Rows(
+            times=arrays["times"], scale=arrays["base_scale"], weights=arrays["base_weights"], to=str(arrays["to"])
+        )
+        low, high = (end(record.get("scales") or [0.0]) for end in (min, max))
+        position = 0.0 if low == high else 2 * (stored.guidance - low) / (high - low) - 1
+        delta = {name: arrays[name] for name in ("gaps", "weights", "scale")}
+        rows = tables(base, stored.flow.path, delta, position, record["consistent"])
+        return Calibrated(Learned(rows=rows), rows.times)
+
+
+_PASSED = ("iterations", "batch", "rate", "history", "learned", "consistent", "distance", "radius")

@@ -24,6 +24,8 @@ from jaxtyping import Array, Float
 
 from flowjax import _checks
 from flowjax._files import replacing
+from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
+from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 from flowjax.launch import check_shared
 from flowjax.paths.base import precision
@@ -31,7 +33,7 @@ from flowjax.solvers.options import check_choice
 from flowjax.solvers.statistics import Statistics
 from flowjax.solvers.usf import USF, Decision, Schedule, baselines
 from flowjax.solving import solve
-from flowjax.times import check_times
+from flowjax.times import check_times, quadratic
 
 REGISTERS, REGISTERS_V3 = 12, 16  # enough for four points with two predictions each, with three
 KINDS = ("noise", "data", "v3")
@@ -393,3 +395,58 @@ def from_json(values: dict[str, Any]) -> Schedule:
 
 def _line(error: float, schedule: Schedule) -> str:
     return json.dumps({"error": error, "schedule": to_json(schedule)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Searched(Calibration):
+    """A solver searched for one number of evaluations.
+
+    Attributes:
+        start: See `Calibration`.
+        end: Likewise.
+        num: Samples that candidates are measured on.
+        steps: Evaluations.
+        rounds: Of 32 candidates each.
+
+    Example:
+        >>> from flowjax.calibration.schedules import Searched
+        >>> Searched(steps=8).sizes()
+        {'num': 128, 'steps': 8, 'rounds': 12}
+    """
+
+    num: int = option(128, "Samples that candidates are measured on.")
+    steps: int = option(5, "Evaluations.")
+    rounds: int = option(12, "Rounds of the search.")
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        _checks.whole(_checks.COUNT, rounds=self.rounds)
+
+    def compute(self, work: Work) -> dict[str, np.ndarray]:
+        """The best schedule."""
+        (x, cond), field = work.states(), work.field
+        target = reference(field, x, work.grid, cond)[-1]
+        mean = round(work.mean(), 6)
+
+        known = search(
+            lambda candidates: errors(field, candidates, x, target, cond, mean=mean),
+            [work.grid, quadratic(self.steps, self.start, self.end)],
+            rounds=self.rounds,
+            firsts=FIRSTS,
+            seed=work.seed,
+            results=work.file.with_suffix(".jsonl"),
+            record={k: v for k, v in work.record.items() if k != "rounds"} | {"mean": mean},  # more may follow
+            progress=lambda done, best: work.progress(done, self.rounds * 32, f"best mean squared error {best:.3g}"),
+        )
+        return {
+            "schedule": np.array(json.dumps(to_json(known[0][1]))),
+            "error": np.array(known[0][0]),
+            "mean": np.array(mean),
+        }
+
+    @classmethod
+    def use(cls, stored: Stored) -> Calibrated:
+        """The schedule at its own times."""
+        schedule = from_json(json.loads(str(stored.arrays["schedule"])))
+        mean = float(stored.arrays.get("mean", 0.0))  # of the data; searches that guessed no first output have none
+        return Calibrated(USF(schedule=schedule, mean=mean), np.asarray(schedule.times))

@@ -31,7 +31,7 @@ from flowjax.times import check_times
     "rows",
     "rows",
     "the numbers of a learned solver",
-    cite="shaul2024bespoke",
+    cite="frankel2025s4s",
     example=lambda: {"times": (0.0, 0.5, 1.0), "scale": (1.0, 1.0), "weights": ((0.5, 0.0), (0.5, 0.0))},
 )
 @pytree
@@ -86,8 +86,8 @@ class Rows:
     "solver",
     "learned",
     "rows and times learned on a model",
-    cite=("shaul2024bespoke", "frankel2025s4s"),
-    example=lambda: {"rows": "rows(times=(0.0, 0.5, 1.0), scale=(1.0, 1.0), weights=((0.5, 0.0), (0.75, -0.25)))"},
+    cite="shaul2024bespoke",
+    example=lambda: {"rows": Rows(times=(0.0, 0.5, 1.0), scale=(1.0, 1.0), weights=((0.5, 0.0), (0.75, -0.25)))},
 )
 @pytree
 class Learned(Solver):
@@ -115,7 +115,8 @@ class Learned(Solver):
 
     def updates(self, path: GaussianPath, times: list[float], x: Any) -> Updates:
         """The rows, one after the other."""
-        rows, values = self.rows, []
+        rows: Rows = self.rows
+        values: list[Any] = []
         if len(times) != len(rows.times) or not np.allclose(times, rows.times, rtol=0, atol=1e-9):
             raise ValueError("learned rows have their own times: pass times=solver.rows.times")
         for i, (s, _) in enumerate(pairs(times)):

@@ -11,6 +11,7 @@ import small
 from runs import config_of, exit_code
 
 from flowjax import plan as plan_main
+from flowjax.plan import variants
 from flowjax.planning import parse, plan_sampler, plan_step
 from flowjax.tasks import make_program
 from flowjax.training import make_mesh
@@ -122,6 +123,23 @@ def test_topologies_that_are_none(capsys, topology, words):
     given = [] if topology is None else [f"--topology={topology}"]
     assert exit_code(plan_main, "--config=digits:smoke", *given) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_split_is_refused(capsys):
+    assert exit_code(plan_main, "--config=digits:smoke", "--topology=h100x8", "--config.train.batch=12") == 2
+    assert "a batch of 12 cannot be split over 8 devices" in capsys.readouterr().err
+
+
+def test_smaller_variants_recompute_more_and_more():
+    config = config_of("--config=digits:smoke")
+    flags = [given for given, _ in variants(config, 8)]
+    names = [flag.rpartition("=")[2] for given in flags[:3] for flag in given]
+    assert names == ["dots_saveable", "dots_with_no_batch_dims_saveable", "True"]
+    some = config_of("--config=digits:smoke", "--config.network.options.remat=dots_with_no_batch_dims_saveable")
+    assert next(given for given, _ in variants(some, 8)) == ["--config.network.options.remat=True"]
+    whole = {"data": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
+    for given, smaller in variants(config, 8):
+        assert ("--config.mesh.fsdp=8" in given) == (smaller.mesh.to_dict() == whole)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

@@ -1,0 +1,149 @@
+"""Claim: rows learned on a model have a third of the error of the best fixed solver at 5 and 10 evaluations.
+
+    python benchmarks/learned_rows.py mixture
+    python benchmarks/learned_rows.py digits mnist --counts 5
+
+`mixture`: a law of three components in four dimensions whose velocity is exact, on a straight and a VP path. `digits`,
+`mnist`: flows of `benchmarks/models`, with the guidance of their recipes. Three seeds, each with noises of its own to
+learn from, to decide when to stop, and to measure; errors are root mean square distances to a fine solution from the
+same noise. The best fixed solver is that of `calibration.learning.KNOWN` on three grids with the least error on the
+noises that measure, which favours it. Parts and counts that are not named keep their numbers. `speed`: five learned
+rows against five network calls.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from measure import RESULTS, alternate, ratio, store
+
+import flowjax as fj
+from flowjax.calibration import learning
+from flowjax.calibration.reference import reference
+from flowjax.recipe import load_run
+
+SEEDS, MODELS = (0, 1, 2), Path(__file__).parent / "models"
+RUNS = {"digits": MODELS / "digits_flowturbo" / "runs" / "network", "mnist": MODELS / "mnist"}
+START, END = 1e-3, 1 - 1e-3
+
+
+class Law:
+    """The mixture on a path."""
+
+    noises, options, fine = (4096, 512, 4096), dict(iterations=1500, batch=128, rate=2e-2, check_every=50), 400
+
+    def __init__(self, path):
+        means = 1.2 * np.random.default_rng(0).normal(size=(3, 4))
+        law = fj.oracles.Mixture(weights=np.array([0.3, 0.25, 0.45]), means=means, stds=0.3, path=path)
+        self.field = fj.Flow(law.network("velocity"), path=path, prediction="velocity")
+
+    def states(self, key, num):
+        """Start states, and no conditions."""
+        return self.field.path.start(fj.noise(key, (num, 4)), START), None
+
+
+class Model:
+    """A trained flow with the guidance of its recipe."""
+
+    noises, options, fine = (512, 64, 128), dict(iterations=600, batch=16, rate=5e-3, check_every=50), 100
+
+    def __init__(self, run):
+        networks, self.recipe = load_run(run)
+        self.field = self.recipe.field(self.recipe.flow(networks["network"]))
+
+    def states(self, key, num):
+        """Start states, and all classes in turn."""
+        x = self.field.path.start(fj.noise(key, (num, *self.recipe.shape)), START)
+        return x, jax.tree.map(jax.numpy.asarray, self.recipe.balanced(num))
+
+
+def pool(problem, key, num):
+    x, cond = problem.states(key, num)
+    targets = []
+    for i in range(0, num, 512 if cond is None else 64):
+        some = slice(i, i + (512 if cond is None else 64))
+        c = jax.tree.map(lambda c, some=some: c[some], cond)
+        targets.append(reference(problem.field, x[some], fj.times.uniform(5, START, END), c, steps=problem.fine)[-1])
+    return learning.Pool(field=problem.field, x=x, target=jax.numpy.concatenate(targets), cond=cond)
+
+
+def measured(problem, counts, seeds=SEEDS):
+    """Errors of each count and seed."""
+    found = {}
+    for seed in seeds:
+        keys = jax.random.split(jax.random.key(seed), 4)
+        train, held, measure = (pool(problem, key, num) for key, num in zip(keys, problem.noises))
+        for count in counts:
+            rows = learning.starts(problem.field.path, count, START, END)
+            fixed, error = learning.best_start(rows, [measure])
+            began = time.perf_counter()
+            name, _ = learning.best_start(rows, [held])
+            consistent = learning.is_consistent(rows[name], problem.field.path)
+            delta, errors = learning.learn(
+                [train], [held], rows[name], keys[3], consistent=consistent, **problem.options
+            )
+            seconds = time.perf_counter() - began
+            made = learning.tables(learning.widened(rows[name], count), problem.field.path, delta, 0.0, consistent)
+            learned = learning.error([measure], lambda position, made=made: made)
+            found[f"{count} evaluations, seed {seed}"] = {
+                "best fixed": fixed,
+                "its error": error,
+                "error of learned rows": learned,
+                "ratio": learned / error,
+                "on training noises": errors["training"],
+                "noises": problem.noises[0],
+                "seconds of learning": seconds,
+            }
+            print(count, seed, found[f"{count} evaluations, seed {seed}"], flush=True)
+    return found
+
+
+def speed():
+    """Five learned rows against five calls of the MNIST network, guided."""
+    problem = Model(RUNS["mnist"])
+    x, cond = problem.states(jax.random.key(0), 64)
+    rows = learning.widened(
+        learning.starts(problem.field.path, 5, START, END)["adams_bashforth(order=4) on uniform"], 5
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"gaps": (1, 5), "weights": (1, 5, 5), "scale": (1, 5)}
+    delta = {name: 0.01 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    solver = fj.solvers.Learned(rows=learning.tables(rows, problem.field.path, delta, 0.0, False))
+    bound = solver.bind(problem.field.path, solver.rows.times)
+    call = jax.jit(lambda field, x, cond: field.velocity(0.5, x, cond))
+
+    def calls():
+        y = x
+        for _ in range(5):
+            y = call(problem.field, y, cond)
+        return y
+
+    seconds = alternate({"rows": lambda: fj.solve(problem.field, bound, x, cond=cond).x, "calls": calls}, rounds=7)
+    return {"five learned rows / five network calls": ratio(seconds, "rows", "calls")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=("mixture", "digits", "mnist", "speed"))
+    parser.add_argument("--counts", nargs="+", type=int, default=[5, 10])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    args = parser.parse_args()
+    path = RESULTS / f"learned_rows-{jax.default_backend()}.json"
+    known = json.loads(path.read_text())["numbers"] if path.exists() else {}
+    for part in args.parts:
+        if part == "speed":
+            known[part] = speed()
+        elif part == "mixture":
+            for name, of in (("linear", fj.paths.Linear()), ("VP", fj.paths.VP())):
+                own = f"mixture, {name}"
+                known[own] = known.get(own, {}) | measured(Law(of), args.counts, args.seeds)
+        else:
+            known[part] = known.get(part, {}) | measured(Model(RUNS[part]), args.counts, args.seeds)
+        store("learned_rows", __doc__.splitlines()[0].removeprefix("Claim: "), known)
+
+
+if __name__ == "__main__":
+    main()
