@@ -297,6 +297,21 @@ def solid_students() -> str:
     return table(["", "evaluations", *columns, "structure, s", "details, s"], rows)
 
 
+def learned_rows() -> str:
+    """Learned rows against the best fixed solver, over the seeds."""
+    found = {}
+    for name, runs in stored()["learned_rows-cpu"]["numbers"].items():
+        for key, numbers in runs.items() if name != "speed" else ():
+            found.setdefault((name, key.split(",")[0]), {})[key] = numbers
+    rows = []
+    for (name, count), numbers in found.items():
+        best = ", ".join(dict.fromkeys(f"`{run['best fixed']}`" for run in numbers.values()))
+        keys = ("its error", "error of learned rows", "ratio", "on training noises", "noises", "seconds of learning")
+        rows.append([name, count, str(len(numbers)), best, *(spanned(numbers, key) for key in keys)])
+    columns = ["model", "", "seeds", "best fixed solver", "its error", "learned rows", "ratio", "on training noises"]
+    return table([*columns, "training noises", "seconds"], rows)
+
+
 def of_data(prefix: str) -> dict[str, dict[str, Any]]:
     """Stored numbers by data set, of results of this prefix."""
     return {
@@ -327,6 +342,7 @@ TABLES = {
     "one_evaluation": one_evaluation,
     "few_steps": few_steps,
     "solid_students": solid_students,
+    "learned_rows": learned_rows,
     "sweeps": sweeps,
     "advice": advice,
     "catalogue": overview,

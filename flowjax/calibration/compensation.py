@@ -216,7 +216,7 @@ class Compensation(Calibration):
             raise ValueError(f"compensation finds the ratios of dc_solver, got --solver={self.solver}")
 
     @property
-    def dc(self) -> DCSolver:
+    def dc(self) -> Any:
         """The solver whose ratios are sought."""
         return DCSolver(order=self.order) if self.solver is None else specs.build("solver", self.solver)
 

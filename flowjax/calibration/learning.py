@@ -85,19 +85,23 @@ def tables(base: Rows, path: GaussianPath, delta: Mapping[str, Any], position: A
         position: Where the scale of guidance lies in its range.
         consistent: Whether they are exact for constant predictions.
     """
-    xp = namespace(*delta.values())
+    xp, dtype = namespace(*delta.values()), delta["gaps"].dtype
+
+    def number(value: Any) -> Any:
+        return xp.asarray(value, dtype)
+
     moved = {
         name: sum(part * position**i for i, part in enumerate(coefficients)) for name, coefficients in delta.items()
     }
     start, end = float(base.times[0]), float(base.times[-1])
     before = constant_law(path, base.to, base.times[:-1], base.times[1:])
-    gaps = np.diff(base.times) * xp.exp(moved["gaps"])
+    gaps = number(np.diff(base.times)) * xp.exp(moved["gaps"])
     inner = start + (end - start) * xp.cumsum(gaps)[:-1] / xp.sum(gaps)
-    times = xp.concatenate([xp.asarray([start]), inner, xp.asarray([end])])
+    times = xp.concatenate([number([start]), inner, number([end])])
     ratio, total = constant_law(path, base.to, times[:-1], times[1:])
     known = np.tril(np.ones(base.weights.shape))
-    shares = base.weights / before[1][:, None] + moved["weights"] * known
-    scale = ratio * (np.asarray(base.scale / before[0]) + moved["scale"])
+    shares = number(base.weights / before[1][:, None]) + moved["weights"] * number(known)
+    scale = ratio * (number(base.scale / before[0]) + moved["scale"])
     if consistent:
         shares = xp.concatenate([1 - xp.sum(shares[:, 1:], axis=1, keepdims=True), shares[:, 1:]], axis=1)
         scale = ratio
@@ -176,6 +180,22 @@ def error(pools: Sequence[Pool], rows: Callable[[float], Rows], batch: int = 64)
     return float(np.sqrt(np.mean(distances(pools, rows, batch))))
 
 
+def check_options(
+    *, iterations: int, batch: int, rate: float, history: int, learned: str, distance: str, radius: float
+) -> None:
+    """Refuses options of `learn` that are outside their range.
+
+    Raises:
+        ValueError: One is.
+    """
+    _checks.whole(_checks.COUNT, batch=batch)
+    _checks.whole("[0, 2147483647]", iterations=iterations, history=history)
+    _checks.real("(0, inf)", rate=rate)
+    _checks.real("[0, inf)", radius=radius)
+    _checks.choose("learned", learned, LEARNED)
+    _checks.choose("distance", distance, DISTANCES)
+
+
 def learn(
     pools: Sequence[Pool],
     held: Sequence[Pool],
@@ -229,13 +249,18 @@ def learn(
     Raises:
         ValueError: A number out of its range, samples that are not finite, a partial file of something else.
     """
-    _checks.whole(_checks.COUNT, batch=batch, check_every=check_every)
-    _checks.whole("[0, inf)", iterations=iterations, degree=degree, history=history)
-    _checks.real("(0, inf)", rate=rate)
+    check_options(
+        iterations=iterations,
+        batch=batch,
+        rate=rate,
+        history=history,
+        learned=learned,
+        distance=distance,
+        radius=radius,
+    )
+    _checks.whole(_checks.COUNT, check_every=check_every)
+    _checks.whole("[0, inf)", degree=degree)
     _checks.real("[0, 1)", decay=decay)
-    _checks.real("[0, inf)", radius=radius)
-    _checks.choose("learned", learned, LEARNED)
-    _checks.choose("distance", distance, DISTANCES)
     path, n = pools[0].field.path, len(base.scale)
     base = widened(base, history or n)
     if consistent and not is_consistent(base, path):
@@ -453,8 +478,8 @@ class Learning(Calibration):
     def __post_init__(self) -> None:
         """Checks what is not checked by `learn`."""
         _checks.whole(_checks.COUNT, held=self.held, fine=self.fine)
-        _checks.choose("learned", self.learned, LEARNED)
-        _checks.choose("distance", self.distance, DISTANCES)
+        _checks.whole("[0, 8]", degree=self.degree)
+        check_options(**{name: getattr(self, name) for name in _PASSED if name != "consistent"})
         for scale in self.scales:
             _checks.real("[0, inf)", scales=scale)
         if self.scales and len(set(self.scales)) < 2:

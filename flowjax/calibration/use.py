@@ -106,7 +106,7 @@ def calibrated(
         scales = known.get("scales")
         made = f"guidance={known.get('guidance')!r}" if not scales else f"guidance from {min(scales)} to {max(scales)}"
         raise ValueError(
-            f"{file} was calibrated for guidance{made}, not {float(guidance)!r}: calibrate again, or name another file"
+            f"{file} was calibrated for {made}, not {float(guidance)!r}: calibrate again, or name another file"
         )
     n = known.get("steps", steps)
     if n is None:
