@@ -59,7 +59,7 @@ def test_each_way_of_learning_lowers_the_error(pools, options):
         assert found["weights"].shape == (1, 4, 2)
     wide = learning.widened(base, options.get("history", 4))
     rows = learning.tables(wide, LINEAR, found, 0.0, options.get("consistent", False))
-    assert learning.is_consistent(rows, LINEAR) == options.get("consistent", False)
+    assert learning.is_consistent(rows, LINEAR) == options.get("consistent", "learned" in options)
     x = fj.solve(train.field, fj.solvers.Learned(rows=rows), held.x, rows.times).x
     apart = float(jnp.sqrt(jnp.mean((x - held.target) ** 2)))
     np.testing.assert_allclose(apart, errors["best"], rtol=1e-4)
