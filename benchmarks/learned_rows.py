@@ -4,12 +4,13 @@
     python benchmarks/learned_rows.py digits mnist --counts 5
 
 `mixture`: a law of three components in four dimensions whose velocity is exact, on a straight and a VP path; rows that
-are consistent and free ones are learned, and held-out noise decides. `digits`, `mnist`: flows of `benchmarks/models`,
-with the guidance of their recipes, and consistent rows. Three seeds, each with noises of its own to learn from, to
-decide when to stop, and to measure; errors are root mean square distances to a fine solution from the same noise. The
-best fixed solver is that of `calibration.learning.KNOWN` on three grids with the least error on the noises that
-measure, which favours it. Parts and counts that are not named keep their numbers. `speed`: five learned rows against
-five network calls.
+are consistent and free ones are learned, and held-out noise decides. `parallel`: the same with two and three points in
+each round. `digits`, `mnist`: flows of `benchmarks/models`, with the guidance of their recipes, and consistent rows.
+Three seeds, each with noises of its own to learn from, to decide when to stop, and to measure; errors are root mean
+square distances to a fine solution from the same noise. The best fixed solver is that of `calibration.forms.KNOWN` on
+three grids, with as many evaluations as there are rounds, that has the least error on the noises that measure, which
+favours it. Parts and counts that are not named keep their numbers. `speed`: five learned rows against five network
+calls.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 from measure import RESULTS, alternate, ratio, store
 
 import flowjax as fj
-from flowjax.calibration import learning
+from flowjax.calibration import forms, learning
 from flowjax.calibration.reference import reference
 from flowjax.recipe import load_run
 
@@ -73,27 +74,30 @@ def pool(problem, key, num):
     return learning.Pool(field=problem.field, x=x, target=jax.numpy.concatenate(targets), cond=cond)
 
 
-def measured(problem, counts, seeds=SEEDS):
-    """Errors of each count and seed."""
+def measured(problem, counts, seeds=SEEDS, points=1):
+    """Errors of each count of rounds and seed."""
     found = {}
     for seed in seeds:
-        keys = jax.random.split(jax.random.key(seed), 4)
+        keys, path = jax.random.split(jax.random.key(seed), 4), problem.field.path
         train, held, measure = (pool(problem, key, num) for key, num in zip(keys, problem.noises))
         for count in counts:
-            rows = learning.starts(problem.field.path, count, START, END)
-            fixed, error = learning.best_start(rows, [measure])
+            fixed, error = learning.best_start(forms.starts(path, count, START, END), [measure])
             began = time.perf_counter()
+            rows = forms.starts(path, count, START, END)
+            if points > 1:
+                rows = forms.parallel_starts(path, count, points, START, END)
             name, _ = learning.best_start(rows, [held])
-            ways = {}
+            form, ways = forms.form_of(rows[name]), {}
             for way in problem.ways:
                 more = {"consistent": way} | problem.options
                 moved, errors = learning.learn([train], [held], rows[name], keys[3], **more)
                 ways[errors["best"]] = moved, errors, way
             delta, errors, way = ways[min(ways)]
             seconds = time.perf_counter() - began
-            made = learning.tables(learning.widened(rows[name], count), problem.field.path, delta, 0.0, way)
+            made = form.tables(form.widened(rows[name], 0), path, delta, 0.0, way)
             learned = learning.error([measure], lambda position, made=made: made)
-            found[f"{count} evaluations, seed {seed}"] = {
+            what = f"{count} evaluations" if points == 1 else f"{count} rounds of {points}"
+            found[f"{what}, seed {seed}"] = {
                 "best fixed": fixed,
                 "its error": error,
                 "error of learned rows": learned,
@@ -102,7 +106,7 @@ def measured(problem, counts, seeds=SEEDS):
                 "noises": problem.noises[0],
                 "seconds of learning": seconds,
             }
-            print(count, seed, found[f"{count} evaluations, seed {seed}"], flush=True)
+            print(what, seed, found[f"{what}, seed {seed}"], flush=True)
     return found
 
 
@@ -110,13 +114,13 @@ def speed():
     """Five learned rows against five calls of the MNIST network, guided."""
     problem = Model(RUNS["mnist"])
     x, cond = problem.states(jax.random.key(0), 64)
-    rows = learning.widened(
-        learning.starts(problem.field.path, 5, START, END)["adams_bashforth(order=4) on uniform"], 5
+    rows = forms.Multistep.widened(
+        forms.starts(problem.field.path, 5, START, END)["adams_bashforth(order=4) on uniform"], 5
     )
     rng = np.random.default_rng(0)
     shapes = {"gaps": (1, 5), "weights": (1, 5, 5), "scale": (1, 5)}
     delta = {name: 0.01 * rng.standard_normal(shape) for name, shape in shapes.items()}
-    solver = fj.solvers.Learned(rows=learning.tables(rows, problem.field.path, delta, 0.0, False))
+    solver = fj.solvers.Learned(rows=forms.Multistep.tables(rows, problem.field.path, delta, 0.0, False))
     bound = solver.bind(problem.field.path, solver.rows.times)
     call = jax.jit(lambda field, x, cond: field.velocity(0.5, x, cond))
 
@@ -132,7 +136,7 @@ def speed():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("mixture", "digits", "mnist", "speed"))
+    parser.add_argument("parts", nargs="+", choices=("mixture", "parallel", "digits", "mnist", "speed"))
     parser.add_argument("--counts", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     args = parser.parse_args()
@@ -141,10 +145,11 @@ def main():
     for part in args.parts:
         if part == "speed":
             known[part] = speed()
-        elif part == "mixture":
+        elif part in ("mixture", "parallel"):
             for name, of in (("linear", fj.paths.Linear()), ("VP", fj.paths.VP())):
                 own = f"mixture, {name}"
-                known[own] = known.get(own, {}) | measured(Law(of), args.counts, args.seeds)
+                for points in (1,) if part == "mixture" else (2, 3):
+                    known[own] = known.get(own, {}) | measured(Law(of), args.counts, args.seeds, points)
         else:
             known[part] = known.get(part, {}) | measured(Model(RUNS[part]), args.counts, args.seeds)
         store("learned_rows", __doc__.splitlines()[0].removeprefix("Claim: "), known)

@@ -34,6 +34,8 @@ class Solution:
         report: what the field reports of each evaluation, stacked over evaluations, or None.
         second_evaluations: evaluations of the solver's own second field (a refiner, a guidance), if it has one.
         stopped: whether `monitor` ended the run before its last evaluation, or None without one.
+        rounds: evaluations that wait for each other, of solvers that make several at once; None for the others, where
+            it is all of them.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -50,6 +52,7 @@ class Solution:
     report: Any = None
     second_evaluations: Any = None
     stopped: Any = None
+    rounds: Any = None
 
     @property
     def refiner_evaluations(self) -> Any:

@@ -51,6 +51,7 @@ def run(capsys, main, *arguments):
         ("compensation", ["--steps=3", "--num=8"], None),
         ("grid", ["--steps=3", "--num=8", "--fine=20", "--solver=euler"], None),
         ("learn", ["--steps=3", "--num=16", "--held=8", "--fine=20", "--iterations=4", "--solver=euler"], None),
+        ("learn", ["--steps=4", "--points=2", "--num=16", "--held=8", "--fine=20", "--iterations=4"], None),
     ],
 )
 def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, what, options, steps):
@@ -63,7 +64,7 @@ def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, wh
     chosen = [f"--workdir={workdir}", "--num=8", f"--calibration={file}", *([f"--steps={steps}"] if steps else [])]
     code, text, err = run(capsys, sample_main, *chosen, "--guidance=1.0", f"--out={out}")
     assert (code, err) == (0, "")
-    assert "3 evaluations" in text
+    assert f"{4 if '--points=2' in options else 3} evaluations" in text
     with np.load(out) as samples:
         assert np.isfinite(samples["x"]).all()
     code, _, err = run(capsys, sample_main, *chosen, "--guidance=2.0", f"--out={tmp_path / 'other.npz'}")
@@ -160,6 +161,7 @@ def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
         (["learn", "--workdir=nowhere", "--scales=1"], "scales=(1,) are at least two"),
         (["learn", "--workdir=nowhere", "--scales=1,no"], "scales"),
         (["learn", "--workdir=nowhere", "--times=karras"], "name a solver too"),
+        (["learn", "--workdir=nowhere", "--points=2"], "points=2 divide steps=5 evaluations"),
         (["learn", "--workdir=nowhere", "--distance=l1"], "unknown distance 'l1'"),
         (["learn", "--workdir=nowhere", "--rate=0"], "rate must be"),
         (["grid", "--workdir=nowhere", "--steps=20", "--fine=10"], "steps=20 are chosen of fine=10"),

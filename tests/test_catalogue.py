@@ -228,7 +228,7 @@ def test_noise_and_evaluations_follow_from_the_rows():
     assert facts.Entry(solvers.DDIM, "with noise", example=lambda: {"eta": 1.0}).stochastic is True
     for name, count in {"euler": 5, "heun": 10, "stochastic_heun": 9, "rk4": 20, "unipc": 5, "splitting": 5}.items():
         assert entries[name].evaluations(5) == count
-    for name in ("usf", "learned", "flowturbo", "adaptive", "dpm_adaptive"):  # steps of their own
+    for name in ("usf", "learned", "parallel", "flowturbo", "adaptive", "dpm_adaptive"):  # steps of their own
         assert entries[name].evaluations is None
         assert not entries[name].stochastic
     assert entries["edm_heun"].evaluations is None  # one less where the run reaches the data

@@ -102,7 +102,7 @@ def test_the_lists_hold_all_solvers():
     assert {name for name in FREE if solvers[name].order is None} == {"splitting", "jump", "policy"}, (
         "say order= in the fact"
     )
-    assert set(solvers) - set(FIXED) == {"usf", "dpm_adaptive", "adaptive"}
+    assert set(solvers) - set(FIXED) == {"usf", "dpm_adaptive", "adaptive", "parallel"}
     noisy = {name for name in FIXED if bind(name, "linear").pattern.noises}
     assert noisy == set(FIXED) - set(FREE) - {"flowturbo", "learned"} != set()
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowjax import _checks
-from flowjax.calibration import compensation, ems, grids, learning, schedules
+from flowjax.calibration import compensation, ems, forms, grids, learning, schedules
 from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
 from flowjax.solvers import USF, DCSolver, DPMSolverV3
 from flowjax.solvers.learned import Rows, rows_of
@@ -114,7 +114,7 @@ class Best(Calibration):
         make = lambda first, num: learning.make_pool(work, work.guidance, first, num, self.fine)  # noqa: E731
         training, held, measured = make(0, self.num), make(10**6, half), make(2 * 10**6, half)
         ends = float(work.grid[0]), float(work.grid[-1])
-        found = learning.starts(work.flow.path, self.evaluations, *ends)
+        found = forms.starts(work.flow.path, self.evaluations, *ends)
         errors = {name: _error(held, rows) for name, rows in found.items()}
         methods = {
             "dynamic programming": self._grid,
@@ -147,7 +147,7 @@ class Best(Calibration):
             low, high = interval(squares)
             line = {"name": name, "error": float(np.sqrt(squares.mean())), "low": low, "high": high}
             table.append(line | {"frechet": work.frechet(x)})
-        return learning.to_arrays(found[order[0]]) | {
+        return forms.to_arrays(found[order[0]]) | {
             "table": np.array(json.dumps(table)),
             "frechet": np.array(work.frechet(np.asarray(measured.target))),
             "measured": np.array(half),
@@ -155,7 +155,7 @@ class Best(Calibration):
 
     def _grid(self, work: Work, found: Mapping[str, Rows], errors: Mapping[str, float], held: Any) -> dict[str, Rows]:
         name = min(errors, key=lambda name: errors[name])
-        solver = learning.KNOWN[name.split(" on ")[0]]
+        solver = forms.KNOWN[name.split(" on ")[0]]
         fine = np.linspace(work.grid[0], work.grid[-1], 101)
         local = grids.local_errors(work.field, held.x[:64], fine, found[name].to, _first(held.cond, 64))
         grid = fine[grids.cheapest(local, self.evaluations)]
@@ -193,7 +193,7 @@ class Best(Calibration):
         self, work: Work, rows: Rows, name: str, training: Any, held: Any, left: float, tell: Any
     ) -> dict[str, Rows]:
         began = time.monotonic()
-        options: dict[str, Any] = {"consistent": learning.is_consistent(rows, work.flow.path)}
+        options: dict[str, Any] = {"consistent": forms.Multistep.is_consistent(rows, work.flow.path)}
         learning.learn([training], [held], rows, work.key, iterations=10, check_every=10, **options)  # compiles
         began, compiled = time.monotonic(), time.monotonic() - began
         learning.learn([training], [held], rows, work.key, iterations=10, check_every=10, **options)
@@ -210,8 +210,8 @@ class Best(Calibration):
             progress=lambda done, total, error: tell(f"learning from {name}: held-out error {error:.3g}"),
             **options,
         )
-        base = learning.widened(rows, self.evaluations)
-        return {f"learned from {name}": learning.tables(base, work.flow.path, found, 0.0, **options)}
+        base = forms.Multistep.widened(rows, self.evaluations)
+        return {f"learned from {name}": forms.Multistep.tables(base, work.flow.path, found, 0.0, **options)}
 
     @classmethod
     def summary(cls, arrays: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from flowjax import _checks, specs
 from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
-from flowjax.calibration.learning import constant_law
+from flowjax.calibration.forms import constant_law
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
 

@@ -1,15 +1,12 @@
 """Rows learned by gradient: times and weights of `solvers.Learned` that bring samples near a fine solution.
 
 The rows of the best of several known solvers are moved by Adam, through the sampler, whose evaluations are computed
-again in the backward pass. Their numbers are those of the start times what is learned, so that without a step of
-learning they are the start: gaps between times as g exp(a), weights as (b / c + s) c, where c is what all weights of a
-row add up to for a constant prediction. Rows that are `consistent` keep this sum and the scale of the state that
-belongs to it, and are then exact for constant predictions.
+again in the backward pass; `flowjax.calibration.forms` says what moves.
 
 References:
     Shaul et al. (2024), Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models,
     arXiv:2403.01329. Tong et al. (2024), Learning to Discretize Denoising Diffusion ODEs, arXiv:2405.15506 (times
-    alone). Frankel et al. (2025), S4S: Solving for a Fast Diffusion Model Solver, arXiv:2502.17423 (starts within a
+    alone). Frankel et al. (2025), S4S: Solving for a Diffusion Model Solver, arXiv:2502.17423 (starts within a
     radius).
 """
 
@@ -28,14 +25,10 @@ from jaxtyping import Array, Float, Key
 from flowjax import _checks, specs
 from flowjax.calibration import store
 from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
+from flowjax.calibration.forms import Form, form_of, of_arrays, parallel_starts, starts, to_arrays
 from flowjax.calibration.reference import reference
 from flowjax.flow import Field
-from flowjax.paths.base import GaussianPath, namespace
-from flowjax.solvers import DEIS, AdamsBashforth, DPMSolver, Euler, UniPC
-from flowjax.solvers.learned import Learned, Rows, rows_of
-from flowjax.solvers.solver import Solver
-from flowjax.solving import solve
-from flowjax.times import log_snr, quadratic, uniform
+from flowjax.solvers.learned import rows_of
 
 LEARNED = ("all", "times")
 DISTANCES = ("square", "huber")
@@ -66,69 +59,6 @@ class Pool:
     position: float = 0.0
 
 
-def constant_law(path: GaussianPath, to: str, s: Any, t: Any) -> tuple[Any, Any]:
-    """Scale of the state and sum of the weights of a step from s to t that is exact for a constant prediction."""
-    if to == "velocity":
-        return namespace(s).ones_like(s), t - s
-    a, b = (path.alpha, path.sigma) if to == "data" else (path.sigma, path.alpha)
-    ratio = b(t) / b(s)
-    return ratio, a(t) - ratio * a(s)
-
-
-def tables(base: Rows, path: GaussianPath, delta: Mapping[str, Any], position: Any, consistent: bool) -> Rows:
-    """The rows that `delta` makes of `base`: in float64 of NumPy arrays, or within a compiled function.
-
-    Args:
-        base: Rows with as many values back as are learned.
-        path: Of the field.
-        delta: "gaps" (d + 1, n), "weights" (d + 1, n, k), "scale" (d + 1, n): polynomials of degree d in `position`.
-        position: Where the scale of guidance lies in its range.
-        consistent: Whether they are exact for constant predictions.
-    """
-    xp, dtype = namespace(*delta.values()), delta["gaps"].dtype
-
-    def number(value: Any) -> Any:
-        return xp.asarray(value, dtype)
-
-    moved = {
-        name: sum(part * position**i for i, part in enumerate(coefficients)) for name, coefficients in delta.items()
-    }
-    start, end = float(base.times[0]), float(base.times[-1])
-    before = constant_law(path, base.to, base.times[:-1], base.times[1:])
-    gaps = number(np.diff(base.times)) * xp.exp(moved["gaps"])
-    inner = start + (end - start) * xp.cumsum(gaps)[:-1] / xp.sum(gaps)
-    times = xp.concatenate([number([start]), inner, number([end])])
-    ratio, total = constant_law(path, base.to, times[:-1], times[1:])
-    known = np.tril(np.ones(base.weights.shape))
-    shares = number(base.weights / before[1][:, None]) + moved["weights"] * number(known)
-    scale = ratio * (number(base.scale / before[0]) + moved["scale"])
-    if consistent:
-        shares = xp.concatenate([1 - xp.sum(shares[:, 1:], axis=1, keepdims=True), shares[:, 1:]], axis=1)
-        scale = ratio
-    return Rows(times=times, scale=scale, weights=shares * total[:, None], to=base.to)
-
-
-def widened(rows: Rows, history: int) -> Rows:
-    """The same rows with weights of `history` values.
-
-    Raises:
-        ValueError: They use more.
-    """
-    n, used = rows.weights.shape
-    history = min(history, n)
-    if used > history:
-        raise ValueError(f"these rows use {used} values, and history={history}: raise it, or start from other rows")
-    return dataclasses.replace(rows, weights=np.pad(rows.weights, ((0, 0), (0, history - used))))
-
-
-def sampled(field: Field, rows: Rows, x: Array, cond: Any) -> Array:
-    """The final states by rows whose numbers may all be traced: one compiled program for as many rows."""
-    inside = uniform(len(rows.scale), 0.25, 0.75)  # what is bound on these times does not depend on them
-    bound = Learned(rows=dataclasses.replace(rows, times=inside)).bind(field.path, inside)
-    bound = dataclasses.replace(bound, times=rows.times[:-1], grid=rows.times)
-    return solve(field, bound, x, cond=cond, checkpoint=True).x
-
-
 def _distance(x: Array, target: Array, kind: str, features: Any) -> Float[Array, " B"]:
     if features is not None:
         x, target = features(x), features(target)
@@ -136,23 +66,20 @@ def _distance(x: Array, target: Array, kind: str, features: Any) -> Float[Array,
     return apart if kind == "square" else jnp.sqrt(apart + 0.03**2) - 0.03
 
 
-_sampled = jax.jit(sampled)
+@functools.partial(jax.jit, static_argnames="form")
+def _sampled(form: type[Form], field: Field, rows: Any, x: Array, cond: Any) -> Array:
+    return form.sampled(field, rows, x, cond)
 
 
-def final(pool: Pool, rows: Rows, some: range) -> Float[np.ndarray, "B ..."]:
+def final(pool: Pool, rows: Any, some: range) -> Float[np.ndarray, "B ..."]:
     """The final states of some noises of a pool, float64."""
-    made = jax.tree.map(functools.partial(jnp.asarray, dtype=pool.x.dtype), widened(rows, len(rows.scale)))
+    form = form_of(rows)
+    made = jax.tree.map(functools.partial(jnp.asarray, dtype=pool.x.dtype), form.widened(rows, 0))
     cond = jax.tree.map(lambda c: c[some.start : some.stop], pool.cond)
-    return np.asarray(_sampled(pool.field, made, pool.x[some.start : some.stop], cond), np.float64)
+    return np.asarray(_sampled(form, pool.field, made, pool.x[some.start : some.stop], cond), np.float64)
 
 
-def is_consistent(rows: Rows, path: GaussianPath) -> bool:
-    """Whether rows are exact for constant predictions."""
-    scale, total = constant_law(path, rows.to, rows.times[:-1], rows.times[1:])
-    return bool(np.allclose(rows.weights.sum(1), total, atol=1e-9) and np.allclose(rows.scale, scale, atol=1e-9))
-
-
-def distances(pools: Sequence[Pool], rows: Callable[[float], Rows], batch: int = 64) -> Float[np.ndarray, " N"]:
+def distances(pools: Sequence[Pool], rows: Callable[[float], Any], batch: int = 64) -> Float[np.ndarray, " N"]:
     """Mean square distance of the final state of each sample of all pools from its target.
 
     Args:
@@ -175,7 +102,7 @@ def distances(pools: Sequence[Pool], rows: Callable[[float], Rows], batch: int =
     return every
 
 
-def error(pools: Sequence[Pool], rows: Callable[[float], Rows], batch: int = 64) -> float:
+def error(pools: Sequence[Pool], rows: Callable[[float], Any], batch: int = 64) -> float:
     """Root mean square of `distances`."""
     return float(np.sqrt(np.mean(distances(pools, rows, batch))))
 
@@ -199,7 +126,7 @@ def check_options(
 def learn(
     pools: Sequence[Pool],
     held: Sequence[Pool],
-    base: Rows,
+    base: Any,
     key: Key[Array, ""],
     *,
     iterations: int = 800,
@@ -223,7 +150,7 @@ def learn(
     Args:
         pools: What is learned from, one for each scale of guidance.
         held: What decides, likewise; of other noises.
-        base: Where learning starts.
+        base: Where learning starts: `solvers.Rows` or `ParallelRows`.
         key: Of the order of the noises.
         iterations: Steps of Adam; its rate falls to 0 by a cosine.
         batch: Noises of a step.
@@ -243,8 +170,8 @@ def learn(
         progress: Called with (done, iterations, best error on held-out noise).
 
     Returns:
-        The polynomials that `tables` takes, and the errors on held-out noise "start", "best", and "training", that of
-        the best on the noises that it was learned from.
+        The polynomials that `Form.tables` takes, and the errors on held-out noise "start", "best", and "training",
+        that of the best on the noises that it was learned from.
 
     Raises:
         ValueError: A number out of its range, samples that are not finite, a partial file of something else.
@@ -261,23 +188,24 @@ def learn(
     _checks.whole(_checks.COUNT, check_every=check_every)
     _checks.whole("[0, inf)", degree=degree)
     _checks.real("[0, 1)", decay=decay)
-    path, n = pools[0].field.path, len(base.scale)
-    base = widened(base, history or n)
-    if consistent and not is_consistent(base, path):
+    path, form = pools[0].field.path, form_of(base)
+    base = form.widened(base, history)
+    if consistent and not form.is_consistent(base, path):
         raise ValueError(
             "the rows to start from are not exact for constant predictions: start from others, or consistent=False"
         )
-    shapes = {"gaps": (degree + 1, n), "weights": (degree + 1, *base.weights.shape), "scale": (degree + 1, n)}
-    delta = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    delta = {name: jnp.zeros((degree + 1, *shape)) for name, shape in form.shapes(base).items()}
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, max(iterations, 1)))
     )
-    fixed = {"gaps": False, "weights": learned == "times", "scale": learned == "times" or consistent}
+    fixed = {
+        name: (learned == "times" and name not in form.times) or (consistent and name == "scale") for name in delta
+    }
     offsets = [jnp.zeros_like(pool.x) if radius else jnp.zeros(()) for pool in pools]
 
     def loss(delta: Any, moved: Any, pool: Pool, x: Array, target: Array, cond: Any) -> Array:
-        rows = tables(base, path, delta, pool.position, consistent)
-        found = sampled(pool.field, rows, x + moved, cond)
+        rows = form.tables(base, path, delta, pool.position, consistent)
+        found = form.sampled(pool.field, rows, x + moved, cond)
         return jnp.mean(_distance(found, target, distance, features))
 
     @jax.jit
@@ -300,7 +228,7 @@ def learn(
         return {name: np.asarray(part, np.float64) for name, part in found.items()}
 
     def measured(found: Any) -> float:
-        return error(held, lambda position: tables(base, path, exact(found), position, consistent))
+        return error(held, lambda position: form.tables(base, path, exact(found), position, consistent))
 
     start = measured(delta)
     carry, best, lowest, done = (delta, optimizer.init(delta), delta), delta, start, 0
@@ -338,7 +266,7 @@ def learn(
                 store.save(file, kept | {"lowest": np.array(lowest)}, belongs | {"done": iteration + 1})
             progress(iteration + 1, iterations, lowest)
     found = exact(best)
-    training = error(pools, lambda position: tables(base, path, found, position, consistent))
+    training = error(pools, lambda position: form.tables(base, path, found, position, consistent))
     return found, {"start": start, "best": lowest, "training": training}
 
 
@@ -346,39 +274,12 @@ def learn(
 # From a model to a file
 # --------------------------------------------------------------------------------------------------------------------
 
-KNOWN: Mapping[str, Solver] = {
-    "euler": Euler(),
-    "adams_bashforth(order=2)": AdamsBashforth(order=2),
-    "adams_bashforth(order=4)": AdamsBashforth(order=4),
-    "dpm_solver(order=2)": DPMSolver(order=2),
-    "dpm_solver(order=3)": DPMSolver(order=3),
-    "unipc(order=2)": UniPC(order=2),
-    "unipc(order=3)": UniPC(order=3),
-    "deis(order=3)": DEIS(order=3),
-}
-"""Solvers with one evaluation in each step, of which the best on a model is where learning starts."""
 
-
-def starts(path: GaussianPath, steps: int, start: float, end: float) -> dict[str, Rows]:
-    """The rows of known solvers on equal and quadratic steps of time, and equal ones of log-SNR where it is finite."""
-    grids = {"uniform": uniform(steps, start, end), "quadratic": quadratic(steps, start, end)}
-    if np.isfinite(path.lam(start)) and np.isfinite(path.lam(end)):
-        grids["log_snr"] = log_snr(path, steps, start, end)
-    found = {}
-    for name, solver in KNOWN.items():
-        for kind, grid in grids.items():
-            try:
-                found[f"{name} on {kind}"] = rows_of(solver.bind(path, grid))
-            except ValueError:  # a method that is not defined at an end
-                continue
-    return found
-
-
-def _same(rows: Rows, position: float) -> Rows:
+def _same(rows: Any, position: float) -> Any:
     return rows
 
 
-def best_start(rows: Mapping[str, Rows], pools: Sequence[Pool]) -> tuple[str, float]:
+def best_start(rows: Mapping[str, Any], pools: Sequence[Pool]) -> tuple[str, float]:
     """The name of the rows with the least error, and their error.
 
     Raises:
@@ -415,14 +316,6 @@ def make_pool(work: Work, scale: float, first: int, num: int, fine: int, positio
     return Pool(field=field, x=x, target=jnp.concatenate(targets), cond=cond, position=position)
 
 
-def to_arrays(rows: Rows, delta: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
-    """Rows and what was learned of them, as a file holds them."""
-    zero = {"gaps": np.zeros((1, len(rows.scale))), "weights": np.zeros((1, *rows.weights.shape))}
-    zero |= {"scale": np.zeros((1, len(rows.scale)))}
-    named = {"times": rows.times, "base_scale": rows.scale, "base_weights": rows.weights, "to": np.array(rows.to)}
-    return named | dict(zero if delta is None else delta)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learning(Calibration):
     """Times and weights of a solver learned by gradient (`learn`), for one scale of guidance or a range.
@@ -444,6 +337,7 @@ class Learning(Calibration):
         radius: How far the noise of a sample may move.
         scales: Scales of guidance that one file serves, with all between them, in place of one.
         degree: Of the polynomial in the scale.
+        points: Evaluations that go through the network together; steps are then groups of so many.
         solver: Spec of the solver to start from; the best of those that are known on this model unless it is given.
         times: Spec of its grid, with its ends; that of equal steps.
 
@@ -472,6 +366,7 @@ class Learning(Calibration):
         (), "Scales of guidance that one file serves, such as 1,1.5,2; with those between."
     )
     degree: int = option(2, "Degree of the polynomials in the scale, with --scales.")
+    points: int = option(1, "Evaluations of a step that go through the network as one batch.")
     solver: str | None = option(None, "Solver to start from; the best of the known ones by default.")
     times: str | None = option(None, "Its grid, in place of --start and --end.")
 
@@ -480,6 +375,11 @@ class Learning(Calibration):
         _checks.whole(_checks.COUNT, held=self.held, fine=self.fine)
         _checks.whole("[0, 8]", degree=self.degree)
         check_options(**{name: getattr(self, name) for name in _PASSED if name != "consistent"})
+        _checks.whole(_checks.COUNT, points=self.points)
+        if self.steps % self.points or (self.points > 1 and (self.solver or self.history)):
+            raise ValueError(
+                f"points={self.points} divide steps={self.steps} evaluations, and go without solver and history"
+            )
         for scale in self.scales:
             _checks.real("[0, inf)", scales=scale)
         if self.scales and len(set(self.scales)) < 2:
@@ -509,10 +409,14 @@ class Learning(Calibration):
         work.progress(0, self.iterations, "fine solutions")
         pools = [pool(scale, i * each, each) for i, scale in enumerate(scales)]
         aside = [pool(scale, 10**6 + i * held, held) for i, scale in enumerate(scales)]
-        if self.solver is None:
-            rows = starts(work.flow.path, self.steps, float(work.grid[0]), float(work.grid[-1]))
+        path, ends = work.flow.path, (float(work.grid[0]), float(work.grid[-1]))
+        rows: Mapping[str, Any]
+        if self.solver is not None:
+            rows = {self.solver: rows_of(specs.build("solver", self.solver).bind(path, work.grid))}
+        elif self.points > 1:
+            rows = parallel_starts(path, self.steps // self.points, self.points, *ends)
         else:
-            rows = {self.solver: rows_of(specs.build("solver", self.solver).bind(work.flow.path, work.grid))}
+            rows = starts(path, self.steps, *ends)
         name, _ = best_start(rows, aside)
         found, errors = learn(
             pools,
@@ -527,7 +431,7 @@ class Learning(Calibration):
             ),
             **{k: getattr(self, k) for k in _PASSED},
         )
-        made = to_arrays(widened(rows[name], self.history or self.steps), found)
+        made = to_arrays(form_of(rows[name]).widened(rows[name], self.history), found)
         return made | {"began": np.array(name)} | {f"error_{kind}": np.array(value) for kind, value in errors.items()}
 
     @classmethod
@@ -540,15 +444,11 @@ class Learning(Calibration):
     @classmethod
     def use(cls, stored: Stored) -> Calibrated:
         """The rows for this scale, at their times."""
-        arrays, record = stored.arrays, stored.record
-        base = Rows(
-            times=arrays["times"], scale=arrays["base_scale"], weights=arrays["base_weights"], to=str(arrays["to"])
-        )
+        record = stored.record
         low, high = (end(record.get("scales") or [0.0]) for end in (min, max))
         position = 0.0 if low == high else 2 * (stored.guidance - low) / (high - low) - 1
-        delta = {name: arrays[name] for name in ("gaps", "weights", "scale")}
-        rows = tables(base, stored.flow.path, delta, position, record["consistent"])
-        return Calibrated(Learned(rows=rows), rows.times)
+        rows = of_arrays(stored.arrays, stored.flow.path, position, record["consistent"])
+        return Calibrated(form_of(rows).solver(rows), rows.times)
 
 
 _PASSED = ("iterations", "batch", "rate", "history", "learned", "consistent", "distance", "radius")

@@ -23,6 +23,7 @@ from flowjax.solvers.jump import Jump
 from flowjax.solvers.learned import Learned, Rows, rows_of
 from flowjax.solvers.midpoint import Midpoint
 from flowjax.solvers.nesterov import Nesterov
+from flowjax.solvers.parallel import Parallel, ParallelRows
 from flowjax.solvers.policy import Policy
 from flowjax.solvers.rk4 import RK4
 from flowjax.solvers.sa_solver import SASolver

@@ -7,7 +7,7 @@ are `rows_of(bound)`. `flowjax.calibration.learning` moves them by gradient.
 
 References:
     Shaul et al. (2024), Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models,
-    arXiv:2403.01329. Frankel et al. (2025), S4S: Solving for a Fast Diffusion Model Solver, arXiv:2502.17423.
+    arXiv:2403.01329. Frankel et al. (2025), S4S: Solving for a Diffusion Model Solver, arXiv:2502.17423.
 """
 
 import itertools

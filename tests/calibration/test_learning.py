@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import flowjax as fj
-from flowjax.calibration import learning
+from flowjax.calibration import forms, learning
 from flowjax.calibration.grids import cheapest, local_errors
 from flowjax.calibration.reference import reference
 
@@ -57,9 +57,9 @@ def test_each_way_of_learning_lowers_the_error(pools, options):
         assert found["gaps"].any()
     if "history" in options:
         assert found["weights"].shape == (1, 4, 2)
-    wide = learning.widened(base, options.get("history", 4))
-    rows = learning.tables(wide, LINEAR, found, 0.0, options.get("consistent", False))
-    assert learning.is_consistent(rows, LINEAR) == options.get("consistent", "learned" in options)
+    wide = forms.Multistep.widened(base, options.get("history", 4))
+    rows = forms.Multistep.tables(wide, LINEAR, found, 0.0, options.get("consistent", False))
+    assert forms.Multistep.is_consistent(rows, LINEAR) == options.get("consistent", "learned" in options)
     x = fj.solve(train.field, fj.solvers.Learned(rows=rows), held.x, rows.times).x
     apart = float(jnp.sqrt(jnp.mean((x - held.target) ** 2)))
     np.testing.assert_allclose(apart, errors["best"], rtol=1e-4)
@@ -79,7 +79,7 @@ def test_features_decide_what_is_near(pools):
     train, held = pools
     options = OPTIONS | {"features": lambda x: x[:, :2]}
     found, _ = learning.learn([train], [held], euler(), jax.random.key(0), **options)
-    rows = learning.tables(learning.widened(euler(), 4), LINEAR, found, 0.0, False)
+    rows = forms.Multistep.tables(forms.Multistep.widened(euler(), 4), LINEAR, found, 0.0, False)
     before, after = (learning.final(held, r, range(64)) - np.asarray(held.target) for r in (euler(), rows))
     assert np.abs(after[:, :2]).mean() < np.abs(before[:, :2]).mean()
 
@@ -92,8 +92,8 @@ def test_a_range_of_scales(pools):
     options = OPTIONS | {"degree": 1, "iterations": 80}
     found, errors = learning.learn(ends, ends, euler(), jax.random.key(0), **options)
     assert errors["best"] < 0.8 * errors["start"]
-    wide = learning.widened(euler(), 4)
-    low, high = (learning.tables(wide, LINEAR, found, u, False) for u in (-1.0, 1.0))
+    wide = forms.Multistep.widened(euler(), 4)
+    low, high = (forms.Multistep.tables(wide, LINEAR, found, u, False) for u in (-1.0, 1.0))
     assert not np.allclose(low.weights, high.weights)
 
 
@@ -162,8 +162,8 @@ def test_the_gradient_keeps_one_step(pools):
     train, _ = pools
 
     def temporary(steps):
-        base = jax.tree.map(jnp.float32, learning.widened(euler(steps), 2))
-        value = lambda weights: learning.sampled(  # noqa: E731
+        base = jax.tree.map(jnp.float32, forms.Multistep.widened(euler(steps), 2))
+        value = lambda weights: forms.Multistep.sampled(  # noqa: E731
             train.field, dataclasses.replace(base, weights=weights), train.x, None
         ).sum()
         return jax.jit(jax.grad(value)).lower(base.weights).compile().memory_analysis().temp_size_in_bytes
@@ -173,8 +173,8 @@ def test_the_gradient_keeps_one_step(pools):
 
 
 def test_the_best_start_is_the_best(pools):
-    rows = learning.starts(LINEAR, 4, 1e-3, 1 - 1e-3)
-    assert len(rows) == 3 * len(learning.KNOWN)
+    rows = forms.starts(LINEAR, 4, 1e-3, 1 - 1e-3)
+    assert len(rows) == 3 * len(forms.KNOWN)
     name, error = learning.best_start(rows, [pools[1]])
     assert error == min(learning.error([pools[1]], lambda _, one=one: one) for one in rows.values())
     assert name != "euler on uniform"

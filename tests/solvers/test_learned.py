@@ -10,7 +10,7 @@ import pytest
 from problem import PATHS, Problem, foreign_loop, relative
 
 import flowjax as fj
-from flowjax.calibration import learning
+from flowjax.calibration import forms, learning
 from flowjax.calibration.reference import reference
 from flowjax.solvers import Learned, Rows, rows_of
 
@@ -22,16 +22,16 @@ def problem(path):
 
 
 @pytest.mark.parametrize("path", ["linear", "vp"])
-@pytest.mark.parametrize("name", learning.KNOWN)
+@pytest.mark.parametrize("name", forms.KNOWN)
 def test_rows_of_known_solvers_are_these_solvers(name, path):
-    solver, p = learning.KNOWN[name], problem(path)
+    solver, p = forms.KNOWN[name], problem(path)
     rows = rows_of(solver.bind(p.path, GRID))
     flow = fj.Flow(lambda x, t, cond: jnp.sin(2 * x + 3 * t[:, None]), path=p.path)
     x = fj.noise(jax.random.key(0), (6, 3))
     expected, found = fj.solve(flow, solver, x, GRID), fj.solve(flow, Learned(rows=rows), x, rows.times)
     assert relative(found.x, expected.x) < 2e-6
     assert (found.evaluations, found.network_calls) == (expected.evaluations, expected.network_calls) == (5, 5)
-    assert learning.is_consistent(rows, p.path)
+    assert forms.Multistep.is_consistent(rows, p.path)
     assert rows.weights.shape[1] == {"euler": 1, "deis(order=3)": 3}.get(name, rows.weights.shape[1])
 
 
@@ -75,7 +75,7 @@ def test_times_are_their_own():
 
 def moved(path):
     rng, base = np.random.default_rng(0), rows_of(fj.solvers.AdamsBashforth(order=3).bind(PATHS[path], GRID))
-    base = learning.widened(base, 5)
+    base = forms.Multistep.widened(base, 5)
     shapes = {"gaps": (1, 5), "weights": (1, 5, 5), "scale": (1, 5)}
     delta = {name: 0.1 * rng.standard_normal(shape) for name, shape in shapes.items()}
     return base, delta
@@ -84,7 +84,7 @@ def moved(path):
 def test_every_loop_has_the_same_numbers():
     path = PATHS["linear"]
     base, delta = moved("linear")
-    solver = Learned(rows=learning.tables(base, path, delta, 0.0, False))
+    solver = Learned(rows=forms.Multistep.tables(base, path, delta, 0.0, False))
     flow = fj.Flow(lambda x, t, cond: jnp.sin(2 * x + 3 * t[:, None]), path=path)
     x, times = fj.noise(jax.random.key(0), (6, 3)), solver.rows.times
     expected = fj.solve(flow, solver, x, times).x
@@ -102,7 +102,7 @@ def test_every_loop_has_the_same_numbers():
     found = [fj.solve(flow, other, x).x for other in others]
     assert fj.solving._run._cache_size() == before + 1  # one program for both
     assert relative(found[1], expected) < 2e-6
-    within = learning.sampled(flow, jax.tree.map(jnp.float32, solver.rows), x, None)
+    within = forms.Multistep.sampled(flow, jax.tree.map(jnp.float32, solver.rows), x, None)
     assert relative(within, expected) < 2e-6
 
 
@@ -111,12 +111,12 @@ def test_every_loop_has_the_same_numbers():
 def test_consistent_rows_are_exact_for_constants(path, to):
     base, delta = moved(path)
     p = PATHS[path]
-    scale, total = learning.constant_law(p, to, base.times[:-1], base.times[1:])
+    scale, total = forms.constant_law(p, to, base.times[:-1], base.times[1:])
     base = dataclasses.replace(base, scale=scale, weights=np.diag(total) if to == "x" else base.weights, to=to)
-    rows = learning.tables(base, p, delta, 0.0, True)
+    rows = forms.Multistep.tables(base, p, delta, 0.0, True)
     flow = fj.Flow(lambda x, t, cond: jnp.full_like(x, 0.7), path=p, prediction=to)
     x, (s, t) = fj.noise(jax.random.key(0), (4, 2)), (rows.times[0], rows.times[-1])
-    ratio, all_of_it = learning.constant_law(p, to, np.float64(s), np.float64(t))
+    ratio, all_of_it = forms.constant_law(p, to, np.float64(s), np.float64(t))
     found = fj.solve(flow, Learned(rows=rows), x, rows.times).x
     np.testing.assert_allclose(found, ratio * np.asarray(x) + 0.7 * all_of_it, rtol=2e-4, atol=2e-5)
     assert np.all(np.diff(rows.times) > 0)
@@ -128,7 +128,7 @@ def test_without_learning_rows_are_the_start():
     base, delta = moved("linear")
     zero = {name: np.zeros_like(part) for name, part in delta.items()}
     for consistent in (False, True):
-        rows = learning.tables(base, PATHS["linear"], zero, 0.3, consistent)
+        rows = forms.Multistep.tables(base, PATHS["linear"], zero, 0.3, consistent)
         for name in ("times", "scale", "weights"):
             np.testing.assert_allclose(getattr(rows, name), getattr(base, name), rtol=1e-13, atol=1e-15)
     flow = fj.Flow(lambda x, t, cond: -x, path=PATHS["linear"])
@@ -157,7 +157,7 @@ def test_two_rows_find_the_optimum_of_a_linear_problem():
     )
     assert errors["start"] > 0.05
     assert errors["best"] < 1e-3
-    rows = learning.tables(learning.widened(base, 2), law.path, found, 0.0, True)
+    rows = forms.Multistep.tables(forms.Multistep.widened(base, 2), law.path, found, 0.0, True)
     k = [float(law.velocity(t, jnp.ones((1, 1)))[0, 0]) for t in rows.times[:2]]
     first = rows.scale[0] + rows.weights[0, 0] * k[0]
     factor = rows.scale[1] * first + rows.weights[1, 0] * k[1] * first + rows.weights[1, 1] * k[0]
