@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from measure import RESULTS, alternate, ratio, store
 
 import flowjax as fj
@@ -51,7 +52,7 @@ class Law:
 class Model:
     """A trained flow with the guidance of its recipe."""
 
-    noises, options, fine = (512, 64, 128), dict(iterations=600, batch=16, rate=5e-3, check_every=50), 100
+    noises, options, fine = (512, 64, 128), dict(iterations=800, batch=16, rate=2e-2, check_every=50), 100
     ways = (True,)
 
     def __init__(self, run):
@@ -134,6 +135,29 @@ def speed():
     return {"five learned rows / five network calls": ratio(seconds, "rows", "calls")}
 
 
+def picture(known):
+    """Errors of the best fixed solver and of learned rows, means over the seeds."""
+    lines = {}
+    for name, runs in known.items():
+        for key, numbers in runs.items() if name != "speed" else ():
+            lines.setdefault(f"{name}, {key.split(',')[0]}", []).append(
+                (numbers["its error"], numbers["error of learned rows"])
+            )
+    figure = Figure(figsize=(7, 0.34 * len(lines) + 1), layout="constrained")
+    axes = figure.subplots()
+    for place, found in enumerate(lines.values()):
+        fixed, learned = np.mean(found, axis=0)
+        axes.plot([learned, fixed], [place, place], color="lightgrey", zorder=0)
+        axes.scatter([fixed], [place], color="tab:grey", label=None if place else "best fixed solver")
+        axes.scatter([learned], [place], color="tab:red", label=None if place else "learned rows")
+    axes.set_yticks(range(len(lines)), lines)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("root mean square distance to the fine solution")
+    axes.legend(loc="lower left")
+    figure.savefig(RESULTS.parent.parent / "docs" / "figures" / "learned_rows.png", dpi=120)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("mixture", "parallel", "digits", "mnist", "speed"))
@@ -153,6 +177,7 @@ def main():
         else:
             known[part] = known.get(part, {}) | measured(Model(RUNS[part]), args.counts, args.seeds)
         store("learned_rows", __doc__.splitlines()[0].removeprefix("Claim: "), known)
+        picture(known)
 
 
 if __name__ == "__main__":

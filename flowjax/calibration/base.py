@@ -57,6 +57,12 @@ class Work:
         file: What will be written; what is done so far lies beside it.
         record: What the result belongs to.
         progress: Called with what is done, all there is to do, and how it goes.
+
+    Example:
+        >>> import dataclasses
+        >>> from flowjax.calibration.base import Work
+        >>> [field.name for field in dataclasses.fields(Work)][:4]
+        ['recipe', 'flow', 'guide', 'guidance']
     """
 
     recipe: Any
@@ -101,6 +107,15 @@ class Stored:
         flow: What is sampled.
         guidance: With which scale.
         steps: In how many steps.
+
+    Example:
+        >>> import flowjax as fj, numpy as np
+        >>> from flowjax.calibration.base import Stored
+        >>> from flowjax.calibration.grids import Grid
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> found = {"arrays": {"times": np.array([0.0, 0.4, 1.0])}, "record": {}, "flow": flow}
+        >>> Grid.use(Stored(file="grid.npz", guidance=1.0, steps=2, **found)).times.tolist()
+        [0.0, 0.4, 1.0]
     """
 
     file: Any

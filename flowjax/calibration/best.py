@@ -105,14 +105,18 @@ class Best(Calibration):
     def compute(self, work: Work) -> dict[str, np.ndarray]:
         """Rows of the winner, and the table."""
         began, budget, half = time.monotonic(), seconds(self.budget), max(self.num // 2, 2)
-        spent = lambda: time.monotonic() - began  # noqa: E731
+
+        def spent() -> float:
+            return time.monotonic() - began
 
         def tell(text: str) -> None:
             work.progress(int(spent()), int(budget), text)
 
         tell("fine solutions")
-        make = lambda first, num: learning.make_pool(work, work.guidance, first, num, self.fine)  # noqa: E731
-        training, held, measured = make(0, self.num), make(10**6, half), make(2 * 10**6, half)
+        training, held, measured = (
+            learning.make_pool(work, work.guidance, first, num, self.fine)
+            for first, num in ((0, self.num), (10**6, half), (2 * 10**6, half))
+        )
         ends = float(work.grid[0]), float(work.grid[-1])
         found = forms.starts(work.flow.path, self.evaluations, *ends)
         errors = {name: _error(held, rows) for name, rows in found.items()}
@@ -192,13 +196,12 @@ class Best(Calibration):
     def _learned(
         self, work: Work, rows: Rows, name: str, training: Any, held: Any, left: float, tell: Any
     ) -> dict[str, Rows]:
-        began = time.monotonic()
+        clock = [time.monotonic()]
         options: dict[str, Any] = {"consistent": forms.Multistep.is_consistent(rows, work.flow.path)}
-        learning.learn([training], [held], rows, work.key, iterations=10, check_every=10, **options)  # compiles
-        began, compiled = time.monotonic(), time.monotonic() - began
-        learning.learn([training], [held], rows, work.key, iterations=10, check_every=10, **options)
-        each = (time.monotonic() - began) / 10
-        iterations = int(min((left - compiled) / each, 2000))
+        more = options | {"progress": lambda *_: clock.append(time.monotonic())}
+        learning.learn([training], [held], rows, work.key, iterations=20, check_every=10, **more)
+        each = (clock[2] - clock[1]) / 10  # the ten before were compiled
+        iterations = int(min((left - 2 * (clock[-1] - clock[0])) / each, 2000))  # and what follows is compiled again
         if iterations < 50:
             return {}
         found, _ = learning.learn(

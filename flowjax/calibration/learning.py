@@ -131,7 +131,7 @@ def learn(
     *,
     iterations: int = 800,
     batch: int = 16,
-    rate: float = 5e-3,
+    rate: float = 1e-2,
     decay: float = 0.98,
     degree: int = 0,
     history: int = 0,
@@ -233,7 +233,7 @@ def learn(
     start = measured(delta)
     carry, best, lowest, done = (delta, optimizer.init(delta), delta), delta, start, 0
     file = None if partial is None else Path(partial)
-    belongs = {**(record or {}), "base": base.weights.tolist(), "held_out": start}
+    belongs = {**(record or {}), "base": base.weights.tolist()}
     leaves, structure = jax.tree.flatten((carry, best))
     known, done = store.resume(file, belongs)
     if done:
@@ -356,7 +356,7 @@ class Learning(Calibration):
     fine: int = option(100, "Steps of the fine solution that samples are to reach.")
     iterations: int = option(800, "Iterations of Adam.")
     batch: int = option(16, "Noises of an iteration.")
-    rate: float = option(5e-3, "Largest rate of Adam.")
+    rate: float = option(1e-2, "Largest rate of Adam.")
     history: int = option(0, "Values that a row may use, 0 for all.")
     learned: str = option("all", "What is learned: all, or times (LD3).")
     consistent: bool = option(True, "Whether rows stay exact for constant predictions.")
