@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from measure import RESULTS, alternate, ratio, store
 
 import flowjax as fj
@@ -153,8 +154,9 @@ def picture(known):
     axes.set_yticks(range(len(lines)), lines)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("root mean square distance to the fine solution")
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside upper right", ncols=2)
     figure.savefig(RESULTS.parent.parent / "docs" / "figures" / "learned_rows.png", dpi=120)
 
 
