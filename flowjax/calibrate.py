@@ -169,6 +169,8 @@ def calibrate(
         made = np.asarray(x * recipe.scale + recipe.shift, np.float32)
         return float(evaluation.frechet_distance(extractor.features(made), real))
 
+    with _cli.usage_errors():
+        _ = source() if calibration.reads_data else None
     began = time.perf_counter()
     console = Console()
     columns = (TextColumn(values.what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))

@@ -150,6 +150,7 @@ class Calibration(abc.ABC):
     end: float = option(1 - 1e-3, "Last sampling time.")
     num: int = option(128, "Samples that it is computed with.")
 
+    reads_data: ClassVar[bool] = False  # whether it asks for data, which are then opened before any work
     # Options of which one stands for others, which must not be given beside it.
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"times": ("start", "end")}
 

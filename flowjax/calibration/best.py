@@ -74,6 +74,8 @@ class Best(Calibration):
         [((5,), '300s'), ((8,), '300s')]
     """
 
+    reads_data = True
+
     num: int = option(256, "Noises that rows are learned from; half as many decide, and as many again measure.")
     steps: tuple[int, ...] = option((5, 8, 10), "Numbers of evaluations.")
     budget: str = option("10m", "Time for all of them, such as 90s, 10m or 1h.")

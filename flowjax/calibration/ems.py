@@ -227,6 +227,8 @@ class EMS(Calibration):
         {'num': 512, 'points': 40, 'mode': 'element'}
     """
 
+    reads_data = True
+
     num: int = option(512, "Training samples.")
     points: int = option(120, "Intervals of the statistics.")
     mode: str = option("element", "Statistics per element, channel or scalar.")

@@ -414,6 +414,8 @@ class Searched(Calibration):
         {'num': 128, 'steps': 8, 'rounds': 12}
     """
 
+    reads_data = True
+
     num: int = option(128, "Samples that candidates are measured on.")
     steps: int = option(5, "Evaluations.")
     rounds: int = option(12, "Rounds of the search.")

@@ -26,6 +26,8 @@ class Transport(Calibration):
         {'num': 1000}
     """
 
+    reads_data = True
+
     start: float = option(0.5, "Time of the states that the map gives, where sampling begins.")
     num: int = option(1000, "Training samples.")
 
