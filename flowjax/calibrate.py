@@ -44,6 +44,7 @@ from flowjax.calibration.base import Work
 from flowjax.calibration.use import record
 from flowjax.recipe import Recipe, Request, load
 from flowjax.training import put_batch
+from flowjax.training.mesh import count_rows
 from flowjax.training.workdir import Lock
 
 
@@ -157,7 +158,9 @@ def calibrate(
         return extractor, extractor.features(np.asarray(source().take(10_000).x))
 
     def batch(i: int) -> tuple[jax.Array, Any]:
-        drawn = put_batch(batches().batch(i), mesh)
+        drawn = batches().batch(i)
+        if calibration.num % count_rows(mesh) == 0:
+            drawn = put_batch(drawn, mesh)
         return drawn["x1"], drawn["cond"]
 
     def mean() -> float:
