@@ -85,7 +85,7 @@ def test_sweep_is_measured_written_pictured_and_resumed(workdir, capsys, monkeyp
     # Known rows are not computed again, a new one is; the table is that of the flags.
     sampled = []
     sample = Recipe.generate
-    monkeypatch.setattr(Recipe, "generate", lambda *a, **k: sampled.append(k["steps"]) or sample(*a, **k))
+    monkeypatch.setattr(Recipe, "generate", lambda *a, **k: sampled.append(len(k["grid"]) - 1) or sample(*a, **k))
     assert run(workdir, "--solvers=euler", "--steps=1,3", "--guidance=1") == 0
     out = capsys.readouterr().out
     assert sampled == [3]
