@@ -43,7 +43,7 @@ from flowjax.calibration import KINDS, store
 from flowjax.calibration.base import Work
 from flowjax.calibration.use import record
 from flowjax.recipe import Recipe, Request, load
-from flowjax.training import put_batch
+from flowjax.training import over, put_batch
 from flowjax.training.mesh import count_rows
 from flowjax.training.workdir import Lock
 
@@ -121,8 +121,9 @@ def main(values: flags.FlagValues) -> None:
     mesh = _cli.mesh(values)
     with _cli.usage_errors():
         flow, recipe = load(values.workdir, mesh)
-    for part in calibration.parts():
-        calibrate(values, part, flow, recipe, scale, fields, mesh)
+    with over(mesh):
+        for part in calibration.parts():
+            calibrate(values, part, flow, recipe, scale, fields, mesh)
 
 
 def calibrate(

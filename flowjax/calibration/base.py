@@ -180,7 +180,7 @@ class Calibration(abc.ABC):
         """The options that the result depends on, as JSON values."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         kept = {name: value for name, value in own.items() if name not in ("start", "end") and value is not None}
-        return {k: specs.text(v) if k in ("times", "solver", "objective") else v for k, v in kept.items()}
+        return {k: specs.text(v) if k in ("times", "solver") else v for k, v in kept.items()}
 
     @classmethod
     def serves(cls, known: Mapping[str, Any], guidance: float) -> bool:

@@ -11,6 +11,7 @@ References:
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,22 @@ from flowjax.solvers.requests import Updates, evaluate, pairs, step
 from flowjax.solvers.rows import FIELD
 from flowjax.solvers.solver import Solver
 from flowjax.times import check_times
+
+
+def as_numbers(rows: Any, names: Sequence[str]) -> None:
+    """Makes float64 arrays of these attributes of frozen rows.
+
+    Raises:
+        ValueError: One is no array of finite numbers.
+    """
+    for name in names:
+        try:
+            array = np.asarray(getattr(rows, name), np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} of rows are numbers, got {getattr(rows, name)!r}") from None
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} of rows hold NaN or infinite numbers")
+        object.__setattr__(rows, name, array)
 
 
 @fact(
@@ -64,14 +81,7 @@ class Rows:
         _checks.choose("prediction", self.to, PREDICTIONS)
         if any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves((self.times, self.scale, self.weights))):
             return
-        for name in ("times", "scale", "weights"):
-            try:
-                array = np.asarray(getattr(self, name), np.float64)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} of rows are numbers, got {getattr(self, name)!r}") from None
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} of rows hold NaN or infinite numbers")
-            object.__setattr__(self, name, array)
+        as_numbers(self, ("times", "scale", "weights"))
         n = len(check_times(self.times)) - 1
         if self.scale.shape != (n,) or self.weights.ndim != 2 or not 1 <= self.weights.shape[1] <= len(self.weights):
             raise ValueError(

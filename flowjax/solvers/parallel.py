@@ -28,6 +28,7 @@ from flowjax.facts import fact
 from flowjax.flow import Field, count
 from flowjax.paths.base import PREDICTIONS, at_least_single
 from flowjax.solvers.adaptive import OwnSteps
+from flowjax.solvers.learned import as_numbers
 from flowjax.times import check_times
 
 
@@ -80,14 +81,7 @@ class ParallelRows:
         names = ("times", "points", "states", "values", "scale", "weights")
         if any(isinstance(getattr(self, name), jax.core.Tracer) for name in names):
             return
-        for name in names:
-            try:
-                array = np.asarray(getattr(self, name), np.float64)
-            except (TypeError, ValueError):
-                raise ValueError(f"{name} of rows are numbers, got {getattr(self, name)!r}") from None
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} of rows hold NaN or infinite numbers")
-            object.__setattr__(self, name, array)
+        as_numbers(self, names)
         n = len(check_times(self.times)) - 1
         k = self.points.shape[-1] if self.points.ndim == 2 else 0
         expected = {"points": (n, k), "states": (n, k), "values": (n, k, k), "scale": (n,), "weights": (n, 2 * k)}

@@ -62,7 +62,8 @@ def over(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
 
     Dense layers merge batch and tokens into one axis, which no device could hold a part of that is cut along both.
     Within these surroundings, JAX's own of a mesh, they keep both axes, so that attention alone exchanges anything:
-    the keys and values of all tokens.
+    the keys and values of all tokens; and convolutions are of whole examples, since XLA computes those of cut ones
+    wrongly on some meshes.
     """
     return jax.set_mesh(mesh) if mesh.shape["sequence"] > 1 else contextlib.nullcontext()
 
