@@ -226,7 +226,10 @@ class Best(Calibration):
             between = f"{line['low']:.4g} to {line['high']:.4g}"
             rows.append(f"{line['name']:44}{line['error']:9.4g} {between:>19} {line['frechet']:8.3g}")
         rows.append(f"{'fine solution':44}{0:9} {'':>19} {float(arrays['frechet']):8.3g}")
-        return "\n".join([*rows, f"on {arrays['measured']} noises that nothing was chosen by"])
+        rows.append(f"on {arrays['measured']} noises that nothing was chosen by")
+        if not any(line["name"].startswith("learned") for line in json.loads(str(arrays["table"]))):
+            rows.append("no time was left to learn rows: remove the file and give a larger --budget")
+        return "\n".join(rows)
 
     @classmethod
     def use(cls, stored: Stored) -> Calibrated:
