@@ -63,7 +63,7 @@ class Form(abc.ABC):
 
     Example:
         >>> import flowjax as fj
-        >>> from flowjax.calibration.rows import form_of
+        >>> from flowjax.calibration.forms import form_of
         >>> rows = fj.solvers.rows_of(fj.solvers.Euler().bind(fj.paths.Linear(), fj.times.uniform(3)))
         >>> form_of(rows).shapes(rows)
         {'gaps': (3,), 'weights': (3, 1), 'scale': (3,)}
@@ -118,7 +118,7 @@ class Multistep(Form):
     """`solvers.Rows`: weights of the newest values.
 
     Example:
-        >>> from flowjax.calibration.rows import Multistep
+        >>> from flowjax.calibration.forms import Multistep
         >>> Multistep.times
         ('gaps',)
     """
@@ -181,7 +181,7 @@ class Stacked(Form):
     """`solvers.ParallelRows`: several points in each step.
 
     Example:
-        >>> from flowjax.calibration.rows import Stacked
+        >>> from flowjax.calibration.forms import Stacked
         >>> Stacked.times
         ('gaps', 'fractions')
     """

@@ -143,7 +143,7 @@ def test_wraps_fixed_grid_solvers_only():
         HeavyBall(solver=fj.solvers.Adaptive())
 
 
-SILENT = ("dpm_solver_v3", "usf", "sa_solver", "er_sde", "splitting", "jump", "policy", "consistency")
+SILENT = ("dpm_solver_v3", "usf", "learned", "sa_solver", "er_sde", "splitting", "jump", "policy", "consistency")
 
 
 @pytest.mark.parametrize("wrapper", [HeavyBall, Nesterov])

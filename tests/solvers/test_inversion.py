@@ -38,7 +38,7 @@ from flowjax.solvers import (
 from flowjax.times import uniform
 
 LINEAR = PATHS["linear"]
-ONE_WAY = ("splitting", "jump", "policy")  # has tests of its own; knows spans towards the data alone
+ONE_WAY = ("splitting", "jump", "policy", "learned")  # have tests of their own; know spans towards the data alone
 DETERMINISTIC = [n for n, e in solvers.items() if issubclass(e.make, Solver) and not e.stochastic and n not in ONE_WAY]
 MORE = {
     "2s": (DPMSolver(scheme="singlestep", form="noise"), 2),
