@@ -5,7 +5,7 @@
 
 `mixture`: a law of three components in four dimensions whose velocity is exact, on a straight and a VP path; rows that
 are consistent and free ones are learned, and held-out noise decides. `parallel`: the same with two and three points in
-each round. `digits`, `mnist`: flows of `benchmarks/models`, with the guidance of their recipes, and consistent rows.
+each round. `digits`, `mnist`: flows of `benchmarks/models`, with the guidance of their recipes, and free rows.
 Three seeds, each with noises of its own to learn from, to decide when to stop, and to measure; errors are root mean
 square distances to a fine solution from the same noise. The best fixed solver is that of `calibration.forms.KNOWN` on
 three grids, with as many evaluations as there are rounds, that has the least error on the noises that measure, which
@@ -25,7 +25,7 @@ from matplotlib.ticker import NullFormatter
 from measure import RESULTS, alternate, ratio, store
 
 import flowjax as fj
-from flowjax.calibration import forms, learning
+from flowjax.calibration import forms, learning, least_squares
 from flowjax.calibration.reference import reference
 from flowjax.recipe import load_run
 
@@ -37,7 +37,7 @@ START, END = 1e-3, 1 - 1e-3
 class Law:
     """The mixture on a path."""
 
-    noises, options, fine = (4096, 512, 4096), dict(iterations=1500, batch=128, rate=2e-2, check_every=50), 400
+    noises, options, fine = (4096, 512, 4096), dict(iterations=40, batch=4096), 400
     ways = (True, False)
 
     def __init__(self, path):
@@ -53,8 +53,8 @@ class Law:
 class Model:
     """A trained flow with the guidance of its recipe."""
 
-    noises, options, fine = (512, 64, 128), dict(iterations=800, batch=16, rate=2e-2, check_every=50), 100
-    ways = (True,)
+    noises, options, fine = (256, 64, 128), dict(iterations=8, batch=128), 100
+    ways = (False,)
 
     def __init__(self, run):
         networks, self.recipe = load_run(run)
@@ -73,7 +73,7 @@ def pool(problem, key, num):
         some = slice(i, i + (512 if cond is None else 64))
         c = jax.tree.map(lambda c, some=some: c[some], cond)
         targets.append(reference(problem.field, x[some], fj.times.uniform(5, START, END), c, steps=problem.fine)[-1])
-    return learning.Pool(field=problem.field, x=x, target=jax.numpy.concatenate(targets), cond=cond)
+    return least_squares.Pool(field=problem.field, x=x, target=jax.numpy.concatenate(targets), cond=cond)
 
 
 def measured(problem, counts, seeds=SEEDS, points=1):
@@ -92,12 +92,12 @@ def measured(problem, counts, seeds=SEEDS, points=1):
             form, ways = forms.form_of(rows[name]), {}
             for way in problem.ways:
                 more = {"consistent": way} | problem.options
-                moved, errors = learning.learn([train], [held], rows[name], keys[3], **more)
+                moved, errors = least_squares.learn([train], [held], rows[name], keys[3], **more)
                 ways[errors["best"]] = moved, errors, way
             delta, errors, way = ways[min(ways)]
             seconds = time.perf_counter() - began
             made = form.tables(form.widened(rows[name], 0), path, delta, 0.0, way)
-            learned = learning.error([measure], lambda position, made=made: made)
+            learned = least_squares.error([measure], lambda position, made=made: made)
             what = f"{count} evaluations" if points == 1 else f"{count} rounds of {points}"
             found[f"{what}, seed {seed}"] = {
                 "best fixed": fixed,

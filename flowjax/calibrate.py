@@ -9,7 +9,7 @@
     python -m flowjax.calibrate transport --workdir=runs/digits --start=0.5
 
 best: tries all of this within the time given, prints what is nearest to a fine solution, and keeps the winner where
-`flowjax.sample --calibration=auto` finds it. learn: times and weights of a solver by gradient, for one number of
+`flowjax.sample --calibration=auto` finds it. learn: times and weights of a solver by least squares, for one number of
 evaluations; with --scales=1,2 for all scales of guidance between. grid: times with the least local errors, by dynamic
 programming. ems: the statistics of DPM-Solver-v3, from the training data, for any number of steps. compensation: the
 ratios of DC-Solver for one number of steps. schedule: a solver searched for one number of evaluations. transport: the
@@ -28,6 +28,7 @@ Solvers, grids and fields are written name(option=value, ...), --guidance is a s
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,10 @@ def calibrate(
         made = np.asarray(x * recipe.scale + recipe.shift, np.float32)
         return float(evaluation.frechet_distance(extractor.features(made), real))
 
+    def features() -> Callable[[jax.Array], jax.Array]:
+        extractor = evaluation.network_extractor(source())
+        return lambda x: extractor.traced(x * recipe.scale + recipe.shift)
+
     with _cli.usage_errors():
         _ = source() if calibration.reads_data else None
     began = time.perf_counter()
@@ -200,6 +205,7 @@ def calibrate(
                 batch=batch,
                 mean=mean,
                 frechet=frechet,
+                features=features,
                 file=file,
                 record=belongs,
                 progress=progress,

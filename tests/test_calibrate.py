@@ -50,8 +50,8 @@ def run(capsys, main, *arguments):
         ("ems", ["--points=20", "--num=128", "--mode=scalar", "--start=0.1", "--end=0.9"], 3),
         ("compensation", ["--steps=3", "--num=8"], None),
         ("grid", ["--steps=3", "--num=8", "--fine=20", "--solver=euler"], None),
-        ("learn", ["--steps=3", "--num=16", "--held=8", "--fine=20", "--iterations=4", "--solver=euler"], None),
-        ("learn", ["--steps=4", "--points=2", "--num=16", "--held=8", "--fine=20", "--iterations=4"], None),
+        ("learn", ["--steps=3", "--num=16", "--held=8", "--fine=20", "--iterations=2", "--solver=euler"], None),
+        ("learn", ["--steps=4", "--points=2", "--num=16", "--held=8", "--fine=20", "--iterations=2"], None),
     ],
 )
 def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, what, options, steps):
@@ -163,7 +163,7 @@ def test_a_map_and_a_schedule_from_the_command_line(capsys, tmp_path, workdir):
         (["learn", "--workdir=nowhere", "--times=karras"], "name a solver too"),
         (["learn", "--workdir=nowhere", "--points=2"], "points=2 divide steps=5 evaluations"),
         (["learn", "--workdir=nowhere", "--distance=l1"], "unknown distance 'l1'"),
-        (["learn", "--workdir=nowhere", "--rate=0"], "rate must be"),
+        (["learn", "--workdir=nowhere", "--batch=0"], "batch must be"),
         (["grid", "--workdir=nowhere", "--steps=20", "--fine=10"], "steps=20 are chosen of fine=10"),
         (["best", "--workdir=nowhere", "--budget=5"], "budget=5 must be a time such as"),
         (["best", "--workdir=nowhere", "--steps=5,0"], "steps must be at least 1"),
@@ -244,7 +244,7 @@ def test_one_file_for_a_range_of_scales(capsys, tmp_path, workdir):
         "--num=32",
         "--held=16",
         "--fine=20",
-        "--iterations=6",
+        "--iterations=2",
         "--solver=euler",
         "--scales=1,1.5,2",
     ]

@@ -133,15 +133,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def begin(main, *arguments, count=2, devices=4, **variables):
-    """Processes of a main, with so many devices each."""
+def begin(main, *arguments, count=2, devices=4, joined=True, **variables):
+    """Processes of a main, with so many devices each; one that is joined adds numbers of devices as several do."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices))
     command = [sys.executable, "-m", f"flowjax.{main}", *map(str, arguments)]
-    if count > 1:
+    if joined:
         command += [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     return [
         subprocess.Popen(
-            [*command, *([f"--process_id={i}"] if count > 1 else [])],
+            [*command, *([f"--process_id={i}"] if joined else [])],
             env=environment | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -175,9 +175,9 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_killed_in_two_processes_and_resumed_in_one(tmp_path, tiny):
-    """Two processes of four devices; one is killed; one process of eight goes on: losses of a run without all this.
+    """Two processes of four devices; one is killed; one process of eight goes on: exactly the losses of one process.
 
-    But for the order in which numbers of several devices are added.
+    One that is not joined adds the numbers of its devices in another order: there the losses agree to rounding.
     """
     tiny.append("--config.train.steps=60")
     processes = begin("train", *tiny)
@@ -194,11 +194,14 @@ def test_killed_in_two_processes_and_resumed_in_one(tmp_path, tiny):
     texts = finish(begin("train", *tiny, count=1, devices=8))
     assert "resumed after step" in texts[0][0]
 
-    tiny[1] = f"--workdir={tmp_path / 'other'}"
-    finish(begin("train", *tiny, count=1, devices=8))
-    found, expected = losses(tmp_path / "run"), losses(tmp_path / "other")
-    assert found.keys() == expected.keys()
-    np.testing.assert_allclose([*found.values()], [*expected.values()], rtol=1e-3)
+    for name in ("joined", "alone"):
+        tiny[1] = f"--workdir={tmp_path / name}"
+        finish(begin("train", *tiny, count=1, devices=8, joined=name == "joined"))
+    found = losses(tmp_path / "run")
+    assert found == losses(tmp_path / "joined")
+    alone = losses(tmp_path / "alone")
+    assert found.keys() == alone.keys()
+    np.testing.assert_allclose([*found.values()], [*alone.values()], rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -237,12 +240,13 @@ def test_two_processes_sample_evaluate_and_calibrate(tmp_path, tiny):
         for path in folder.iterdir():
             path.unlink()
     (x, cond, row, schedule), (x1, cond1, row1, schedule1) = found
-    np.testing.assert_allclose(x, x1, atol=1e-5)
+    np.testing.assert_array_equal(x, x1)
     np.testing.assert_array_equal(cond, cond1)
-    for name in ("evaluations", "accuracy"):
+    for name in ("evaluations", "accuracy", "fd"):
         assert row[name] == row1[name]
-    assert schedule["schedule"] == schedule1["schedule"]
-    np.testing.assert_allclose(schedule["error"], schedule1["error"], rtol=1e-4)
+    assert schedule.keys() == schedule1.keys()
+    for name in schedule.keys() - {"seconds"}:
+        np.testing.assert_array_equal(schedule[name], schedule1[name], err_msg=name)
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ class Work:
         batch: Gives normalised data x1 (B, ...) and conditions, the same for the same number; reads the data.
         mean: Gives the mean of the normalised data; reads them.
         frechet: Gives the Frechet distance of normalised samples from the data; reads them.
+        features: Gives a function of normalised samples to the features of a network, for JAX; reads the data.
         file: What will be written; what is done so far lies beside it.
         record: What the result belongs to.
         progress: Called with what is done, all there is to do, and how it goes.
@@ -75,6 +76,7 @@ class Work:
     batch: Callable[[int], tuple[Array, Any]]
     mean: Callable[[], float]
     frechet: Callable[[np.ndarray], float]
+    features: Callable[[], Callable[[Array], Array]]
     file: Path
     record: Mapping[str, Any]
     progress: Callable[[int, int, str], None]
@@ -150,7 +152,6 @@ class Calibration(abc.ABC):
     end: float = option(1 - 1e-3, "Last sampling time.")
     num: int = option(128, "Samples that it is computed with.")
 
-    reads_data: ClassVar[bool] = False  # whether it asks for data, which are then opened before any work
     # Options of which one stands for others, which must not be given beside it.
     instead: ClassVar[Mapping[str, tuple[str, ...]]] = {"times": ("start", "end")}
 
@@ -158,6 +159,11 @@ class Calibration(abc.ABC):
         """Times of `steps` equal steps, or by the spec `times`, where there are such options."""
         steps, spec = self.evaluations or 1, getattr(self, "times", None)
         return times.uniform(steps, self.start, self.end) if spec is None else recipe.build_times(spec, steps)
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it asks for data, which are then opened before any work."""
+        return False
 
     def check(self, recipe: Any) -> None:  # noqa: B027
         """Refuses options that do not go with a run, before weights are read."""

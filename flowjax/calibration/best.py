@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowjax import _checks
-from flowjax.calibration import compensation, ems, forms, grids, learning, schedules
+from flowjax.calibration import compensation, ems, forms, grids, learning, least_squares, schedules
 from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
 from flowjax.solvers import USF, DCSolver, DPMSolverV3
 from flowjax.solvers.learned import Rows, rows_of
@@ -74,8 +74,6 @@ class Best(Calibration):
         [((5,), '300s'), ((8,), '300s')]
     """
 
-    reads_data = True
-
     num: int = option(256, "Noises that rows are learned from; half as many decide, and as many again measure.")
     steps: tuple[int, ...] = option((5, 8, 10), "Numbers of evaluations.")
     budget: str = option("10m", "Time for all of them, such as 90s, 10m or 1h.")
@@ -103,6 +101,11 @@ class Best(Calibration):
     def sizes(self) -> dict[str, Any]:
         """Without the time: what is found is found."""
         return {"num": self.num, "steps": self.evaluations, "fine": self.fine}
+
+    @property
+    def reads_data(self) -> bool:
+        """It does."""
+        return True
 
     def compute(self, work: Work) -> dict[str, np.ndarray]:
         """Rows of the winner, and the table."""
@@ -147,7 +150,7 @@ class Best(Calibration):
         table = []
         for name in order[:SHOWN]:
             x = np.concatenate(
-                [learning.final(measured, found[name], range(i, min(i + 64, half))) for i in range(0, half, 64)]
+                [least_squares.final(measured, found[name], range(i, min(i + 64, half))) for i in range(0, half, 64)]
             )
             squares = np.mean((x - np.asarray(measured.target, np.float64)) ** 2, axis=tuple(range(1, x.ndim)))
             low, high = interval(squares)
@@ -198,25 +201,23 @@ class Best(Calibration):
     def _learned(
         self, work: Work, rows: Rows, name: str, training: Any, held: Any, left: float, tell: Any
     ) -> dict[str, Rows]:
-        clock = [time.monotonic()]
-        options: dict[str, Any] = {"consistent": forms.Multistep.is_consistent(rows, work.flow.path)}
-        more = options | {"progress": lambda *_: clock.append(time.monotonic())}
-        learning.learn([training], [held], rows, work.key, iterations=20, check_every=10, **more)
-        each = (clock[2] - clock[1]) / 10  # the ten before were compiled
-        iterations = int(min((left - 2 * (clock[-1] - clock[0])) / each, 2000))  # and what follows is compiled again
-        if iterations < 50:
+        began = time.monotonic()
+        _error(held, rows)  # compiled before
+        each = (time.monotonic() - began) / len(held.x) * (self.evaluations + 5) * self.evaluations / 2
+        batch = min(int(left / 4 / each), len(training.x))  # four steps are most of the gain
+        if batch < 16:
             return {}
-        found, _ = learning.learn(
+        found, _ = least_squares.learn(
             [training],
             [held],
             rows,
             jax.random.fold_in(work.key, 1),
-            iterations=iterations,
+            batch=batch,
+            seconds=left,
             progress=lambda done, total, error: tell(f"learning from {name}: held-out error {error:.3g}"),
-            **options,
         )
         base = forms.Multistep.widened(rows, self.evaluations)
-        return {f"learned from {name}": forms.Multistep.tables(base, work.flow.path, found, 0.0, **options)}
+        return {f"learned from {name}": forms.Multistep.tables(base, work.flow.path, found, 0.0, False)}
 
     @classmethod
     def summary(cls, arrays: Mapping[str, Any]) -> str:
@@ -239,7 +240,7 @@ class Best(Calibration):
 
 def _error(pool: Any, rows: Rows) -> float:
     try:
-        return learning.error([pool], lambda position: rows)
+        return least_squares.error([pool], lambda position: rows)
     except ValueError:
         return float("inf")
 

@@ -10,6 +10,7 @@ from flowjax.evaluation.extractors import (
     Raw,
     default_extractor,
     load_extractor,
+    network_extractor,
     train_network,
 )
 from flowjax.evaluation.frechet import frechet_distance
@@ -39,6 +40,7 @@ __all__ = [
     "manifold_report",
     "nearest_distances",
     "negative_log_likelihood",
+    "network_extractor",
     "pictures",
     "sample_report",
     "sliced_wasserstein",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -144,6 +145,11 @@ class ImageClassifier:
         """The mean activations of the last layer, with mean 0 and deviation 1 over the training data."""
         return (self._activations(x) - self.centre) / self.spread
 
+    def traced(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
+        """The same features in float32 within a function of JAX, which can be differentiated."""
+        found = self.network.features((x - self.shift) / self.scale)
+        return (found - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.spread, x.dtype)
+
     def predict(self, x: Num[np.ndarray, "N H W C"]) -> Int[np.ndarray, " N"]:
         """Class of each image."""
         head = self.network.head
@@ -237,13 +243,26 @@ def default_extractor(source: Source, seed: int = 0) -> Extractor:
     """
     if len(source.x.shape) != 4:
         return Raw()
+    small = source.take(20_000, seed)
+    x, cond, classes = np.asarray(small.x), small.cond, small.num_classes
+    if cond is not None and classes is not None and x.size <= SMALL:
+        if np.bincount(cond, minlength=classes).min() > 1 < classes:
+            return train_classifier(x, cond, classes, seed)
+    return network_extractor(source, seed)
+
+
+def network_extractor(source: Source, seed: int = 0) -> ImageClassifier:
+    """The convolutional network of `default_extractor`, however small the data.
+
+    Raises:
+        ValueError: The data are no images.
+    """
+    if len(source.x.shape) != 4:
+        raise ValueError(f"a network gives features of images (N, H, W, C), these data are {source.x.shape}")
     source = source.take(20_000, seed)
     x, cond, classes = np.asarray(source.x), source.cond, source.num_classes
-    if cond is not None and classes is not None:
-        if x.size <= SMALL and np.bincount(cond, minlength=classes).min() > 1 < classes:
-            return train_classifier(x, cond, classes, seed)
-        if classes > 1:
-            return train_network(x, cond, classes, seed=seed)
+    if cond is not None and classes is not None and classes > 1:
+        return train_network(x, cond, classes, seed=seed)
     turns = (0, 1, 2, 3) if x.shape[1] == x.shape[2] else (0, 2)
     turned = np.concatenate([np.rot90(x, k, axes=(1, 2)) for k in turns])
     return train_network(turned, np.repeat(np.arange(len(turns)), len(x)), len(turns), seed=seed)

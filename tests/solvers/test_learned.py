@@ -10,7 +10,7 @@ import pytest
 from problem import PATHS, Problem, foreign_loop, relative
 
 import flowjax as fj
-from flowjax.calibration import forms, learning
+from flowjax.calibration import forms, least_squares
 from flowjax.calibration.reference import reference
 from flowjax.solvers import Learned, Rows, rows_of
 
@@ -133,8 +133,8 @@ def test_without_learning_rows_are_the_start():
             np.testing.assert_allclose(getattr(rows, name), getattr(base, name), rtol=1e-13, atol=1e-15)
     flow = fj.Flow(lambda x, t, cond: -x, path=PATHS["linear"])
     x = fj.noise(jax.random.key(0), (8, 2))
-    pool = learning.Pool(field=flow, x=x, target=reference(flow, x, GRID)[-1])
-    found, errors = learning.learn([pool], [pool], base, jax.random.key(0), iterations=0)
+    pool = least_squares.Pool(field=flow, x=x, target=reference(flow, x, GRID)[-1])
+    found, errors = least_squares.learn([pool], [pool], base, jax.random.key(0), iterations=0)
     assert not any(part.any() for part in found.values())
     assert errors["best"] == errors["start"]
 
@@ -150,11 +150,9 @@ def test_two_rows_find_the_optimum_of_a_linear_problem():
     flow = fj.Flow(law.network("velocity"), path=law.path)
     x = fj.noise(jax.random.key(0), (512, 2))
     exact = x * np.sqrt(law.path.sigma(1.0) ** 2 + 0.25) / 1.0
-    pools = [learning.Pool(field=flow, x=x[i : i + 256], target=exact[i : i + 256]) for i in (0, 256)]
+    pools = [least_squares.Pool(field=flow, x=x[i : i + 256], target=exact[i : i + 256]) for i in (0, 256)]
     base = rows_of(fj.solvers.AdamsBashforth(order=2).bind(law.path, fj.times.uniform(2)))
-    found, errors = learning.learn(
-        pools[:1], pools[1:], base, jax.random.key(1), iterations=400, batch=64, rate=2e-2, consistent=True
-    )
+    found, errors = least_squares.learn(pools[:1], pools[1:], base, jax.random.key(1), batch=64, consistent=True)
     assert errors["start"] > 0.05
     assert errors["best"] < 1e-3
     rows = forms.Multistep.tables(forms.Multistep.widened(base, 2), law.path, found, 0.0, True)

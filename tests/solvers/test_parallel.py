@@ -9,7 +9,7 @@ import pytest
 from problem import PATHS, Executions, relative
 
 import flowjax as fj
-from flowjax.calibration import forms, learning
+from flowjax.calibration import forms, least_squares
 from flowjax.calibration.reference import reference
 from flowjax.solvers import Parallel, ParallelRows
 
@@ -106,15 +106,13 @@ def test_more_points_learn_more():
     flow = fj.Flow(law.network("velocity"), path=law.path)
 
     def pool(seed):
-        x = law.path.start(fj.noise(jax.random.key(seed), (128, 2)), GRID[0])
-        return learning.Pool(field=flow, x=x, target=reference(flow, x, fj.times.uniform(4, *GRID))[-1])
+        x = law.path.start(fj.noise(jax.random.key(seed), (512, 2)), GRID[0])
+        return least_squares.Pool(field=flow, x=x, target=reference(flow, x, fj.times.uniform(4, *GRID))[-1])
 
     train, held, errors = pool(1), pool(2), []
     for points in (1, 2):
         start = forms.parallel_starts(law.path, 3, points, *GRID)[f"velocity at {points} points on uniform"]
-        found, error = learning.learn(
-            [train], [held], start, jax.random.key(0), iterations=100, batch=64, rate=2e-2, consistent=True
-        )
+        found, error = least_squares.learn([train], [held], start, jax.random.key(0), batch=512, consistent=True)
         assert error["best"] < 0.8 * error["start"]
         arrays = forms.to_arrays(start, found)
         again = forms.of_arrays(arrays, law.path, 0.0, True)
