@@ -5,15 +5,16 @@
 
 `mixture`: a law of three components in four dimensions whose velocity is exact, on a straight and a VP path; rows that
 are consistent and free ones are learned, and held-out noise decides. `parallel`: the same with two and three points in
-each round. `digits`, `mnist`: flows of `benchmarks/models`, with the guidance of their recipes, and free rows.
-Three seeds, each with noises of its own to learn from, to decide when to stop, and to measure; errors are root mean
-square distances to a fine solution from the same noise. The best fixed solver is that of `calibration.forms.KNOWN` on
-three grids, with as many evaluations as there are rounds, that has the least error on the noises that measure, which
-favours it. Parts and counts that are not named keep their numbers. `speed`: five learned rows against five network
-calls.
+each round. `digits`, `mnist`: flows of `benchmarks/models`, with the guidance of their recipes, and free rows; MNIST is
+read from a file `mnist.npz` in the folder this is started from. Three seeds, each with noises of its own to learn from,
+to decide when to stop, and to measure; errors are root mean square distances to a fine solution from the same noise.
+The best fixed solver is that of `calibration.forms.KNOWN` on three grids, with as many evaluations as there are rounds,
+that has the least error on the noises that measure, which favours it. Parts and counts that are not named keep their
+numbers. `speed`: five learned rows against five network calls.
 """
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from matplotlib.ticker import NullFormatter
 from measure import RESULTS, alternate, ratio, store
 
 import flowjax as fj
+from flowjax import data, evaluation
 from flowjax.calibration import forms, learning, least_squares
 from flowjax.calibration.reference import reference
 from flowjax.recipe import load_run
@@ -37,13 +39,17 @@ START, END = 1e-3, 1 - 1e-3
 class Law:
     """The mixture on a path."""
 
-    noises, options, fine = (4096, 512, 4096), dict(iterations=40, batch=4096), 400
+    noises, fine = (4096, 512, 4096), 400
     ways = (True, False)
 
     def __init__(self, path):
         means = 1.2 * np.random.default_rng(0).normal(size=(3, 4))
         law = fj.oracles.Mixture(weights=np.array([0.3, 0.25, 0.45]), means=means, stds=0.3, path=path)
         self.field = fj.Flow(law.network("velocity"), path=path, prediction="velocity")
+
+    def options(self, count):
+        """Of learning."""
+        return {"iterations": 40, "batch": 4096}
 
     def states(self, key, num):
         """Start states, and no conditions."""
@@ -53,12 +59,40 @@ class Law:
 class Model:
     """A trained flow with the guidance of its recipe."""
 
-    noises, options, fine = (256, 64, 128), dict(iterations=8, batch=128), 100
+    noises, fine = (256, 64, 256), 100
     ways = (False,)
 
     def __init__(self, run):
         networks, self.recipe = load_run(run)
         self.field = self.recipe.field(self.recipe.flow(networks["network"]))
+
+    def options(self, count):
+        """Of learning; fewer noises for more evaluations, of which each costs more."""
+        return {"iterations": 6, "batch": 640 // count}
+
+    @functools.cached_property
+    def judge(self):
+        """Features of the data, and the extractor that gives them."""
+        source = data.load(self.recipe.data["name"], **self.recipe.data["options"])
+        extractor = evaluation.default_extractor(source)
+        return extractor, extractor.features(np.asarray(source.take(2000, 0).x))
+
+    def frechet(self, x, target):
+        """Frechet distances of samples and of the fine solution to the data, with the interval of the difference."""
+        extractor, real = self.judge
+        made, fine = (
+            extractor.features(np.asarray(s * self.recipe.scale + self.recipe.shift, np.float32)) for s in (x, target)
+        )
+        rng = np.random.default_rng(0)
+        apart = []
+        for _ in range(100):
+            some = rng.integers(len(made), size=len(made))
+            apart.append(evaluation.frechet_distance(made[some], real) - evaluation.frechet_distance(fine[some], real))
+        return {
+            "Frechet distance": float(evaluation.frechet_distance(made, real)),
+            "of the fine solution": float(evaluation.frechet_distance(fine, real)),
+            "difference, 95 % over noises": [float(q) for q in np.quantile(apart, [0.025, 0.975])],
+        }
 
     def states(self, key, num):
         """Start states, and all classes in turn."""
@@ -91,7 +125,7 @@ def measured(problem, counts, seeds=SEEDS, points=1):
             name, _ = learning.best_start(rows, [held])
             form, ways = forms.form_of(rows[name]), {}
             for way in problem.ways:
-                more = {"consistent": way} | problem.options
+                more = {"consistent": way} | problem.options(count)
                 moved, errors = least_squares.learn([train], [held], rows[name], keys[3], **more)
                 ways[errors["best"]] = moved, errors, way
             delta, errors, way = ways[min(ways)]
@@ -108,6 +142,9 @@ def measured(problem, counts, seeds=SEEDS, points=1):
                 "noises": problem.noises[0],
                 "seconds of learning": seconds,
             }
+            if isinstance(problem, Model):
+                x = [least_squares.final(measure, made, range(i, i + 64)) for i in range(0, len(measure.x), 64)]
+                found[f"{what}, seed {seed}"] |= problem.frechet(np.concatenate(x), np.asarray(measure.target))
             print(what, seed, found[f"{what}, seed {seed}"], flush=True)
     return found
 

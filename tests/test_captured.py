@@ -146,6 +146,7 @@ def test_functions_that_capture_nothing_stand_for_themselves():
         assert marked(function) is function
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_rules_likelihood_after_step_and_calibration_see_changes_too():
     box = {"weight": jnp.float32(0.5)}

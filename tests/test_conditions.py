@@ -172,6 +172,7 @@ def conditions(size):
     }
 
 
+@pytest.mark.slow
 def test_dropout_takes_all_conditions_of_an_example_or_none():
     batch = {"x1": jnp.zeros((4096, 1)), "cond": conditions(4096)}
     draws = FlowMatching(path=fj.paths.Linear(), label_dropout=0.25, null=NULL).draw(jax.random.key(0), batch)

@@ -22,7 +22,8 @@ def trained(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of solids, hundreds of bodies are built and rendered.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "solids" else n for n in NAMES])
 def test_config_and_its_smoke_version_are_valid(name, trained):
     full, smoke = _cli.load_config(name), _cli.load_config(f"{name}:smoke")
     assert full.train.steps > smoke.train.steps

@@ -108,6 +108,7 @@ def test_straightness_is_a_flag(workdir, capsys):
     assert "straightness must be" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_live_run_and_an_export_are_only_read(workdir, tmp_path, capsys):
     """Another process may be writing a checkpoint; an export has none, and other weights begin a new list."""
     make_run(tmp_path / "run", 3)

@@ -19,6 +19,7 @@ def normal(x, mean, std):
     return norm.logpdf(np.asarray(x), mean, std).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [Linear(), Trig()], ids=lambda p: type(p).__name__)
 def test_gaussian_to_the_tolerance_asked_for(path):
     """Exact divergence in float64, three dimensions, far into the tail: errors fall with the tolerance."""
@@ -91,6 +92,7 @@ def test_a_second_call_compiles_nothing_and_the_prior_may_be_another():
     assert len(traces) == seen
 
 
+@pytest.mark.slow
 def test_gradients():
     """d log p / dx is the score of the data; d log p / d mean is its negative."""
     x = jnp.array([[0.2], [0.9]])

@@ -237,6 +237,7 @@ def test_everything_is_finite_at_both_ends(path):
             assert bool(np.all(np.isfinite(list(predictions(target, t, x).values()))))
 
 
+@pytest.mark.slow
 def test_network_has_the_calling_convention_and_is_a_pytree():
     target = oracles.Mixture.default(Linear())
     x, t = points(), jnp.linspace(0, 1, 7)

@@ -33,6 +33,7 @@ class Seen:
         return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_networks_get_times_in_the_precision_of_the_state(dtype):
     x, seen = jnp.ones((3, 2), dtype), Seen()

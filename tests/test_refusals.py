@@ -56,6 +56,7 @@ def numbers(config):
     return [(k, v) for k, v in leaves(config) if isinstance(v, int | float) and not isinstance(v, bool)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_number_of_a_config_has_bounds(capsys, tmp_path, name):
     """Whatever a number is for, it is finite, not negative and not larger than what can be counted."""
@@ -345,6 +346,7 @@ def test_training_under_a_file(capsys, tmp_path):
     assert listing(tmp_path) == [str(tmp_path / "file")]
 
 
+@pytest.mark.slow
 def test_calibration_files_that_are_none(capsys, tmp_path, workdir):
     recipe = Recipe.load(workdir)
     flow = Flow(network=recipe.build_network(nnx.Rngs(0)), path=recipe.build_path(), prediction="velocity")

@@ -172,6 +172,7 @@ def load(workdir, **options):
     return jax.device_get(fj.load(workdir, **options)[0].network)
 
 
+@pytest.mark.slow
 def test_a_run_survives_the_loss_of_its_small_files(capsys, tmp_path, tiny):
     """As after a power cut; what is gone, and what is done about it, is said."""
     workdir = tmp_path / "run"
@@ -295,6 +296,7 @@ def spoiled(monkeypatch, steps):
     monkeypatch.setattr(data.Batches, "batch", batch)
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_reported_and_too_many_end_the_run(capsys, tmp_path, tiny, monkeypatch):
     spoiled(monkeypatch, {1, 3})
     code, out, err = run(capsys, *tiny, "--config.train.max_skipped=2")

@@ -92,7 +92,7 @@ class Learning(Calibration):
         (1.0, 2.0)
     """
 
-    num: int = option(512, "Noises that are learned from.")
+    num: int = option(256, "Noises that are learned from.")
     steps: int = option(5, "Evaluations.")
     held: int = option(64, "Held-out noises, which decide what is kept.")
     fine: int = option(100, "Steps of the fine solution that samples are to reach.")
@@ -100,7 +100,7 @@ class Learning(Calibration):
     batch: int = option(128, "Noises of a step.")
     history: int = option(0, "Values that a row may use, 0 for all.")
     learned: str = option("all", "What is learned: all, or times (LD3).")
-    consistent: bool = option(True, "Whether rows stay exact for constant predictions.")
+    consistent: bool = option(False, "Whether rows stay exact for constant predictions.")
     distance: str = option("square", "Distance to the fine solution: square or huber.")
     features: bool = option(False, "Whether it is that of the features of a network trained on the data.")
     radius: float = option(0.0, "How far the noise of each sample may move, root mean square (S4S).")

@@ -21,6 +21,7 @@ def normal_batch(shape):
     return lambda i: (fj.noise(jax.random.key(100 + i), shape), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "linear", "ve"])
 def test_gaussian_data(name):
     """l = sigma^2/V; f does not vary, so s = 0, and one first-order step is the whole flow."""
@@ -51,6 +52,7 @@ def test_gaussian_data(name):
         assert relative(end, expected) < 2e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 20.0])
 def test_what_smoothing_and_rounding_make_of_gaussian_data_is_no_variation(mean, double):
@@ -64,6 +66,7 @@ def test_what_smoothing_and_rounding_make_of_gaussian_data_is_no_variation(mean,
             assert not ems.estimate(flow, batch, KEY, start=0.1, end=0.9, points=40, compat=compat).s.any()
 
 
+@pytest.mark.slow
 def test_a_mixture_varies_but_where_noise_is_nearly_all():
     path = PATHS["linear"]
     target = Mixture.default(path)
@@ -116,6 +119,7 @@ def test_few_points_and_few_samples_suffice(points, num):
         assert mine < plain / 3
 
 
+@pytest.mark.slow
 def test_probes_find_the_diagonal():
     """One probe is exact for a diagonal Jacobian, and right on average for any other."""
     path, rng = PATHS["linear"], np.random.default_rng(0)

@@ -235,6 +235,7 @@ def test_grids_are_the_cheapest_ways():
         cheapest(errors, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [LINEAR, fj.paths.VP()], ids=["linear", "vp"])
 def test_found_grids_beat_equal_steps(path):
     flow, to = mixture(path), "velocity" if isinstance(path, fj.paths.Linear) else "data"

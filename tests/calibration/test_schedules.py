@@ -41,6 +41,7 @@ def mutants(number, seed=0):
     return pool
 
 
+@pytest.mark.slow
 def test_mutations_and_crossovers_are_valid():
     """`Schedule` and `Decision` check themselves; evaluations and ends stay, and the last step is not corrected."""
     rng = np.random.default_rng(0)
@@ -93,6 +94,7 @@ def test_schedules_survive_json():
     assert schedules.from_json(values).first == "network"
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_solve():
     """A population in one program, without compiling again for another one; what diverges is infinitely bad."""
     path = PATHS["linear"]
@@ -120,6 +122,7 @@ def test_errors_are_those_of_solve():
     assert np.all(np.isinf(schedules.errors(broken, population[:4], x, target)))
 
 
+@pytest.mark.slow
 def test_ranker_orders_schedules_that_it_has_not_seen():
     """Those of one length among themselves too, not only by their length."""
     pool = mutants(200)
@@ -163,6 +166,7 @@ def test_search_finds_a_planted_optimum(first):
     assert all(e == planted(s, first) for e, s in found)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_continues(tmp_path):
     """After two rounds and part of a third, which is made again; the file holds everything."""
     whole, _ = run_search(3)

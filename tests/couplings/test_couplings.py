@@ -58,6 +58,7 @@ def test_costs_are_ordered_and_marginals_kept():
         np.testing.assert_array_equal(np.sort(np.asarray(paired)[:, 0]), np.sort(np.asarray(x0)[:, 0]))
 
 
+@pytest.mark.slow
 def test_conditional_transport_cures_the_bias_of_plain_transport():
     """Plain transport gives class 1 the right half of the noise; a model of it fails on noise of N(0, 1).
 
@@ -114,6 +115,7 @@ def test_sinkhorn_plan():
     np.testing.assert_allclose(np.exp(broken), 1 / 16, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_coupled_objectives():
     x0, batch = two_classes(64)
     key = jax.random.key(4)

@@ -89,6 +89,7 @@ def test_two_points_in_one_dimension():
     assert again == pytest.approx(heights, abs=0.01)  # a fit that goes on from its result stays there
 
 
+@pytest.mark.slow
 def test_uniform_source_on_a_line():
     """n equal masses in their order: cells of length 1/n, that is h_{j+1} - h_j = -(j + 1)/n (y_{j+1} - y_j)."""
     y = np.array([0.9, -0.5, 0.2, 0.4, 2.0])
@@ -194,6 +195,7 @@ def two_modes():
     return jnp.asarray(x1, jnp.float32), labels
 
 
+@pytest.mark.slow
 def test_no_start_lies_between_modes():
     x1, _ = two_modes()
     path, time = PATHS["linear"], 0.7
@@ -227,6 +229,7 @@ def test_one_map_per_class():
     assert np.array_equal(mixed, np.tile((np.arange(500) % 2)[:, None], (1, 3)))
 
 
+@pytest.mark.slow
 def test_sampling_starts_at_the_time_of_the_targets():
     """Fewer steps and the law of the data, on the mixture, with the start and the grid from one t*."""
     path = PATHS["vp"]
@@ -262,6 +265,7 @@ def test_uneven_masses_are_told():
     assert "masses of the cells are uneven" in str(caught[1].message)
 
 
+@pytest.mark.slow
 def test_starts_are_as_precise_as_the_data(x64):
     x1 = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
     found = fitted(PATHS["linear"], x1, 1.0, steps=100, batch=32)

@@ -112,6 +112,7 @@ def test_report_accepts_fresh_real_digits(classifier, halves):
         assert {f"{name}_{c}" for name in ("accuracy", "spread") for c in range(10)} < report.keys()
 
 
+@pytest.mark.slow
 def test_report_flags_copies_noise_collapse_and_wrong_labels(classifier, halves):
     (train_x, train_y), (fresh_x, fresh_y) = halves
     rng = np.random.default_rng(0)

@@ -21,6 +21,7 @@ def bars():
     return data.Source(x=(100 + 20 * x).astype(np.float32), cond=cond, num_classes=2)
 
 
+@pytest.mark.slow
 def test_network_learns_and_is_named_by_its_weights(bars):
     options = dict(steps=60, batch=64, width=8)
     network = evaluation.train_network(bars.x, bars.cond, 2, **options)

@@ -16,6 +16,7 @@ CASES += [(Linear(), VP(), "velocity"), (Trig(), Linear(), "noise"), (EDM(), Lin
 CASES += [(Linear(), EDM(), "velocity"), (TABLE, Trig(), "noise")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "wanted", "prediction"), CASES, ids=lambda c: c if isinstance(c, str) else type(c).__name__
 )

@@ -21,6 +21,7 @@ def task(**options):
     return CloudClassification(source=source, network=network, mesh=make_mesh(), key_points=4, **options)
 
 
+@pytest.mark.slow
 def test_inputs_for_training():
     x = jnp.asarray(data.load("shapes", size=8, points=32).x)
     points, mask, index = jax.jit(cc.training_inputs(False, 4))(jax.random.key(0), x)
@@ -38,6 +39,7 @@ def test_inputs_for_training():
     assert np.take_along_axis(np.asarray(mask), np.asarray(index), 1).all()
 
 
+@pytest.mark.slow
 def test_inputs_for_evaluation():
     x = jnp.asarray(data.load("shapes", size=4, points=40).x)
     few = jnp.broadcast_to((jnp.arange(40) < 20).astype(x.dtype), (4, 40))

@@ -50,6 +50,7 @@ def errors(drawn, lines):
     return degrees(lines.velocity, v - (v * e1).sum(-1, keepdims=True) * e1)
 
 
+@pytest.mark.slow
 def test_five_clean_events_are_enough_for_every_scene():
     drawn = scenes(1000, 1, 5)
     lines = SOLVE(drawn.bearings, drawn.t)
@@ -116,6 +117,7 @@ def take(lines, count):
     return jax.tree.map(lambda leaf: leaf[:, :count], lines)
 
 
+@pytest.mark.slow
 def test_averaging_lines():
     clean = scenes(150, 10, 10)
     solved = SOLVE(clean.bearings, clean.t)
@@ -207,6 +209,7 @@ def test_masked_and_broken_events_change_nothing():
             np.testing.assert_allclose(a, b, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_degenerate_input_is_flagged_and_finite():
     t = jnp.array([-0.2, 0.25, 0.1, -0.05, 0.2, -0.15, 0.0, 0.12])
     x = jnp.linspace(-1, 1, 8)
@@ -344,6 +347,7 @@ def test_ransac_on_pure_outliers_is_flagged_and_on_lines_it_is_not():
 K = np.array([[410.0, 3.0, 301.0], [0.0, 395.0, 262.0], [0.0, 0.0, 1.0]])
 
 
+@pytest.mark.slow
 def test_intrinsics():
     f, t, velocity = lines_in_space(0, 3, 20)
     turn = jnp.array([0.2, -0.3, 0.1])
@@ -414,6 +418,7 @@ def test_gradient_is_that_of_finite_differences(events):
         np.testing.assert_allclose(gradient[index], slope, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_spreads_over_devices_without_communication(on_eight_devices):
     drawn = scenes(150, 10, 10, 0.5)
     f, t, keys = drawn.bearings[:8, :2], drawn.t[:8, :2], jax.random.split(jax.random.key(3), 8)
@@ -429,6 +434,7 @@ def test_a_batch_spreads_over_devices_without_communication(on_eight_devices):
             np.testing.assert_allclose(many[i], one, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_average():
     drawn = scenes(150, 10, 10, 0.5)
     f, t = drawn.bearings[1, :3], drawn.t[1, :3]

@@ -136,6 +136,7 @@ def test_filter_keeps_its_share_with_ties_by_place():
     assert ps.trusted(x, mask=(jnp.arange(200) < 101).astype(jnp.float32)).sum() == 95
 
 
+@pytest.mark.slow
 def test_tangent_steps():
     rng = np.random.default_rng(4)
     with jax.enable_x64(True):
@@ -228,6 +229,7 @@ def test_densify():
     assert np.isfinite(points).all()
 
 
+@pytest.mark.slow
 def test_empty_clouds_are_answered_with_minus_one():
     x, none = jnp.ones((30, 3)), jnp.zeros(30)
     assert (FPS(x, 5, none) == -1).all()
@@ -240,6 +242,7 @@ def test_empty_clouds_are_answered_with_minus_one():
     assert (FPS(jnp.full((30, 3), jnp.nan), 5) == -1).all()
 
 
+@pytest.mark.slow
 def test_corruptions_of_clouds_with_few_points():
     x = jnp.asarray(0.1 * np.random.default_rng(12).normal(size=(40, 3)), jnp.float32)
     for name in ("add_local", "add_global"):
@@ -254,6 +257,7 @@ def test_corruptions_of_clouds_with_few_points():
             assert np.linalg.norm(points[40:, None] - few[None, :3], axis=-1).min(1).max() < 0.8
 
 
+@pytest.mark.slow
 def test_ratios_under_jit_are_refused_by_an_empty_mask():
     x = jnp.asarray(np.random.default_rng(13).normal(size=(40, 3)), jnp.float32)
     drop, resample = jax.jit(ps.balanced_drop), jax.jit(ps.resample)

@@ -40,6 +40,7 @@ def test_order_and_padding_do_not_matter(network):
     assert np.isfinite(network(x, jnp.zeros((3, 40)), jnp.full((3, 10), -1, jnp.int32))).all()
 
 
+@pytest.mark.slow
 def test_a_cloud_does_not_see_the_others(network):
     x = clouds()
     mask, index = jnp.ones((3, 40)), jnp.zeros((3, 4), jnp.int32)
@@ -58,6 +59,7 @@ def test_key_points_must_exist_and_without_one_nothing_is_known(network):
         network(x[:, :5], mask[:, :5], jnp.zeros((3, 4), jnp.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.standard_promotion
 def test_training_by_the_engine_separates_shapes():
     def prepare(key, x):

@@ -26,6 +26,7 @@ def chords(camera):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eye", [(0.7, -0.3, 0.2), (3.0, 1.0, 2.0)], ids=["inside", "outside"])
 def test_constant_density_has_its_closed_form(x64, eye):
     camera, sigma, albedo = look_at(eye, **SMALL), 0.8, jnp.array([0.2, 0.5, 0.9])
@@ -40,6 +41,7 @@ def test_constant_density_has_its_closed_form(x64, eye):
     np.testing.assert_allclose(seen.colour, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_depth_of_constant_density(x64):
     """The mean of s with weights sigma exp(-sigma (s - s0)) on the chord, by many steps."""
     camera, sigma = look_at((3.0, 0.2, 0.1), **SMALL), 1.3
@@ -56,6 +58,7 @@ def test_depth_of_constant_density(x64):
     assert origins.shape == (9, 11, 3)
 
 
+@pytest.mark.slow
 def test_normals_and_shades_of_a_wall(x64):
     """A body below z = 0, seen from above: its normal is up, its shade the cosine to the light."""
     z = (2 * np.arange(16) + 1) / 16 - 1
@@ -68,6 +71,7 @@ def test_normals_and_shades_of_a_wall(x64):
     np.testing.assert_allclose(seen.depth[4, 5], 5.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_trilinear_values():
     """Linear functions come back between the outermost centres, and stay beyond them."""
     grid = np.stack(np.meshgrid(*[(2 * np.arange(n) + 1) / n - 1 for n in (4, 5, 6)], indexing="ij"), -1)
@@ -80,6 +84,7 @@ def test_trilinear_values():
     np.testing.assert_allclose(corner, [3 / 4, 4 / 5, 5 / 6], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_by_differences(x64):
     density, albedo = (jnp.asarray(RNG.uniform(0.1, 1, shape)) for shape in ((4, 4, 4), (4, 4, 4, 3)))
 
@@ -145,6 +150,7 @@ def test_cameras():
     assert [c.height for c in turntable(3, height=4)] == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_many_cameras_and_grids_at_once():
     grids = jnp.asarray(RNG.uniform(0, 2, (2, 4, 4, 4)), jnp.float32)
     render_all = jax.jit(jax.vmap(lambda grid, a: render(grid, orbit(a, 20.0, **SMALL), steps=8).colour))

@@ -75,6 +75,7 @@ def test_volumes_in_closed_form():
 # -------------------------------------------------------------------------------------------------------------- blocks
 
 
+@pytest.mark.slow
 def test_blocks_that_hold_the_surface():
     """A cube of 4 voxels in a grid of 8: its inner 2^3 are no surface."""
     grid = np.zeros((8, 8, 8, 1), np.float32)
@@ -183,6 +184,7 @@ def test_bad_meshes_are_one_line(tmp_path):
         solids.of_meshes(folder=str(tmp_path), part="details", voxels=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -210,6 +212,7 @@ def asked(source, rows=4):
     return {"image": jnp.asarray(image), "structure": jnp.asarray(full)}
 
 
+@pytest.mark.slow
 def test_padding_changes_no_answer(details):
     """More entries, and whatever stands in them, change nothing of those that are there; the others are 0."""
     net, cond, t = network(), asked(details), jnp.array([0.1, 0.4, 0.6, 0.9])
@@ -224,6 +227,7 @@ def test_padding_changes_no_answer(details):
     np.testing.assert_allclose(net(wider, t, cond)[:, :64], answer, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_gradient(details):
     net, cond, x = network(), asked(details), details.x[:4]
     objective = fj.objectives.FlowMatching(path=fj.paths.Linear())
@@ -272,6 +276,7 @@ def test_eight_devices_learn_the_same(details):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(1.0, float(jnp.abs(b).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"scan": True}, {"remat": True}, {"attention": "dot_product"}])
 def test_layouts_answer_the_same(details, options):
     plain = solids.VoxelSetDiT(8, **PICTURE, rngs=nnx.Rngs(0))
@@ -298,6 +303,7 @@ def test_networks_refuse_what_does_not_fit(details):
         solids.VoxelAutoencoder(6, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns_grids():
     """A few steps on a few bodies: reconstructions get nearer."""
     source = solids.solids(**SMALL)
@@ -345,6 +351,7 @@ def test_meshes_are_missed_before_the_work(monkeypatch):
     assert solids.solids(**SMALL).form == "voxels"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 9, 14])
 def test_contact_sheets(details, tmp_path, count):
     rows = np.arange(count) % 9

@@ -46,6 +46,7 @@ def test_only_the_first_channels_are_guided(rule):
         Channels(rule=rule, count=0)
 
 
+@pytest.mark.slow
 def test_raag_limits_and_invariances():
     rule = RAAG(w_max=7.0, alpha=3.0)
     np.testing.assert_allclose(combine(RAAG(w_max=7.0, alpha=0.0)), combine(CFG(scale=7.0)), rtol=1e-5)

@@ -273,6 +273,7 @@ def test_rules_around_rules_only(make):
         make(4.0)
 
 
+@pytest.mark.slow
 def test_traced_numbers_pass():
     """Also where they are made inside of compiled code, under vmap and under a gradient."""
 

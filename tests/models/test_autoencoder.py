@@ -29,6 +29,7 @@ def images(*shape):
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_from_the_posterior_and_scaled():
     network = filled(lambda: autoencoder(latent_scale=0.25))
     x, noise = images(3, 8, 4, 2), images(3, 4, 2, 3)
@@ -49,6 +50,7 @@ def test_latents_are_drawn_from_the_posterior_and_scaled():
     assert float(jnp.abs(mates - again)[1:].max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_of_all_parts_and_of_the_last_layer_apart():
     """The decoder's last layer stands apart, since an adaptive adversarial weight differentiates by it alone."""
     network, critic = filled(autoencoder), filled(discriminator)

@@ -53,6 +53,7 @@ def conditions():
     }
 
 
+@pytest.mark.slow
 def test_is_the_network_at_the_sum_of_the_vectors(network):
     cond = conditions()
     vector = sum(np.asarray(network.encoders[name](cond[name]), np.float64) for name in ENCODERS)
@@ -80,6 +81,7 @@ def test_null_is_what_no_condition_means(network):
     np.testing.assert_array_equal(call(network, X, T, None), call(network, X, T, cond))
 
 
+@pytest.mark.slow
 def test_label_dropout_and_guidance_take_its_null(network):
     objective = fj.objectives.FlowMatching(path=fj.paths.Linear(), label_dropout=1.0, null=network.null)
     cond = objective.draw(jax.random.key(0), {"x1": X, "cond": conditions()}).cond

@@ -111,6 +111,7 @@ def test_every_input_matters_and_batch_mates_do_not(name):
         assert float(jnp.min(jnp.max(jnp.abs(z - y)[2:].reshape(2, -1), axis=1))) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MLP", "scanned"])
 def test_tangents_are_right(name):
     """Along a direction in all inputs, against central differences of the same program."""

@@ -34,6 +34,7 @@ def network():
     return build()
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing(network):
     x, t, cond = inputs()
     expected = network(x, t, cond, end=t + 0.3)
@@ -43,6 +44,7 @@ def test_scan_and_remat_change_nothing(network):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_it_is_asked_matters_and_the_defaults_are_neutral(network):
     x, t, cond = inputs()
     plain = network(x, t, cond)

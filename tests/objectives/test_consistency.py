@@ -62,6 +62,7 @@ def published(table, student, teacher, k, noise, data, w, metric):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["pseudo_huber", "l2"])
 def test_latent_consistency_as_published(x64, metric):
     theta, own = parameters(0), parameters(1)
@@ -116,6 +117,7 @@ EVERYWHERE = OBJECTIVES | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERYWHERE)
 def test_gradients_are_equal_under_jit_pmap_and_on_eight_devices(x64, name):
     objective = EVERYWHERE[name]()
@@ -131,6 +133,7 @@ def test_an_objective_with_an_average_is_an_argument_of_a_program():
     jax.jit(lambda objective: objective.draw(jax.random.key(0), {"x1": jnp.ones((2, 2))}))(objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_are_those_of_the_first_function_alone(x64, name):
     """By differences, with the second one fixed; an average in its place gets none, and no teacher does."""
@@ -176,6 +179,7 @@ def errors_of_grids(make, counts):
     return -np.polyfit(np.log(counts), np.log(found), 1)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [LINEAR, TRIG, fj.paths.VP()])
 def test_the_exact_function_is_a_zero_up_to_the_error_of_the_teacher_steps(x64, path):
     """Single steps of DDIM err by 1/N^2, of Heun by 1/N^3: N of them by one power less."""
@@ -207,6 +211,7 @@ def test_a_step_without_guidance_is_ddim(x64):
 # -------------------------------------------------------------------------------- consistency training and distillation
 
 
+@pytest.mark.slow
 def test_consistency_training_by_hand(x64):
     theta, objective = parameters(), Consistency(path=LINEAR, grid=fj.times.uniform(8))
     draws = draws_of(objective, 32)
@@ -247,6 +252,7 @@ def test_the_curriculum_doubles_up_to_the_grid():
         np.testing.assert_allclose(draws.end, own[np.searchsorted(own, draws.t) + 1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_interval_is_as_likely_as_a_time_in_it():
     law = fj.objectives.times.LogitNormal(mean=1.0, std=0.5)
     objective = Consistency(path=LINEAR, grid=fj.times.uniform(4), times=law)

@@ -52,6 +52,7 @@ def test_it_is_the_limit_of_neighbouring_times(x64):
     assert distances[0] / distances[1] == pytest.approx(10, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_exact_function_has_no_tangent_along_a_teacher(x64):
     target = fj.oracles.Gaussian(mean=0.7, std=0.5, path=TRIG)
     objective = ContinuousConsistency(path=TRIG, teacher=fj.Flow(target.network(), path=TRIG))

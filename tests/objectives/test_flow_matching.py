@@ -70,6 +70,7 @@ def test_loss_of_the_oracle_is_the_smallest(prediction):
         assert float(objective.loss(changed, draws)[0].mean()) > 1.02 * best
 
 
+@pytest.mark.slow
 def test_replaced_draws_give_the_loss_computed_by_hand():
     objective = FlowMatching(path=Linear(), weight=lambda t: 1.0 + t)
     rng = np.random.default_rng(0)

@@ -133,6 +133,7 @@ def test_the_fixed_point_is_guidance_of_the_scale(x64):
     assert float(other.min()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1.0, 2.0])
 def test_draws(beta):
     objective = ImprovedMeanFlow(path=LINEAR, guidance=(1.0, 8.0), beta=beta, null=10, label_dropout=0.1)

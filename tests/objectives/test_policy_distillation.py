@@ -78,6 +78,7 @@ def by_hand(objective, network, draws):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "shift"), [(0, 1.0), (40, 3.2), (100, 1.0)])
 def test_the_loss_is_the_trajectory_written_out(x64, step, shift):
     objective = PolicyDistillation(
@@ -89,6 +90,7 @@ def test_the_loss_is_the_trajectory_written_out(x64, step, shift):
     assert float(metrics["teacher_share"]) == pytest.approx(1 - step / 100)
 
 
+@pytest.mark.slow
 def test_the_teacher_leads_at_first_and_the_student_in_the_end():
     objective, asked = spied(PolicyDistillation(teacher=TEACHER, policy=Momentum(components=2), segments=1, decay=10))
     states = []
@@ -113,6 +115,7 @@ def test_the_teacher_leads_at_first_and_the_student_in_the_end():
         np.testing.assert_allclose(x, policy.rollout(draws.x0, jnp.zeros(64), jnp.asarray(t)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_jumps_and_window_fit_into_their_segment():
     for segments, substeps, window in ((2, 128, 3), (3, 100, 200), (5, 3, 1)):
         objective, asked = spied(
@@ -134,6 +137,7 @@ def test_jumps_and_window_fit_into_their_segment():
                 assert times.max() <= (number + 1) / segments + 1e-6
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences_with_the_trajectory_held(x64):
     objective = PolicyDistillation(teacher=TEACHER, policy=Momentum(components=2), segments=1, decay=4)
     draws = drawn(objective, batch=4, step=4)
@@ -163,6 +167,7 @@ def test_gradients_are_finite_differences_with_the_trajectory_held(x64):
     assert policy.rates.shape == (4, 2)
 
 
+@pytest.mark.slow
 def test_draws_belong_to_their_example_and_data_are_not_read():
     objective = PolicyDistillation(teacher=TEACHER, decay=0)
     few, many = drawn(objective, batch=3), drawn(objective, batch=8)

@@ -72,6 +72,7 @@ def test_the_optimum_of_pairs_has_no_loss_and_needs_one_step(x64, path, predicti
         np.testing.assert_allclose(made, exact, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_least_squares_on_pairs_finds_the_optimum_and_on_shuffled_ones_the_mean(x64, shuffled):
     """Card, 4: the pairing is the whole effect. An affine network at one time, by its normal equations."""
@@ -108,6 +109,7 @@ def test_one_phase_of_a_first_order_teacher_is_its_pairs(x64, path):
         np.testing.assert_allclose(seen[0], path.interpolate(draws.t, x0, MEAN + STD * x0), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS[:2], ids=lambda path: type(path).__name__)
 def test_phases_by_hand(x64, path):
     """The steps of the card, with numpy and the ratios of its formulas, for a student that answers something."""
@@ -149,6 +151,7 @@ def phased(theta):
     return PhasedRectified(teacher=teacher, phases=2, steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rectified", "phased"])
 def test_gradients_by_differences_and_everywhere(x64, kind):
     """The teacher has the student's own weights, and only the student's side moves."""

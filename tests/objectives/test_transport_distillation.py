@@ -167,6 +167,7 @@ def test_gradients_are_the_same_on_eight_devices(x64):
     gradients_everywhere(lambda theta, draws: jnp.mean(objective.loss(called(theta), draws)[0]), parameters(), draws)
 
 
+@pytest.mark.slow
 def test_distillation_is_zero_in_the_mean_where_the_laws_agree(x64):
     """A student that is the transport samples the teacher's law: the mean of its pull is within three errors of zero.
 
@@ -194,6 +195,7 @@ def test_distillation_is_zero_in_the_mean_where_the_laws_agree(x64):
 # ----------------------------------------------------------------------------------------------------- the other modes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phases", [1, 4])
 def test_consistency_of_end_points(x64, phases):
     theta, gap = parameters(), 0.05
@@ -283,6 +285,7 @@ def of_sets(theta, x, t, mask):
     return jnp.tanh((x + mean) * theta["w"] + t[:, None, None]) * there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [VelocityMatching, VelocityDistillation, fj.objectives.FlowMatching])
 def test_padding_changes_neither_draws_nor_loss_nor_gradient(x64, make):
     """What is there has its numbers, whatever the size of the padding and what stands in it."""

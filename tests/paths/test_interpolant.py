@@ -104,6 +104,7 @@ def test_special_cases():
         np.testing.assert_allclose(c.c0**2 + c.c1**2 + c.g**2, 1, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_reference_values_of_the_mixture():
     """Numbers published with the code of Stochastic Interpolants (appendix A; linear, sqrt(t (1 - t)), t = 1/4)."""
     with jax.enable_x64(True):

@@ -118,6 +118,7 @@ def test_zero_terminal_signal():
         np.testing.assert_allclose(jax.jit(path.alpha)(jnp.float32(3e-4)), path.alpha(3e-4), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_predictions_at_pure_noise():
     """A noise prediction is refused there; the others lead from it to the data, in NumPy and in compiled code."""
     known = {given: ZERO.determines(given, "data", 0.0) for given in paths.PREDICTIONS}

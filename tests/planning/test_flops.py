@@ -30,6 +30,7 @@ def test_products_convolutions_and_loops():
     assert flops(jax.grad(twice), square, square) == (2 + 1 + 3) * 2 * 4**3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_transformer_against_the_count_of_xla(scan):
     """XLA counts additions and exponentials too, a few percent; unrolled it sees every layer."""

@@ -33,6 +33,7 @@ def planned(*arguments, topology="h100x8", **mesh):
     return program, plan_step(program, topology, there), plan_sampler(program, topology, there)
 
 
+@pytest.mark.slow
 def test_memory_and_exchanges_of_a_step():
     program, step, sampler = planned("--config=digits:smoke")
     weights = nbytes(program.shapes.networks)
@@ -57,11 +58,13 @@ def test_memory_and_exchanges_of_a_step():
     assert "all-gather" in {one.kind for one in split.exchanges}
 
 
+@pytest.mark.slow
 def test_axes_that_stay_whole_are_named():
     _, step, _ = planned("--config=digits:smoke", "--config.network.options.width=12", fsdp=8)
     assert ("embed", 12, "fsdp", 8) in {one[:4] for one in step.whole}
 
 
+@pytest.mark.slow
 def test_recomputation_is_no_work_of_the_model(capsys):
     command = ["--config=sit:smoke", "--topology=h100x8", "--nosampler"]
     assert exit_code(plan_main, *command, "--json") == 0
@@ -73,6 +76,7 @@ def test_recomputation_is_no_work_of_the_model(capsys):
     assert "of it recomputation" in out
 
 
+@pytest.mark.slow
 def test_teachers_are_counted(tmp_path):
     small.write(tmp_path)
     teacher = f"--config.teacher.options.workdir={tmp_path}"
@@ -84,6 +88,7 @@ def test_teachers_are_counted(tmp_path):
     assert step.memory["weights"] >= 2 * nbytes(program.task.teacher.networks)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_does(capsys, monkeypatch):
     """A chip with little memory: parameters are split until they fit."""
     import dataclasses

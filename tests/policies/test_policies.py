@@ -23,6 +23,7 @@ def momentum(components=5, scale=1.5, seed=0):
     return head.policy(answer, jnp.array([0.0, 0.2, 0.5]), x), x
 
 
+@pytest.mark.slow
 def test_the_closed_form_is_the_integral_of_the_velocity():
     policy, x = momentum()
     nodes, weights = np.polynomial.legendre.leggauss(64)
@@ -164,6 +165,7 @@ def test_the_mixture_of_one_component_is_the_flow_of_a_gaussian():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: momentum(4)[0], lambda: mixture(0.3)])
 def test_components_are_left_out_but_never_all(make):
     policy = make()

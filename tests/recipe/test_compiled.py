@@ -52,6 +52,7 @@ def test_nothing_of_the_network_is_traced(run, monkeypatch):
     assert compiled.sample(recipe, networks, compiled.request(num=3)).x.shape == (3, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_with_noise_in_the_solver_and_split_weights(run, tmp_path):
     mesh = make_mesh(fsdp=4, sequence=2)
     networks, recipe = load_run(run, mesh)
@@ -121,6 +122,7 @@ def test_programs_call_no_code_of_the_host(tmp_path):
         _ = Compiled(folder=tmp_path, record={}, program=made).run
 
 
+@pytest.mark.slow
 def test_the_main(run, tmp_path, capsys):
     program, flags = tmp_path / "program", [f"--workdir={run}"]
     assert main(*flags, "--compile_only", f"--program={program}", "--steps=2", "--batch=8") == 0

@@ -248,6 +248,7 @@ def test_conditions_by_name(recipe):
             named.read_conditions(asked, 2)
 
 
+@pytest.mark.slow
 def test_straightness_is_of_the_guided_field_and_not_of_the_solver():
     recipe = small.recipe()
     networks, source = {"network": small.network(recipe)}, data.digits().take(40)

@@ -65,6 +65,7 @@ def test_numbers_of_samples_begin_at_zero(run):
         recipe.check(dataclasses.replace(REQUEST, first=-1))
 
 
+@pytest.mark.slow
 def test_what_was_stopped_goes_on_with_other_devices(run, tmp_path):
     whole = drawn(run, tmp_path / "a")
     parts = drawn(run, tmp_path / "b", files=2)
@@ -105,6 +106,7 @@ def test_other_weights_and_folders_are_refused(run, tmp_path):
         drawn(run, tmp_path / "full")
 
 
+@pytest.mark.slow
 def test_samples_of_a_block_that_depend_on_each_other(run, tmp_path):
     """Blocks are the same for any number of devices, or refused."""
     request = dataclasses.replace(REQUEST, num=20, solver="adaptive(rtol=1e-2, atol=1e-2)", steps=1)
@@ -131,6 +133,7 @@ def test_damaged_files_are_named(run, tmp_path, spoil, words):
         _ = parts.samples
 
 
+@pytest.mark.slow
 def test_the_mains_write_and_measure_them(capsys, run, tmp_path):
     folder = tmp_path / "many"
     options = [f"--workdir={run}", f"--out={folder}", "--num=40", "--batch=8"]

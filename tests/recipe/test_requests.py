@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 import small
 
 from flowjax.recipe import Request, sampling
 
 
+@pytest.mark.slow
 def test_another_request_compiles_nothing_anew(caplog):
     recipe = small.recipe()
     networks = {"network": small.network(recipe)}

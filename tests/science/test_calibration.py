@@ -46,6 +46,7 @@ def errors(y, matrices, gains, signals, model, method):
     return jax.vmap(calibration.relative_error)(results, gains, signals), results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "m", "n", "p"), SIZES)
 def test_exact_without_noise_by_both_methods(x64, model, m, n, p):
     vectors = []
@@ -168,6 +169,7 @@ def test_random_phases_are_better_served_by_the_spectral_method(x64, seeds, m, n
         assert found[40, "spectral"].max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_invariances(x64, method):
     y, matrices, gains, signals = (a[0] for a in problem("diverse", 16, 4, 4))
@@ -232,6 +234,7 @@ def test_batches(x64, method, on_eight_devices):
     np.testing.assert_allclose(on_eight_devices(inverse, y, matrices), loop, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_single_precision():
     y, matrices, gains, signals = problem("repeated", 32, 24, 4, seeds=3)
     assert y.dtype == jnp.complex64
@@ -241,6 +244,7 @@ def test_single_precision():
         assert float(jnp.max(error)) < 1e-5
 
 
+@pytest.mark.slow
 def test_blind_deconvolution_of_an_image_without_matrices(x64):
     rng = np.random.default_rng(0)
     rows, columns = np.meshgrid(np.arange(16), np.arange(16), indexing="ij")
@@ -263,6 +267,7 @@ def test_blind_deconvolution_of_an_image_without_matrices(x64):
     np.testing.assert_allclose(scaled, image, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_matrix_free_agrees_with_matrices(x64):
     y, matrices, *_ = (a[0] for a in problem("diverse", 16, 4, 4))
     y = add_noise(y[None], 30)[0]
@@ -279,6 +284,7 @@ def test_matrix_free_agrees_with_matrices(x64):
     assert not few.valid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_what_cannot_be_determined_is_flagged(x64, method):
     y, matrices, *_ = (a[0] for a in problem("snapshots", 12, 4, 4))
@@ -328,6 +334,7 @@ def test_a_gain_without_bound_is_flagged(x64):
         assert not solve(y, matrices.at[:, 3].set(0), model="diverse", method=method).valid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("double", [True, False])
 def test_matrix_free_problems_with_many_solutions_are_flagged(double):
     with jax.enable_x64(double):

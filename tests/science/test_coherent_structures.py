@@ -79,6 +79,7 @@ def test_double_gyre(x64):
     assert not ridge[:, -1].any()
 
 
+@pytest.mark.slow
 def test_fourth_order(x64):
     points = grid(9, 7)[1:-1, 1:-1]
     exact = cs.stretching(cs.double_gyre, points, 0.0, 15.0, steps=2400).exponent
@@ -106,6 +107,7 @@ def test_variational_state_survives_adaptive_steps(x64):
     np.testing.assert_allclose(end, 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_derivative_of_the_exponent(x64):
     @jax.jit
     def exponent(eps):
@@ -133,6 +135,7 @@ def test_batches_and_single_precision(on_eight_devices):
     np.testing.assert_allclose(loop, double, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_a_sampler_stretches(x64):
     target = fj.oracles.Gaussian(mean=1.0, std=jnp.array([2.0, 0.5, 0.3]), path=fj.paths.Linear())
     noise = jax.random.normal(jax.random.key(0), (4, 3))
@@ -206,6 +209,7 @@ def test_double_gyre_on_a_finer_grid_and_by_another_solver(x64):
     np.testing.assert_allclose(jax.vmap(constant)(points), exact, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_tracks_of_an_affine_flow(x64):
     start = jax.random.normal(jax.random.key(2), (30, 3))
     matrix = jnp.array([[1.5, 0.2, 0.0], [0.1, 0.8, 0.3], [0.0, -0.2, 1.1]])
@@ -275,6 +279,7 @@ def test_recorded_track_initialisation(noise, displacement, recorded):
         assert compare(jax.random.key(0), displacement, noise, gate=10.0)[0][1, 0] > 0.8
 
 
+@pytest.mark.slow
 def test_coherence_finds_more_tracks_than_smoothness():
     metrics, same, links = compare(jax.random.key(0), 1.0, 0.1, particles=200, gate=10.0)
     np.testing.assert_allclose(np.sum(metrics, axis=1), 1, atol=1e-6)
@@ -309,6 +314,7 @@ def track(frames, valid=np.ones((4, 60), bool), radii=(1.0, 0.3)):  # noqa: B008
     return cs.lcti(chains, sweeps=2)
 
 
+@pytest.mark.slow
 def test_tracks_do_not_depend_on_frame_order_or_place():
     frames = small()[0]
     links = track(frames).links
@@ -365,6 +371,7 @@ def test_errors():
         cs.lcti(chains, neighbours=70)
 
 
+@pytest.mark.slow
 def test_an_empty_interval_is_flagged_under_jit():
     points = jax.random.normal(jax.random.key(0), (30, 2))
     end = points @ jnp.array([[1.5, 0.2], [0.1, 0.8]])

@@ -100,6 +100,7 @@ def test_balance_and_linearity(x64):
     np.testing.assert_allclose(solve(doubled).phi, 2 * result.phi, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_derivatives(x64):
     @jax.jit
     def total(values):
@@ -111,6 +112,7 @@ def test_derivatives(x64):
     np.testing.assert_allclose(jax.jvp(total, (jnp.zeros(4),), (jnp.eye(4)[1],))[1], numeric[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_batches(x64, on_eight_devices):
     values = jax.random.uniform(jax.random.key(0), (8, 4), maxval=0.1)
 

@@ -61,6 +61,7 @@ def test_adaptive_solvers_of_diffrax(method):
     assert relative(result.ys[-1], target.flow_map(x, 0.0, 0.98)) < 1e-3
 
 
+@pytest.mark.slow
 def test_sde_solvers_of_diffrax():
     """Without diffusion they are the ODE's; with it, the result is another one."""
     target = fj.oracles.Gaussian(mean=0.5, std=0.7, path=LINEAR)

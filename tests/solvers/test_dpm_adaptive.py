@@ -23,6 +23,7 @@ def setting(name, n=32):
     return fj.Flow(target.network("velocity"), path=path), x, np.array([start, end]), target.flow_map(x, start, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("order", "form"), [(2, "data"), (3, "noise"), (3, "data")])
 def test_error_falls_with_the_tolerance_and_evaluations_rise(order, form, name):
@@ -40,6 +41,7 @@ def test_error_falls_with_the_tolerance_and_evaluations_rise(order, form, name):
     assert found[0][1] < found[1][1] < 600
 
 
+@pytest.mark.slow
 def test_evaluations_are_executed():
     flow, x, times, _ = setting("vp", n=4)
     counted = fj.Flow(EXECUTIONS.wrap(flow.network), path=flow.path)

@@ -161,6 +161,7 @@ def test_without_noise_they_are_the_solvers_of_the_flow():
         )
 
 
+@pytest.mark.slow
 def test_samples_of_a_mixture_through_solve():
     """Kolmogorov-Smirnov against the mixture's distribution function, 4,000 samples; keyed by global index."""
     path = PATHS["linear"]

@@ -138,6 +138,7 @@ def flow():
     return fj.Flow(Mixture.default(LINEAR).network("velocity"), path=LINEAR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heun", "unipc", "dpm_solver", "rk4"])
 def test_solve_and_diffrax_give_the_same(name):
     grid = uniform(6, 0.1, 0.9)[::-1]
@@ -157,6 +158,7 @@ def test_solve_and_diffrax_give_the_same(name):
     assert relative(padded, result.x) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [Adaptive(rtol=1e-6, atol=1e-6), DPMAdaptive(rtol=1e-3, atol=1e-4)], ids=repr)
 def test_adaptive_solvers(solver):
     target, grid = Mixture.default(LINEAR), uniform(4, 0.1, 0.9)[::-1]

@@ -40,6 +40,7 @@ def test_what_does_not_fit_is_refused():
         fj.solvers.HeavyBall(solver=fj.solvers.Jump())
 
 
+@pytest.mark.slow
 def test_velocities_of_such_a_network_are_inverted_and_have_a_likelihood():
     """Asked without an end it answers with the velocity."""
     x = jnp.array([[1.7], [2.4]])

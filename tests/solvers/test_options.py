@@ -150,6 +150,7 @@ def test_auto_looks_at_the_number_of_steps_and_at_the_last_one():
     assert not lowers_final_order(False, [*equal, math.inf], 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["linear", "vp", "trig"])
 @pytest.mark.parametrize("grid", [uniform, quadratic], ids=["uniform", "quadratic"])
 def test_default_orders_never_blow_up(path, grid):

@@ -111,6 +111,7 @@ def test_momentum_damps_a_stiff_guidance():
     assert largest(GHVB(order=2, beta=0.4)) < 1
 
 
+@pytest.mark.slow
 def test_same_numbers_from_solve_diffrax_and_a_foreign_loop():
     path, grid = PATHS["linear"], uniform(6, 0.05, 0.95)
     target = Mixture.default(path)

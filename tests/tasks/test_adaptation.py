@@ -103,6 +103,7 @@ def test_the_first_step_is_that_of_the_base_and_sharded_like_it(tmp_path):
     assert isinstance(merged, type(base.network))
 
 
+@pytest.mark.slow
 def test_adapters_make_a_student_of_their_base(base):
     """At the start the student is the base; then the adapters move, and nothing else."""
     task = task_of(config_of(base, name="lcm_lora"))

@@ -49,6 +49,7 @@ def inputs(num=6):
     return x, jnp.linspace(0.1, 0.9, num), jnp.arange(num)
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_its_teacher_and_its_new_parts_make_no_difference(teacher):
     task = task_of(config_of(teacher))
     student, x, t, cond = state_of(task).network, *inputs()
@@ -109,6 +110,7 @@ def test_training_moves_the_student_alone(teacher):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_latent_consistency_student(teacher):
     """It starts from the teacher and follows its guided steps towards an average of itself; the teacher stays."""
     task = task_of(config_of(teacher, name="lcm"))
@@ -144,6 +146,7 @@ def test_a_latent_consistency_student(teacher):
     )
 
 
+@pytest.mark.slow
 def test_a_student_of_a_table_is_sampled_within_its_boundary(tmp_path):
     """A noise prediction on the table of latent diffusion, as latent consistency models are published."""
     table = {"name": "tabulated", "options": {"alphas_cumprod": {"name": "scaled_linear_betas", "options": {}}}}

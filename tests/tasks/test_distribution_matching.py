@@ -34,6 +34,7 @@ def state_of(task):
     return create_state(builds, optimizers, make_mesh(), averages={}, start=starts), optimizers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversary", [False, True])
 def test_both_networks_start_as_the_teacher(teacher, adversary):
     run = task(teacher, f"--config.objective.options.adversary={adversary}")
@@ -47,6 +48,7 @@ def test_both_networks_start_as_the_teacher(teacher, adversary):
     np.testing.assert_array_equal(fake[..., 1:], 0)
 
 
+@pytest.mark.slow
 def test_only_the_fake_network_moves_where_the_student_rests(teacher):
     run = task(teacher, "--config.objective.options.every=2", "--config.optimizer.options.warmup=0")
     state, optimizers = state_of(run)

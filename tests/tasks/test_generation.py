@@ -145,6 +145,7 @@ def between(objective, solver=BRIDGE, **options):
 PARTNER = spec("mlp", dim=4, outputs=2, width=8, depth=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "options", "labels"),
     [

@@ -51,6 +51,7 @@ def inputs(num=6):
     return x, jnp.linspace(0.1, 0.9, num), jnp.arange(num)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", STANDS_ON)
 def test_a_student_starts_as_its_teacher(argument, trained):
     """Up to the noise that tells its components apart, 0.05 N(0, 1) for each of them."""
@@ -69,6 +70,7 @@ def test_a_student_starts_as_its_teacher(argument, trained):
     assert (samples.x.shape, samples.evaluations, samples.network_calls) == ((20, 8, 8, 1), 2, 2)
 
 
+@pytest.mark.slow
 def test_adapters_and_the_last_layer_are_all_that_moves(trained):
     task = task_of(config_of(*arguments("lora", trained)))
     state, objective = state_of(task), task.objective
@@ -86,6 +88,7 @@ def test_adapters_and_the_last_layer_are_all_that_moves(trained):
     assert {"whole.unembed.kernel", "whole.unembed.bias"} <= moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argument", "policy"), [("", "mixture(components=2, steps=8)"), ("lora", "momentum")])
 def test_all_mains_know_policies(argument, policy, trained, tmp_path):
     workdir = tmp_path / "run"

@@ -50,6 +50,7 @@ def test_the_run_holds_the_refiner_and_names_its_teacher(workdir, teacher):
     assert (report["evaluations"], report["skipped"]) == (2, 0)  # H1R1
 
 
+@pytest.mark.slow
 def test_blocks_are_sampled_guided_and_counted(workdir, teacher):
     """By hand: the flow and its refiner, both guided by the scale that is asked for."""
     networks, recipe = load_run(workdir)
@@ -69,6 +70,7 @@ def test_blocks_are_sampled_guided_and_counted(workdir, teacher):
     assert int(result.refiner_evaluations) == 4
 
 
+@pytest.mark.slow
 def test_the_mains_sample_and_sweep_blocks(workdir, tmp_path, capsys):
     one, other = (f"flowturbo(blocks='{blocks}', refiner=refiner)" for blocks in ("H1P2R2", "H1R1"))
     code = exit_code(sample_main, f"--workdir={workdir}", "--num=4", f"--out={tmp_path / 'x.npz'}", f"--solver={one}")
@@ -86,6 +88,7 @@ def test_the_mains_sample_and_sweep_blocks(workdir, tmp_path, capsys):
     assert not (tmp_path / "y.npz").exists()
 
 
+@pytest.mark.slow
 def test_an_export_is_sampled_like_the_run(workdir, tmp_path):
     networks, recipe = load_run(workdir)
     fj.recipe.export_run(networks, recipe, tmp_path / "model")

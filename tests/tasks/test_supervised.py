@@ -50,6 +50,7 @@ def train(config, workdir, capsys):
     assert run(train_main, f"--config={source}", f"--workdir={workdir}") == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_regression_explains_its_targets(tmp_path, capsys):
     lines(tmp_path / "lines.npz")
     train(regression(tmp_path / "lines.npz"), tmp_path / "run", capsys)

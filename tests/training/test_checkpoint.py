@@ -20,6 +20,7 @@ def equal(a, b):
     )
 
 
+@pytest.mark.slow
 def test_names_are_readable_and_invertible(problem):
     network = problem().state.network
     flat = flatten(network)
@@ -93,6 +94,7 @@ def flip(path):
 
 
 # Where the sizes of the files are unknown, Orbax meets the damage itself; its abandoned reads complain when collected.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [halve, flip, lambda path: path.unlink()], ids=["truncated", "flipped", "missing"])
 @pytest.mark.parametrize("item", ["state", "average"])
@@ -112,6 +114,7 @@ def test_damaged_newest_is_passed_over(problem, tmp_path, item, damage):
     assert equal(restore_average(tmp_path, q.state.average), states[2].average)
 
 
+@pytest.mark.slow
 def test_checksum_knows_the_order_and_every_bit(problem):
     x = jax.random.normal(jax.random.key(0), (8, 3, 2))
 
@@ -189,6 +192,7 @@ def test_readers_write_nothing(problem, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", ["", "\0\0\0", "[]", "{", '{"3": 1}', '{"x": {}}', '{"3": {"score": 1.0, "sizes": 2}}']
 )
@@ -231,6 +235,7 @@ def test_nothing_but_damage(problem, tmp_path):
         checkpoints.restore(p.state)
 
 
+@pytest.mark.slow
 def test_another_structure_is_not_damage(problem, tmp_path):
     saved(problem, tmp_path)
     q = problem(averages={"slow": Constant(decay=0.9)})

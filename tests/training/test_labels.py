@@ -202,6 +202,7 @@ def test_runs_killed_at_any_moment_go_on_bit_for_bit(labels, tmp_path):
     assert (tmp_path / "13" / "memory").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}])
 def test_one_device_equals_eight(sizes):
     alone, spread = duel(THREE), duel(THREE, devices=8, **sizes)
@@ -212,6 +213,7 @@ def test_one_device_equals_eight(sizes):
         assert set(re.findall(r"all-reduce|all-gather|all-to-all|collective-permute", spread.program)) == {"all-reduce"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accumulation_equals_the_whole_batch(devices):
     whole, parts = duel(devices=devices), duel(devices=devices, accumulate=2)

@@ -33,6 +33,7 @@ def test_it_is_sampled_as_then(old, capsys):
     np.testing.assert_allclose(now, then, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_goes_on(old, capsys):
     """With new names for its keys, so that it must be asked for."""
     flags = ["--config=toy2d:smoke", f"--workdir={old / 'run'}", "--config.train.steps=3", "--config.sample.num=40"]

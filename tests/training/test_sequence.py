@@ -55,6 +55,7 @@ def compiled(network, mesh):
         return jax.jit(jax.value_and_grad(loss)).lower(*placed).compile(), placed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"sequence": 4}, {"sequence": 2, "fsdp": 2, "tensor": 2}], ids=["long", "all axes"])
 @pytest.mark.parametrize("build", [dit, lambda: dit(remat="dots_saveable"), token_dit, unet])
 def test_values_and_gradients_are_those_of_one_device(build, sizes):

@@ -70,6 +70,7 @@ def test_running_statistics_reach_those_of_the_data(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((restored, state)))
 
 
+@pytest.mark.slow
 def test_statistics_of_averages_parts_and_devices():
     x = data()
     batch = {"x1": x, "target": np.zeros_like(x)}
@@ -99,6 +100,7 @@ def dropping(rate):
     return lambda: MLP(2, width=16, depth=1, dropout=rate, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_dropout_draws_its_keys_with_the_step():
     objective, batch = FlowMatching(path=Linear()), {"x1": data(16)}
     (alone, m), (spread, n), (parts, k) = (

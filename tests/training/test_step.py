@@ -32,6 +32,7 @@ def test_options_out_of_range_are_refused(problem):
         problem(accumulate=3)
 
 
+@pytest.mark.slow
 def test_loss_falls_and_average_follows(problem):
     p = problem()
     first = jax.device_get(p.state.network)
@@ -72,6 +73,7 @@ def close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), *jax.device_get((a, b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accumulated_step_equals_the_large_batch(problem, devices):
     whole, parts = problem(devices=devices), problem(devices=devices, accumulate=4)
@@ -86,6 +88,7 @@ def test_accumulated_step_equals_the_large_batch(problem, devices):
         assert {kind for kind, _ in collectives(parts.program)} == {"all-reduce"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"devices": 1}, {"devices": 8}, {"devices": 8, "fsdp": 2, "tensor": 2}])
 def test_steps_that_are_not_finite_change_nothing_but_counters(problem, sizes):
     p = problem(averages={"slow": Constant(decay=0.99), "power": Power(std=0.1)}, **sizes)
@@ -104,6 +107,7 @@ def test_steps_that_are_not_finite_change_nothing_but_counters(problem, sizes):
     assert np.isfinite(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_gradient_that_is_not_finite_is_noticed_behind_a_finite_loss(problem):
     class Kink(FlowMatching):
         def loss(self, networks, draws):
@@ -119,6 +123,7 @@ def test_gradient_that_is_not_finite_is_noticed_behind_a_finite_loss(problem):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.network), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [np.nan, np.inf])
 def test_updates_that_are_not_finite_are_noticed_behind_a_finite_gradient(problem, rate):
     p = problem(optimizer=optax.sgd(rate))
@@ -131,6 +136,7 @@ def test_updates_that_are_not_finite_are_noticed_behind_a_finite_gradient(proble
         close(tree, first, rtol=0)
 
 
+@pytest.mark.slow
 def test_several_averages_follow_their_laws(problem):
     laws = {"slow": Constant(decay=0.99), "power": Power(std=0.1), "same": Warmup(decay=0.9)}
     p = problem(averages=laws)
@@ -146,6 +152,7 @@ def test_several_averages_follow_their_laws(problem):
     close(state.averages["same"], state.average, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_objectives_that_ask_get_a_target_network(problem, accumulate):
     """The loss is the distance to the target, which must be the average before the step and have no gradient."""
@@ -171,6 +178,7 @@ def test_objectives_that_ask_get_a_target_network(problem, accumulate):
     assert float(metrics["loss"]) < 0.999
 
 
+@pytest.mark.slow
 def test_loss_runs_under_pmap(problem):
     p = problem()
     network, objective = p.state.network, p.objective

@@ -29,6 +29,7 @@ def corrupted(dtype):
     return jnp.where(bad[..., None], wrong, flow), jnp.asarray(~bad, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["similarity", "affine"])
 def test_fit_is_exact_where_confidence_masks_the_corruption(model, x64):
     flow, confidence = corrupted(jnp.float64)
@@ -107,6 +108,7 @@ def test_points_that_are_not_finite_have_no_weight(x64):
     np.testing.assert_allclose(fit.motion, TRUE, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_fit(x64):
     flow, _ = corrupted(jnp.float64)
     flow = flow[::6, ::8]
@@ -123,6 +125,7 @@ def shaky_path():
     return jnp.asarray((2.0 * np.arange(120) + rng.uniform(-12, 12, 120))[:, None])
 
 
+@pytest.mark.slow
 def test_fixed_point(x64):
     g = st.gaussian_window(120)
     np.testing.assert_allclose(g.sum(1), 1)
@@ -163,6 +166,7 @@ def test_roughness_of_the_smoothers(x64):
     assert anchored[0] > anchored[1] > anchored[2] > quadratic > plain[0] > plain[-1]
 
 
+@pytest.mark.slow
 def test_smooth_paths_stay(x64):
     t = jnp.arange(50.0)
     line = jnp.stack([3 * t - 5, 1e4 * t], -1)
@@ -381,6 +385,7 @@ def test_errors():
         clips.shaken(jax.random.key(0), 1)
 
 
+@pytest.mark.slow
 def test_a_batch_of_clips_is_a_loop_and_spreads_over_devices(on_eight_devices):
     keys = jax.random.split(jax.random.key(5), 8)
     batch = jax.jit(jax.vmap(lambda key: clips.shaken(key, 6, 8, 10)))(keys)
@@ -397,6 +402,7 @@ def small(frames, flows, confidences):
     return st.stabilize(frames, flows, confidences, radius=1, rounds=1, window=2)
 
 
+@pytest.mark.slow
 def test_voters_stay_in_sight():
     flows = jnp.zeros((5, 10, 12, 2)).at[..., 0].set(2.0)
     ones = jnp.ones((5, 10, 12))

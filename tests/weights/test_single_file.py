@@ -19,6 +19,7 @@ def network():
     return MLP(2, width=16, depth=1, num_classes=3, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_read(network, tmp_path):
     write(tmp_path / "whole.safetensors", network)
     write(tmp_path / "half.safetensors", network, "float16")
