@@ -296,6 +296,12 @@ def learn(
         found = problem.exact(vector)
         return error(held, lambda position: problem.tables(found, position), features=features)
 
+    def tried(vector: Any) -> float:
+        try:
+            return measured(vector)
+        except ValueError:  # held-out samples that are not finite
+            return float("inf")
+
     vector, scale = np.zeros(problem.size), np.zeros(problem.size)
     start = measured(vector)
     average, best, lowest, damping, gained, done = vector, vector, start, 1e-3, 0, 0
@@ -339,7 +345,7 @@ def learn(
                 moved = _nearby(offsets[which][places], pull, radius)
                 offsets[which] = offsets[which].at[places].set(moved)
         average = average + (vector - average) * (1 - decay) / (1 - decay ** (iteration + 1))
-        here, there = min(((measured(each), i) for i, each in enumerate((vector, average))))
+        here, there = min((tried(each), i) for i, each in enumerate((vector, average)))
         if here < lowest:
             gained = iteration + 1 if here < 0.999 * lowest else gained
             best, lowest = (vector, average)[there], here

@@ -3,7 +3,7 @@
     x_{i+1} = scale_i x_i + sum_{m < k} weights_im f_{i-m},    f_j the prediction at (times_j, x_j)
 
 Every explicit method that evaluates once at each of n increasing times is of this form, whatever it expands: its rows
-are `rows_of(bound)`. `flowjax.calibration.learning` moves them by gradient.
+are `rows_of(bound)`. `flowjax.calibration.learning` fits them to a model.
 
 References:
     Shaul et al. (2024), Bespoke Non-Stationary Solvers for Fast Sampling of Diffusion and Flow Models,
