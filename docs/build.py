@@ -307,9 +307,10 @@ def learned_rows() -> str:
     for (name, count), numbers in found.items():
         best = ", ".join(dict.fromkeys(f"`{run['best fixed']}`" for run in numbers.values()))
         keys = ("its error", "error of learned rows", "ratio", "on training noises", "noises", "seconds of learning")
+        keys += ("Frechet distance", "of the fine solution")
         rows.append([name, count, str(len(numbers)), best, *(spanned(numbers, key) for key in keys)])
     columns = ["model", "", "seeds", "best fixed solver", "its error", "learned rows", "ratio", "on training noises"]
-    return table([*columns, "training noises", "seconds"], rows)
+    return table([*columns, "training noises", "seconds", "FD", "of the fine solution"], rows)
 
 
 def of_data(prefix: str) -> dict[str, dict[str, Any]]:

@@ -238,6 +238,19 @@ def test_advice_for_several_numbers_of_steps(capsys, tmp_path, workdir):
 
 
 @pytest.mark.slow
+def test_samples_are_compared_in_the_features_of_a_network(capsys, workdir):
+    """One that is trained on the data; its file belongs to that."""
+    options = ["--steps=2", "--num=32", "--held=16", "--fine=20", "--iterations=3", "--solver=euler", "--guidance=1"]
+    code, text, err = run(capsys, calibrate, "learn", f"--workdir={workdir}", *options, "--features")
+    assert (code, err) == (0, "")
+    arrays, record = store.load(text.split(" in ")[0].splitlines()[-1], {})
+    assert record["features"]
+    assert arrays["error_best"] < arrays["error_start"]
+    code, _, err = run(capsys, calibrate, "learn", f"--workdir={workdir}", *options)
+    assert (code, "was calibrated for features=True, not False" in err) == (2, True)
+
+
+@pytest.mark.slow
 def test_one_file_for_a_range_of_scales(capsys, tmp_path, workdir):
     options = [
         "--steps=3",

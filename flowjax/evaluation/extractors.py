@@ -148,7 +148,7 @@ class ImageClassifier:
     def traced(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
         """The same features in float32 within a function of JAX, which can be differentiated."""
         found = self.network.features((x - self.shift) / self.scale)
-        return (found - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.spread, x.dtype)
+        return (found - jnp.asarray(self.centre[None], x.dtype)) / jnp.asarray(self.spread[None], x.dtype)
 
     def predict(self, x: Num[np.ndarray, "N H W C"]) -> Int[np.ndarray, " N"]:
         """Class of each image."""

@@ -31,6 +31,7 @@ def test_network_learns_and_is_named_by_its_weights(bars):
     assert features.shape == (400, 32)
     np.testing.assert_allclose(features.mean(0), 0.0, atol=0.15)
     np.testing.assert_allclose(features.std(0), 1.0, atol=0.15)
+    np.testing.assert_allclose(network.traced(jnp.asarray(bars.x[:7], jnp.float32)), features[:7], atol=1e-4)
     again = evaluation.train_network(bars.x, bars.cond, 2, **options)
     assert again.digest == network.digest
     assert len(network.digest) == 8
@@ -45,7 +46,7 @@ def test_default_extractor_fits_the_data(monkeypatch, bars):
 
     def train(x, cond, num_classes, *, seed):
         calls.append((x.shape, num_classes, np.bincount(cond).tolist()))
-        return evaluation.Raw()
+        return evaluation.ImageClassifier(None, 0.0, 1.0, np.zeros(1), np.ones(1), 0.0, "network")
 
     monkeypatch.setattr(evaluation.extractors, "train_network", train)
     points = evaluation.default_extractor(data.toy2d("spiral", size=100))
@@ -56,6 +57,8 @@ def test_default_extractor_fits_the_data(monkeypatch, bars):
     evaluation.default_extractor(data.Source(x=few[:, :6]))
     many = np.zeros((2000, 12, 12, 1), np.uint8)
     evaluation.default_extractor(data.Source(x=many, cond=np.arange(2000, dtype=np.int32) % 4, num_classes=4))
+    with pytest.raises(ValueError, match="features of images"):
+        evaluation.network_extractor(data.toy2d("spiral", size=100))
     assert calls == [
         ((20, 12, 12, 1), 4, [5, 5, 5, 5]),
         ((10, 6, 12, 1), 2, [5, 5]),
