@@ -74,6 +74,8 @@ class Best(Calibration):
         [((5,), '300s'), ((8,), '300s')]
     """
 
+    reads_data = True
+
     num: int = option(256, "Noises that rows are learned from; half as many decide, and as many again measure.")
     steps: tuple[int, ...] = option((5, 8, 10), "Numbers of evaluations.")
     budget: str = option("10m", "Time for all of them, such as 90s, 10m or 1h.")
@@ -101,11 +103,6 @@ class Best(Calibration):
     def sizes(self) -> dict[str, Any]:
         """Without the time: what is found is found."""
         return {"num": self.num, "steps": self.evaluations, "fine": self.fine}
-
-    @property
-    def reads_data(self) -> bool:
-        """It does."""
-        return True
 
     def compute(self, work: Work) -> dict[str, np.ndarray]:
         """Rows of the winner, and the table."""
@@ -203,7 +200,9 @@ class Best(Calibration):
     ) -> dict[str, Rows]:
         began = time.monotonic()
         _error(held, rows)  # compiled before
-        each = (time.monotonic() - began) / len(held.x) * (self.evaluations + 5) * self.evaluations / 2
+        # Derivatives of n rows take n (n - 1) (n + 7) / 6 evaluations, each as long as two; then a step tries a few.
+        runs = (self.evaluations - 1) * (self.evaluations + 7) / 3 + 3
+        each = (time.monotonic() - began) / len(held.x) * runs
         batch = min(int(left / 4 / each), len(training.x))  # four steps are most of the gain
         if batch < 16:
             return {}

@@ -85,15 +85,14 @@ def _evaluated(
 
 
 def _step_by_step(field: Field, rows: Rows, x: Array, cond: Any) -> tuple[Array, dict[str, Array]]:
-    n, used = rows.weights.shape
-    form = x.shape
+    (n, used), shape = rows.weights.shape, x.shape
     state = np.asarray(x)
-    slopes = np.zeros((0, *form), state.dtype)  # of the state
+    slopes = np.zeros((0, *shape), state.dtype)  # of the state
     values: list[tuple[np.ndarray, np.ndarray]] = []  # the newest first, each with its slopes
     names: list[tuple[str, tuple[int, ...]]] = []
 
     def grown(slopes: np.ndarray) -> np.ndarray:
-        return np.concatenate([slopes, np.zeros((len(names) - len(slopes), *form), state.dtype)])
+        return np.concatenate([slopes, np.zeros((len(names) - len(slopes), *shape), state.dtype)])
 
     for i in range(n):
         if i:
@@ -104,7 +103,7 @@ def _step_by_step(field: Field, rows: Rows, x: Array, cond: Any) -> tuple[Array,
         found = []
         for first in range(0, max(len(names), 1), TOGETHER):
             some = slopes[first : first + TOGETHER]
-            room = ((0, TOGETHER - len(some)), *((0, 0) for _ in form))
+            room = ((0, TOGETHER - len(some)), *((0, 0) for _ in shape))
             value, more = _evaluated(
                 field,
                 jnp.asarray(rows.times[i], x.dtype),
@@ -123,7 +122,7 @@ def _step_by_step(field: Field, rows: Rows, x: Array, cond: Any) -> tuple[Array,
         state = scale * state + sum(w * value for w, (value, _) in zip(weights, values, strict=False))
         slopes = scale * grown(slopes) + sum(w * grown(more) for w, (_, more) in zip(weights, values, strict=False))
         slopes[len(names) - len(new) :] = np.stack(new)
-    made = {name: np.zeros((*array.shape, *form), state.dtype) for name, array in numbers(rows).items()}
+    made = {name: np.zeros((*array.shape, *shape), state.dtype) for name, array in numbers(rows).items()}
     for (name, place), slope in zip(names, slopes, strict=True):
         made[name][place] = slope
     return jnp.asarray(state), {name: jnp.asarray(part) for name, part in made.items()}

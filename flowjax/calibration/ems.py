@@ -227,6 +227,8 @@ class EMS(Calibration):
         {'num': 512, 'points': 40, 'mode': 'element'}
     """
 
+    reads_data = True
+
     num: int = option(512, "Training samples.")
     points: int = option(120, "Intervals of the statistics.")
     mode: str = option("element", "Statistics per element, channel or scalar.")
@@ -239,11 +241,6 @@ class EMS(Calibration):
     def check(self, recipe: Any) -> None:
         """Refuses more numbers than the memory holds."""
         check_memory(f"--points={self.points}", 3 * 8 * (self.points + 1) * math.prod(recipe.shape))
-
-    @property
-    def reads_data(self) -> bool:
-        """It does."""
-        return True
 
     def compute(self, work: Work) -> dict[str, np.ndarray]:
         """The curves."""

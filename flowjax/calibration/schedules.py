@@ -414,6 +414,8 @@ class Searched(Calibration):
         {'num': 128, 'steps': 8, 'rounds': 12}
     """
 
+    reads_data = True
+
     num: int = option(128, "Samples that candidates are measured on.")
     steps: int = option(5, "Evaluations.")
     rounds: int = option(12, "Rounds of the search.")
@@ -421,11 +423,6 @@ class Searched(Calibration):
     def __post_init__(self) -> None:
         """Checks the options."""
         _checks.whole(_checks.COUNT, rounds=self.rounds)
-
-    @property
-    def reads_data(self) -> bool:
-        """It does."""
-        return True
 
     def compute(self, work: Work) -> dict[str, np.ndarray]:
         """The best schedule."""

@@ -26,6 +26,8 @@ class Transport(Calibration):
         {'num': 1000}
     """
 
+    reads_data = True
+
     start: float = option(0.5, "Time of the states that the map gives, where sampling begins.")
     num: int = option(1000, "Training samples.")
 
@@ -33,11 +35,6 @@ class Transport(Calibration):
         """Refuses conditions by name."""
         if recipe.conditions is not None:
             raise ValueError(f"maps are of labels without a name; this run has {', '.join(recipe.conditions)} by name")
-
-    @property
-    def reads_data(self) -> bool:
-        """It does."""
-        return True
 
     def compute(self, work: Work) -> dict[str, np.ndarray]:
         """Targets, heights and labels."""

@@ -123,7 +123,6 @@ def test_consistent_rows_are_exact_for_constants(path, to):
     assert (rows.times[0], rows.times[-1]) == (GRID[0], GRID[-1])
 
 
-@pytest.mark.standard_promotion
 def test_without_learning_rows_are_the_start():
     base, delta = moved("linear")
     zero = {name: np.zeros_like(part) for name, part in delta.items()}
@@ -139,7 +138,6 @@ def test_without_learning_rows_are_the_start():
     assert errors["best"] == errors["start"]
 
 
-@pytest.mark.standard_promotion
 def test_two_rows_find_the_optimum_of_a_linear_problem():
     """Velocity k(t) x with Gaussian data is exact up to a factor: two rows can hit the factor exactly.
 
