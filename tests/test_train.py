@@ -327,8 +327,9 @@ def test_damaged_checkpoint_is_reported(capsys, tmp_path, tiny):
 
 
 def said(stderr):
-    """Lines of the run itself; grain warns of a jaxlib before 0.11 while it is imported."""
-    return [line for line in stderr.splitlines() if not line.startswith("WARNING:absl:Grain multiprocess worker")]
+    """Lines of the run itself: grain warns of a jaxlib before 0.11, matplotlib where it cannot keep a list of fonts."""
+    others = ("WARNING:absl:Grain multiprocess worker", "WARNING:matplotlib.font_manager:")
+    return [line for line in stderr.splitlines() if not line.startswith(others)]
 
 
 @pytest.mark.parametrize("limit", [pytest.param(200, id="config", marks=pytest.mark.slow), 20_000])
