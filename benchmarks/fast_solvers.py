@@ -25,7 +25,7 @@ from measure import RESULTS, store
 
 import flowjax as fj
 from flowjax import data, evaluation
-from flowjax.calibration import compensation, ems, schedules
+from flowjax.calibration import compensation, ems, ranking, schedules
 from flowjax.calibration.reference import reference
 
 COUNTS = (4, 5, 6, 8, 10, 15, 20)
@@ -307,7 +307,7 @@ def find_schedule(sweep, rounds):
         lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond, mean=mean),
         [sweep.grid(5, name) for name in ("uniform", "quadratic")],
         rounds=rounds,
-        firsts=schedules.FIRSTS,
+        firsts=ranking.FIRSTS,
         seed=sweep.seed,
     )
     return found[0][1], mean

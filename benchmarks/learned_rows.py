@@ -62,13 +62,14 @@ class Model:
     noises, fine = (256, 64, 256), 100
     ways = (False,)
 
-    def __init__(self, run):
+    def __init__(self, run, batch=640):
         networks, self.recipe = load_run(run)
+        self.batch = batch
         self.field = self.recipe.field(self.recipe.flow(networks["network"]))
 
     def options(self, count, points):
-        """Of learning; fewer noises for more evaluations, of which each costs more."""
-        return {"iterations": 6, "batch": 640 // count}
+        """Of learning; fewer noises for more evaluations and points, of which each costs more."""
+        return {"iterations": 6, "batch": min(128, self.batch // (count * points))}
 
     @functools.cached_property
     def judge(self):
@@ -202,6 +203,7 @@ def main():
     parser.add_argument("parts", nargs="+", choices=("mixture", "parallel", "digits", "mnist", "speed"))
     parser.add_argument("--counts", nargs="+", type=int, default=[5, 10])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--points", type=int, default=1, help="of a round, on a trained model")
     args = parser.parse_args()
     path = RESULTS / f"learned_rows-{jax.default_backend()}.json"
     for part in args.parts:
@@ -214,7 +216,8 @@ def main():
                 for name, of in (("linear", fj.paths.Linear()), ("VP", fj.paths.VP()))
             }
         else:
-            found = {part: measured(Model(RUNS[part]), args.counts, args.seeds)}
+            problem = Model(RUNS[part], batch=1120 if part == "mnist" else 640)
+            found = {part: measured(problem, args.counts, args.seeds, args.points)}
         known = json.loads(path.read_text())["numbers"] if path.exists() else {}
         known |= {name: known.get(name, {}) | numbers for name, numbers in found.items()}
         store("learned_rows", __doc__.splitlines()[0].removeprefix("Claim: "), known)

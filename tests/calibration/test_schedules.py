@@ -8,7 +8,7 @@ from problem import PATHS
 from scipy.stats import kendalltau
 
 import flowjax as fj
-from flowjax.calibration import schedules
+from flowjax.calibration import ranking, schedules
 from flowjax.oracles import Mixture
 from flowjax.solvers import USF, Decision, Schedule, Statistics
 from flowjax.solvers.usf import baselines
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.standard_promotion  # optax
 
 GRID = uniform(4, 0.0, 0.98)
 GRIDS = [GRID, quadratic(4, 0.0, 0.98)]
-KINDS, FIRSTS = ("noise", "data", "v3"), ("network", "zero", "mean")
+KINDS, FIRSTS = ranking.KINDS, ranking.FIRSTS
 
 V3 = [("v3", "v3_pseudo"), ("noise", True), ("v3", "v3"), ("data", False)]
 
@@ -127,8 +127,8 @@ def test_ranker_orders_schedules_that_it_has_not_seen():
     """Those of one length among themselves too, not only by their length."""
     pool = mutants(200)
     order = np.random.default_rng(0).permutation(len(pool))
-    lines, scores = schedules.encode([pool[i] for i in order]), np.array([planted(pool[i]) for i in order])
-    ranker = schedules.fit_ranker(lines[:120], np.log(scores[:120]), steps=200)
+    lines, scores = ranking.encode([pool[i] for i in order]), np.array([planted(pool[i]) for i in order])
+    ranker = ranking.fit_ranker(lines[:120], np.log(scores[:120]), steps=200)
     predicted, longer = np.asarray(ranker(jnp.asarray(lines[120:]))), lines[120:, -1, 0] > 0
     for some in (longer | True, longer, ~longer):
         assert kendalltau(predicted[some], scores[120:][some]).statistic > 0.3
