@@ -3,12 +3,14 @@
     python benchmarks/fast_solvers.py --workdir=runs/digits --times=quadratic
     python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --batch=16 --rounds=6
     python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --only=edm_heun,deis3
+    python benchmarks/fast_solvers.py --workdir=benchmarks/models/mnist --num=400 --steps=200 --counts 5 8 10 --batch=16
 
 Error (root mean square distance to a 1,000-step solution from the same noise; none for stochastic solvers) and Frechet
 distance to the data at 4 to 20 evaluations, for every solver, with its calibration (statistics, ratios, a schedule
 searched for 5 evaluations) where it has one. Guided by the recipe's scale. Each solver runs on the same times from
 0.001 to 0.999 and, where its authors recommend others, on those as well, with the range that they have there (`OWN`);
-multistep solvers lower their order at the end. Also a picture. Not here: solvers that choose their steps, whose
+multistep solvers lower their order at the end. Also a picture. With --counts, results of their own: ratios and schedule
+are those stored for the model. Not here: solvers that choose their steps, whose
 evaluations cannot be fixed, and FlowTurbo's refiner steps, which need a trained refiner.
 """
 
@@ -161,6 +163,10 @@ class Sweep:
                     return grid
         return None
 
+    def mean(self):
+        """Mean of the data, from which a schedule may start."""
+        return float(self.source.normalize(np.asarray(self.source.take(2000).x, np.float64)).mean())
+
     def frechet(self, x):
         """Frechet distance of samples to the data."""
         samples = np.asarray(x) * np.float32(self.recipe.scale) + np.float32(self.recipe.shift)
@@ -190,6 +196,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=8, help="rounds of the schedule search")
     parser.add_argument("--batch", type=int, default=128, help="samples for the statistics")
     parser.add_argument("--only", help="measure these solvers again, and keep the rest of the stored results")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, help="evaluations, with ratios and schedule as they are stored"
+    )
     args = parser.parse_args()
     name = Path(args.workdir).name
     sweep, costs = Sweep(args.workdir, args.num, args.steps, args.times), {}
@@ -200,14 +209,20 @@ def main():
     began = time.perf_counter()
     statistics = measure_statistics(sweep, args.batch)
     costs["seconds to measure the statistics of dpm_solver_v3"] = time.perf_counter() - began
-    began = time.perf_counter()
-    ratios, other = find_ratios(sweep)
-    costs["seconds to search the ratios of dc_solver"] = time.perf_counter() - began
-    began = time.perf_counter()
-    best, mean = find_schedule(sweep, args.rounds)
-    costs["seconds to search the schedule for 5 evaluations"] = time.perf_counter() - began
+    if args.counts:
+        known = json.loads((RESULTS / f"fast_solvers_{name}-{jax.default_backend()}.json").read_text())["numbers"]
+        ratios = {int(n): np.array(found) for n, found in known["ratios"].items()}
+        best, mean, other = schedules.from_json(known["schedule"][0]), sweep.mean(), None
+    else:
+        began = time.perf_counter()
+        ratios, other = find_ratios(sweep)
+        costs["seconds to search the ratios of dc_solver"] = time.perf_counter() - began
+        began = time.perf_counter()
+        best, mean = find_schedule(sweep, args.rounds)
+        costs["seconds to search the schedule for 5 evaluations"] = time.perf_counter() - began
 
-    for n in COUNTS:
+    counts = args.counts or COUNTS
+    for n in counts:
         calibrated = {
             "dc_solver": S.DCSolver(order=3, ratios=ratios[n].tolist()),
             "dpm_solver_v3 2": S.DPMSolverV3(statistics=statistics, order=2),
@@ -220,12 +235,13 @@ def main():
                         sweep.add(family, solver_name, S.USF(schedule=best, mean=mean), best.times)
                     continue
                 add_on_times(sweep, family, solver_name, solver or calibrated.get(solver_name), n)
-        if n == 5:
+        if n == 5 and other is not None:
             solver = S.DCSolver(order=3, ratios=other.tolist())
             sweep.add("UniPC, calibrated", f"dc_solver, {sweep.other} times", solver, sweep.grid(5, sweep.other), 8)
 
+    result = f"fast_solvers_{name}" + (f"_{args.num}" if args.counts else "")
     numbers = {
-        "model": name,
+        "model": f"{name}, {args.num} samples" if args.counts else name,
         "guidance": sweep.recipe.guidance,
         "times": args.times,
         "samples": args.num,
@@ -233,11 +249,11 @@ def main():
         "Frechet distance of the reference": sweep.frechet(sweep.exact),
         "rows": sweep.rows,
         "costs": costs,
-        "ratios": {n: ratios[n].tolist() for n in COUNTS},
+        "ratios": {n: ratios[n].tolist() for n in counts},
         "schedule": [schedules.to_json(best)],
     }
-    store(f"fast_solvers_{name}", __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
-    plot(sweep.rows, numbers["Frechet distance of the reference"], name)
+    store(result, __doc__.splitlines()[0].removeprefix("Claim: "), numbers)
+    plot(sweep.rows, numbers["Frechet distance of the reference"], result)
 
 
 def add_on_times(sweep, family, name, solver, count):
@@ -270,7 +286,7 @@ def again(sweep, result, names, args):
     before = {"rows of other solvers measured at": stored["commit"]} | numbers
     numbers = before | {"measured again": ", ".join(names), "rows": rows}
     store(result, stored["claim"], numbers)
-    plot(rows, numbers["Frechet distance of the reference"], numbers["model"])
+    plot(rows, numbers["Frechet distance of the reference"], result)
 
 
 def measure_statistics(sweep, batch):
@@ -302,15 +318,14 @@ def find_schedule(sweep, rounds):
     """The best schedule of 5 evaluations on noises of its own, and the mean of the data that it may start from."""
     x, cond = sweep.states(4, 40)
     goal = reference(sweep.field, x, [START, END], cond, steps=200)[-1]
-    mean = float(sweep.source.normalize(np.asarray(sweep.source.take(2000).x, np.float64)).mean())
     found = schedules.search(
-        lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond, mean=mean),
+        lambda candidates: schedules.errors(sweep.field, candidates, x, goal, cond, mean=sweep.mean()),
         [sweep.grid(5, name) for name in ("uniform", "quadratic")],
         rounds=rounds,
         firsts=ranking.FIRSTS,
         seed=sweep.seed,
     )
-    return found[0][1], mean
+    return found[0][1], sweep.mean()
 
 
 STYLES = {"uniform times": "--", "quadratic times": "--", "sit times": "--", "log_snr times": ":", "karras times": "-."}
@@ -349,7 +364,7 @@ def plot(rows, floor, name):
     axes[0, 0].set(ylabel="distance to the reference", ylim=(0.8 * min(errors), 10 * np.median(errors)))
     distances = [row["frechet"] for row in rows if row["frechet"]]
     axes[1, 0].set(ylabel="Frechet distance", ylim=(0, 3 * np.median(distances)))
-    path = RESULTS.parent.parent / "docs" / "figures" / f"fast_solvers_{name}.png"
+    path = RESULTS.parent.parent / "docs" / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
 
