@@ -20,6 +20,7 @@ from jaxtyping import install_import_hook
 # another type itself.
 CHECKED = (
     "calibration.compensation",
+    "calibration.ranking",
     "calibration.reference",
     "calibration.schedules",
     "calibration.store",
