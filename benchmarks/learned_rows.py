@@ -69,7 +69,7 @@ class Model:
 
     def options(self, count, points):
         """Of learning; fewer noises for more evaluations and points, of which each costs more."""
-        return {"iterations": 6, "batch": self.batch // (count * points)}
+        return {"iterations": 6, "batch": min(128, self.batch // (count * points))}
 
     @functools.cached_property
     def judge(self):
