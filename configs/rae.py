@@ -1,4 +1,4 @@
-"""A representation autoencoder of Fashion-MNIST, 28x28, in two stages: a ViT that tells classes, a decoder of its tokens.
+"""A representation autoencoder of Fashion-MNIST, 28x28, in two stages: a ViT that tells classes, then its decoder.
 
     python -m flowjax.train --config=rae:encoder --workdir=runs/encoder
     python -m flowjax.train --config=rae:decoder --workdir=runs/rae

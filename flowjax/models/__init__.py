@@ -1,7 +1,8 @@
 """Networks, encoders of conditions and adapters: flax.nnx modules.
 
 A network is called as `network(x, t, cond=None, end=None, key=None)`, with times t in [0, 1] and, for dropout, one key
-per example; `Autoencoder`, `RepresentationAutoencoder`, `Discriminator` and `ViT` take images alone, `ViTDecoder` tokens.
+per example; `Autoencoder`, `RepresentationAutoencoder`, `Discriminator` and `ViT` take images alone, `ViTDecoder`
+tokens.
 """
 
 from flowjax.models import lora

@@ -1,4 +1,4 @@
-"""A vision transformer as an encoder of images: DINOv2 with registers, of any size, and a small one to train oneself."""
+"""A vision transformer as an encoder of images: DINOv2 with registers, of any size, and small ones to train here."""
 
 import math
 from collections.abc import Sequence
@@ -318,8 +318,8 @@ class ViT(nnx.Module):
         if self.table_grid != self.grid:
             positions = resized(positions, self.grid, antialias=True)
         h = h + positions.reshape(1, -1, h.shape[-1]).astype(h.dtype)
-        front = [(self.token[...] + self.token_position[...])[None]]
+        tokens = [(self.token[...] + self.token_position[...])[None]]
         if self.registers is not None:
-            front.append(self.registers[...])
-        front = jnp.concatenate(front).astype(h.dtype)
+            tokens.append(self.registers[...])
+        front = jnp.concatenate(tokens).astype(h.dtype)
         return jnp.concatenate([jnp.broadcast_to(front[None], (len(h), *front.shape)), h], axis=1)

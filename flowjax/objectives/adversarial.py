@@ -1,4 +1,4 @@
-"""What autoencoders learn against a discriminator: both players' losses, the weight between them, and when they move."""
+"""What autoencoders learn against a discriminator: both losses, the weight between them, and who moves when."""
 
 import abc
 import functools
@@ -115,9 +115,9 @@ class Adversarial(abc.ABC):
             step: Number of the step: it decides who takes part.
         """
         seeds = jax.vmap(lambda index: seed(jax.random.fold_in(key, index)))(jnp.arange(batch["x1"].shape[0]))
-        apart = self.adversary is not None and self.discriminator_start is not None
-        judging = jnp.asarray(step) >= self.discriminator_start if apart else None
-        adversarial = jnp.asarray(step) >= self.start
+        adversarial, judging = jnp.asarray(step) >= self.start, None
+        if self.adversary is not None and self.discriminator_start is not None:
+            judging = jnp.asarray(step) >= self.discriminator_start
         return AutoencodingDraws(x1=batch["x1"], seeds=seeds, adversarial=adversarial, judging=judging)
 
     @abc.abstractmethod
@@ -144,8 +144,8 @@ class Adversarial(abc.ABC):
         """
         autoencoder, discriminator = self._players(networks)
         z, cost, metrics = self.latents(autoencoder, draws)
-        decode = at_least_single(autoencoder.decode(z)) if discriminator is None else _decode(autoencoder, self.last, z)
-        y, pull = (decode, None) if discriminator is None else decode
+        last = None if discriminator is None else self.last
+        y, pull = _decode(autoencoder, last, z)
         x = draws.x1.astype(y.dtype)
         check_answer(y, x)
 
@@ -154,7 +154,7 @@ class Adversarial(abc.ABC):
         by_data = by_data(jnp.ones_like(nll))[0]
         metrics |= {"reconstruction": nll, **more}
         own = _descending(y, nll, by_data) if cost is None else _descending(y, nll, by_data) + cost
-        if discriminator is None or pull is None:
+        if discriminator is None:
             return own, metrics
 
         def judge() -> Array:
@@ -222,8 +222,10 @@ def _descending(y: Array, value: Float[Array, " B"], gradient: Array) -> Float[A
     return value + total(gradient * (y - jax.lax.stop_gradient(y)))
 
 
-def _decode(autoencoder: Any, last: str, z: Array) -> tuple[Array, Callable[[Array], Array]]:
+def _decode(autoencoder: Any, last: str | None, z: Array) -> tuple[Array, Any]:
     """The decoder's answer, and the map from gradients with respect to it to those with respect to its last kernel."""
+    if last is None:
+        return at_least_single(autoencoder.decode(z)), None
     *way, name = last.split(".")
 
     def layer(network: Any) -> Any:

@@ -45,8 +45,8 @@ class Autoencoder(Base):
     """How to rebuild and use a trained autoencoder; attributes are those of `Base`.
 
     Its network has `encode(x) -> (mean, log variance)` and `decode(z)`, of normalised examples and plain latents z;
-    where latents are a function of the example, `encode(x) -> z`. The scale of latents is not part of it: whoever trains
-    on them measures and keeps it (`flowjax.recipe.codec`).
+    where latents are a function of the example, `encode(x) -> z`. The scale of latents is not part of it: whoever
+    trains on them measures and keeps it (`flowjax.recipe.codec`).
 
     With the run "encoder" the autoencoder is that run's network and a decoder, `network`, whose weights alone the
     workdir holds (`flowjax.models.RepresentationAutoencoder`).
@@ -176,16 +176,15 @@ class Autoencoder(Base):
         Returns:
             "psnr", 10 log10(range^2 / mean squared error) in decibels, where the range is that of the data, or of these
             examples where the data has no bounds; "error", the mean absolute error in the data's own scale; "kl", the
-            divergence of the posterior from N(0, 1) per example, in nats, where there is one; "latent_mean" and "latent_std" of all numbers
-            of the latents' means, of which a `latent_scale` is 1 / latent_std; "FD[...]", the Frechet distance between
-            reconstructions and examples in the features of `judge`.
+            divergence of the posterior from N(0, 1) per example, in nats, where there is a posterior; "latent_mean" and
+            "latent_std" of all numbers of the latents' means, of which a `latent_scale` is 1 / latent_std; "FD[...]",
+            the Frechet distance between reconstructions and examples in the features of `judge`.
         """
         judge = evaluation.default_extractor(source) if judge is None else judge
         some = np.asarray(source.take(request.num, request.seed).x)
         parts = zip(*self.reconstruct(networks["autoencoder"], some, batch=request.batch, mesh=mesh), strict=True)
-        x, y, mean, log_variance = (
-            None if part[0] is None else np.concatenate(part).astype(np.float64) for part in parts
-        )
+        *known, spread = map(list, parts)
+        x, y, mean = (np.concatenate(part).astype(np.float64) for part in known)
         if bad := len(y) - int(np.isfinite(y.reshape(len(y), -1)).all(1).sum()):
             return {"bad_samples": bad, "psnr": math.nan, "error": math.nan, f"FD[{judge.digest}]": math.nan}
         low, high = (
@@ -194,7 +193,8 @@ class Autoencoder(Base):
         )
         squared = max(float(np.mean((x - y) ** 2)), np.finfo(np.float64).tiny)
         kl = {}
-        if log_variance is not None:
+        if spread[0] is not None:
+            log_variance = np.concatenate(spread).astype(np.float64)
             divergence = (mean**2 + np.exp(log_variance) - 1 - log_variance) / 2
             kl["kl"] = float(divergence.reshape(len(x), -1).sum(1).mean())
         return {

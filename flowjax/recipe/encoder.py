@@ -1,7 +1,7 @@
 """The recipe of a published encoder: what makes tokens of images, and was trained elsewhere."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +40,16 @@ class EncoderRecipe(Base):
         """Images must become tokens."""
         check_tokens("the network", shapes["network"], self.shape)
 
+    def sweep(self, request: Request, **lists: Sequence[Any]) -> list[tuple[dict[str, Any], Request]]:
+        """Refuses.
+
+        Raises:
+            ValueError: There is nothing to measure.
+        """
+        raise ValueError(
+            "an encoder is measured by what stands on it: train a decoder of its tokens, --config=rae:decoder"
+        )
+
     def assess(
         self,
         networks: Mapping[str, Any],
@@ -49,18 +59,22 @@ class EncoderRecipe(Base):
         judge: Any = None,
         mesh: Mesh | None = None,
     ) -> dict[str, Any]:
-        """Refuses.
-
-        Raises:
-            ValueError: An encoder is measured by what stands on it.
-        """
-        raise ValueError("an encoder is measured by what stands on it: train a decoder of its tokens, --config=rae:decoder")
+        """Refuses, as `sweep`."""
+        return self.sweep(request)[0][0]
 
 
 def of_images(shape: tuple[int, ...]) -> dict[str, Any]:
     """What a recipe says of images (H, W, C) in [0, 1] that it has none of."""
     blank = {"name": "blank", "options": {"shape": tuple(shape)}}
-    return {"data": blank, "shape": tuple(shape), "shift": 0.5, "scale": 0.5, "low": 0.0, "high": 1.0, "num_classes": None}
+    return {
+        "data": blank,
+        "shape": tuple(shape),
+        "shift": 0.5,
+        "scale": 0.5,
+        "low": 0.0,
+        "high": 1.0,
+        "num_classes": None,
+    }
 
 
 def check_tokens(what: str, network: Any, shape: tuple[int, ...]) -> None:

@@ -33,10 +33,10 @@ EXTRACTOR = "extractor.json"
 class Autoencoding(Task):
     """Trains an autoencoder and looks at reconstructions, always of the same examples.
 
-    With `config.encoder`, a run whose network makes tokens of images, `config.network` is a decoder of these tokens: the
-    encoder's weights are arguments of a training step, no gradient reaches them, the checkpoints hold the decoder alone,
-    and the recipe names the run with the hash of its weights. Such a decoder learns by an objective for frozen encoders,
-    `representation_autoencoding`.
+    With `config.encoder`, a run whose network makes tokens of images, `config.network` is a decoder of these tokens:
+    the encoder's weights are arguments of a training step, no gradient reaches them, the checkpoints hold the decoder
+    alone, and the recipe names the run with the hash of its weights. Such a decoder learns by an objective for frozen
+    encoders, `representation_autoencoding`.
 
     Attributes:
         num: Examples that are measured.
@@ -128,7 +128,9 @@ class Autoencoding(Task):
             return None
         run = specs.build("run", spec)
         if (run.which, run.average) != ("latest", None):
-            raise ValueError("an encoder is the newest checkpoint with the default average: leave which and average out")
+            raise ValueError(
+                "an encoder is the newest checkpoint with the default average: leave which and average out"
+            )
         return run.load(self.mesh)
 
     @functools.cached_property
@@ -145,13 +147,13 @@ class Autoencoding(Task):
         network = found.networks[found.recipe.label]
         if not callable(getattr(network, "features", None)):
             raise ValueError(
-                f"the network of {found.workdir}, a {type(network).__name__}, has no features(images) to compare images "
-                "in: take the run of a vit, or leave config.task.options.extractor out"
+                f"the network of {found.workdir}, a {type(network).__name__}, has no features(images) to compare by: "
+                "take the run of a vit, or leave config.task.options.extractor out"
             )
         if tuple(found.recipe.shape) != tuple(self.source.x.shape[1:]):
             raise ValueError(
-                f"the extractor {found.workdir} does not fit: the shape of its examples is {tuple(found.recipe.shape)}, "
-                f"that of the data {self.source.x.shape[1:]}"
+                f"the extractor {found.workdir} does not fit: the shape of its examples is "
+                f"{tuple(found.recipe.shape)}, that of the data {self.source.x.shape[1:]}"
             )
         return found
 

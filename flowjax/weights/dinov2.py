@@ -1,8 +1,9 @@
 """Published weights of DINOv2 with registers, as the library transformers names them, for the network `ViT`.
 
 The files are `model.safetensors` of facebook/dinov2-with-registers-small, -base or -large; an npz file with arrays of
-the same names is read as well. Kernels are turned from (out, in) to (in, out) and from OIHW to patches, row by row. What
-an encoder of tokens has no use for (mask token, scale and shift of the last normalisation, a classifier) is left out.
+the same names is read as well. Kernels are turned from (out, in) to (in, out) and from OIHW to patches, row by row.
+What an encoder of tokens has no use for (mask token, scale and shift of the last normalisation, a classifier) is left
+out.
 """
 
 import hashlib

@@ -194,7 +194,9 @@ def test_names_and_types():
 @pytest.mark.usefixtures("x64")
 def test_double_precision_stays():
     fine = jax.eval_shape(
-        lambda: RepresentationAutoencoder(*(make(dtype=jnp.float64, param_dtype=jnp.float64) for make in (vit, decoder)))
+        lambda: RepresentationAutoencoder(
+            *(make(dtype=jnp.float64, param_dtype=jnp.float64) for make in (vit, decoder))
+        )
     )
     x = jnp.zeros((2, *SHAPE), jnp.float64)
     assert jax.eval_shape(lambda n: n.decode(n.encode(x)), fine).dtype == jnp.float64

@@ -119,7 +119,9 @@ def test_losses_by_hand(networks):
     np.testing.assert_allclose(metrics["pixels"], pixels, rtol=1e-4)
     np.testing.assert_allclose(metrics["perceptual"], seen, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(metrics["reconstruction"], pixels + seen, rtol=1e-4)
-    kernel, bias = (np.asarray(v[...], np.float64) for v in (networks["discriminator"].kernel, networks["discriminator"].bias))
+    kernel, bias = (
+        np.asarray(v[...], np.float64) for v in (networks["discriminator"].kernel, networks["discriminator"].bias)
+    )
     real, fake = np.asarray(X) @ kernel + bias, y @ kernel + bias
     np.testing.assert_allclose(metrics["generator"], -fake.mean(1), rtol=1e-3, atol=1e-5)
     hinge = (np.maximum(0, 1 - real).mean(1) + np.maximum(0, 1 + fake).mean(1)) / 2
@@ -132,7 +134,9 @@ def test_lambda_by_finite_differences_of_the_last_kernel(networks):
     """Both gradients of the mean losses with respect to it, number by number."""
     _, metrics, _ = evaluate(OBJECTIVE, networks, PLAY)
     reconstruct, costs, last = by_numpy(networks, noisy(OBJECTIVE, networks, PLAY))
-    kernel, bias = (np.asarray(v[...], np.float64) for v in (networks["discriminator"].kernel, networks["discriminator"].bias))
+    kernel, bias = (
+        np.asarray(v[...], np.float64) for v in (networks["discriminator"].kernel, networks["discriminator"].bias)
+    )
     losses = {
         "data": lambda last: np.add(*costs(reconstruct(last))).mean(),
         "judge": lambda last: -(reconstruct(last) @ kernel + bias).mean(),
@@ -154,7 +158,10 @@ def test_gradients_are_those_of_the_losses_written_out(networks):
 
     def build(decoder):
         y = decoder(z)
-        units = [[h / jnp.linalg.norm(h, axis=-1, keepdims=True) for h in whole.encoder.features((v + 1) / 2)] for v in (X, y)]
+        units = [
+            [h / jnp.linalg.norm(h, axis=-1, keepdims=True) for h in whole.encoder.features((v + 1) / 2)]
+            for v in (X, y)
+        ]
         seen = sum(((a - b) ** 2).sum(-1).mean() for a, b in zip(*units, strict=True)) / 2
         return jnp.abs(X - y).mean() / 2 + seen - weight * networks["discriminator"](y).mean()
 
@@ -177,7 +184,9 @@ def test_no_gradient_reaches_the_encoder_exactly(networks):
 
 def test_the_discriminator_learns_before_it_is_heard(networks):
     found = {step: evaluate(OBJECTIVE, networks, step) for step in (WAIT, JUDGE, PLAY)}
-    moved = {step: any(np.any(leaf) for leaf in jax.tree.leaves(g["discriminator"])) for step, (_, _, g) in found.items()}
+    moved = {
+        step: any(np.any(leaf) for leaf in jax.tree.leaves(g["discriminator"])) for step, (_, _, g) in found.items()
+    }
     assert moved == {WAIT: False, JUDGE: True, PLAY: True}
     heard = {step: float(np.abs(metrics["generator"]).sum()) > 0 for step, (_, metrics, _) in found.items()}
     assert heard == {WAIT: False, JUDGE: False, PLAY: True}
@@ -261,7 +270,10 @@ def test_behind_an_assembled_encoder_training_leaves_its_bits(networks):
         "autoencoder": [7, 0, 0],
         "discriminator": [4, 0, 0],
     }
-    assert np.any(np.asarray(state.networks["autoencoder"].inner.kernel[...]) != np.asarray(Decoder(nnx.Rngs(0)).inner.kernel[...]))
+    assert np.any(
+        np.asarray(state.networks["autoencoder"].inner.kernel[...])
+        != np.asarray(Decoder(nnx.Rngs(0)).inner.kernel[...])
+    )
 
 
 def test_what_does_not_fit_is_refused():

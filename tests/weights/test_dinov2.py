@@ -15,7 +15,9 @@ from flowjax.models import ViT
 from flowjax.weights import read_dinov2
 
 WIDTH, HEADS, DEPTH, PATCH, REGISTERS, TABLE, SIDE = 8, 2, 2, 2, 4, 5, 6
-OPTIONS = dict(patch=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, table=TABLE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+OPTIONS = dict(
+    patch=PATCH, width=WIDTH, depth=DEPTH, heads=HEADS, table=TABLE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+)
 
 
 def shapes(**options):
@@ -82,7 +84,9 @@ def other_program(weights, images):
 
         inside = norm(h, own["norm1.weight"], own["norm1.bias"])
         q, k, v = (
-            linear(inside, f"attention.attention.{name}").reshape(len(x), -1, HEADS, WIDTH // HEADS).transpose(0, 2, 1, 3)
+            linear(inside, f"attention.attention.{name}")
+            .reshape(len(x), -1, HEADS, WIDTH // HEADS)
+            .transpose(0, 2, 1, 3)
             for name in ("query", "key", "value")
         )
         scores = np.exp(q @ k.transpose(0, 1, 3, 2) / np.sqrt(WIDTH // HEADS))
@@ -154,7 +158,9 @@ def test_what_does_not_fit_is_refused_in_one_line(files, tmp_path):
 
 
 def test_a_missing_or_other_file_is_named_with_its_hash(files, tmp_path):
-    with pytest.raises(ValueError, match=r"none.safetensors are missing: get model.safetensors of facebook/dinov2.*put it"):
+    with pytest.raises(
+        ValueError, match=r"none.safetensors are missing: get model.safetensors of facebook/dinov2.*put it"
+    ):
         read_dinov2(tmp_path / "none.safetensors", shapes())
     with pytest.raises(ValueError, match="with the SHA-256 00ff and put it there"):
         read_dinov2(tmp_path / "none.safetensors", shapes(), sha256="00ff")
@@ -165,6 +171,6 @@ def test_a_missing_or_other_file_is_named_with_its_hash(files, tmp_path):
 
 
 def test_the_published_base_has_the_known_number_of_weights():
-    """DINOv2 base has 86,580,480 numbers; registers come to it, mask token and the last scale and shift are left out."""
+    """DINOv2 base has 86,580,480 numbers; registers come in, mask token and the last scale and shift are left out."""
     network = shapes(**ViT.size("base"))
     assert sum(leaf.size for leaf in jax.tree.leaves(network)) == 86_580_480 + 4 * 768 - 768 - 2 * 768
