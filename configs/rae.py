@@ -3,14 +3,14 @@
     python -m flowjax.train --config=rae:encoder --workdir=runs/encoder
     python -m flowjax.train --config=rae:decoder --workdir=runs/rae
     python -m flowjax.evaluate --workdir=runs/rae
-    python -m flowjax.train --config=fashion --workdir=runs/latents --config.codec="run(workdir=runs/rae)" \
-        --config.network="dit(image_shape=(7,7,64), patch=1, width=128, depth=6, heads=4, num_classes=10)"
 
 The encoder is trained as a classifier, 7x7 tokens of 64 channels from patches of 4x4 pixels, and then frozen; the
 decoder learns to make images of its tokens, with noise on them. `--config.data.options.path=FOLDER` reads the images
-from elsewhere. Published encoders are imported by `flowjax.recipe.import_dinov2` (docs/autoencoders.md).
+from elsewhere. A flow on the tokens is `--config=fashion --config.codec="run(workdir=runs/rae)"` with a network for
+images (7, 7, 64) of patch 1. Published encoders are imported by `flowjax.recipe.import_dinov2`
+(docs/autoencoders.md).
 
-Expected on 2 CPU cores: what EXPECTED
+Expected on 2 CPU cores: no run is stored yet that says what both stages reach, and in how many seconds.
 """
 
 from flowjax.configs.base import base, smoke, spec

@@ -108,7 +108,7 @@ class Autoencoding(Task):
         if self.encoder is None:
             return
         recipe, source = self.encoder.recipe, self.source
-        what = f"the encoder {self.encoder.workdir}, a run of the kind {recipe.kind},"
+        what = f"the encoder {self.encoder.workdir} (a run of the kind {recipe.kind})"
         if tuple(recipe.shape) != tuple(source.x.shape[1:]):
             raise ValueError(
                 f"{what} does not fit: the shape of its examples is {tuple(recipe.shape)}, that of the data "
@@ -220,7 +220,7 @@ class Autoencoding(Task):
         """
         try:
             if self.encoder is not None:
-                self.encoder.check_same("encoder", workdir, Autoencoder.load(workdir).runs["encoder"]["model"])
+                self.encoder.check_same("frozen encoder", workdir, Autoencoder.load(workdir).runs["encoder"]["model"])
         except (FileNotFoundError, KeyError):
             return  # a new run
         try:
@@ -228,7 +228,7 @@ class Autoencoding(Task):
         except (OSError, ValueError, KeyError, TypeError):
             return
         if self._extractor is not None:
-            self._extractor.check_same("extractor", workdir, began)
+            self._extractor.check_same("feature extractor", workdir, began)
 
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json`, and `extractor.json` where there is one."""

@@ -140,7 +140,7 @@ def test_another_encoder_in_its_place_is_refused(trained, encoder, tmp_path, cap
     ]
     flags += ["--config.optimizer.autoencoder.options.rate=1e-2"]
     assert exit_code(train, *arguments(tmp_path / "encoder", moved, *flags)) == 2
-    assert "began with a encoder whose weights have the hash" in capsys.readouterr().err
+    assert "began with a frozen encoder whose weights have the hash" in capsys.readouterr().err
 
 
 def _flat(config, prefix=""):
@@ -219,7 +219,7 @@ def test_another_run_may_measure_features(encoder, tmp_path):
     assert json.loads((tmp_path / "extractor.json").read_text())["model"] == model_hash(other)
     task.check(tmp_path)
     (tmp_path / "extractor.json").write_text(json.dumps({"model": "0" * 12}))
-    with pytest.raises(ValueError, match="began with a extractor whose weights have the hash 000000000000"):
+    with pytest.raises(ValueError, match="began with a feature extractor whose weights have the hash 000000000000"):
         task.check(tmp_path)
 
 
