@@ -10,7 +10,7 @@ from flax import nnx
 from PIL import Image
 
 from flowjax.models import RepresentationAutoencoder, ViT, ViTDecoder
-from flowjax.models.vit import resampling, resized
+from flowjax.models.resampling import resampling, resized
 
 SHAPE = (8, 4, 2)
 OPTIONS = {"patch": 2, "width": 16, "depth": 2, "heads": 2}
