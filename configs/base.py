@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 SECTIONS = {
     "generation": ("network", "path", "objective", "coupling", "codec", "sample"),
-    "autoencoding": ("network", "discriminator", "objective"),
+    "autoencoding": ("network", "discriminator", "encoder", "objective"),
     "distillation": ("network", "path", "objective", "coupling", "codec", "sample", "teacher"),
     "adapters": ("base", "adapters", "objective", "coupling", "sample"),
     "classification": ("network", "objective"),
@@ -46,6 +46,7 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
         "data": spec() | {"augment": {"flip": False, "crop": 0}},
         "network": spec(),
         "discriminator": spec(),
+        "encoder": spec(),
         "path": spec("linear"),
         "objective": spec("flow_matching", prediction="velocity", times=spec("uniform"), label_dropout=0.0),
         "coupling": spec(),

@@ -102,6 +102,7 @@ SPECS = (
     "data",
     "network",
     "discriminator",
+    "encoder",
     "path",
     "objective",
     "coupling",

@@ -14,6 +14,14 @@ NAMES = sorted(path.stem for path in _cli.config_folder().glob("*.py") if path.s
 
 
 @pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A classifier of digits, for configs whose decoder stands on one."""
+    folder = tmp_path_factory.mktemp("encoder")
+    small.write_encoder(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A flow of digits, for configs that stand on one."""
     folder = tmp_path_factory.mktemp("trained")
@@ -24,7 +32,7 @@ def trained(tmp_path_factory):
 
 # Of solids, hundreds of bodies are built and rendered.
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "solids" else n for n in NAMES])
-def test_config_and_its_smoke_version_are_valid(name, trained):
+def test_config_and_its_smoke_version_are_valid(name, trained, encoder):
     full, smoke = _cli.load_config(name), _cli.load_config(f"{name}:smoke")
     assert full.train.steps > smoke.train.steps
     for config in (full, smoke):
@@ -34,6 +42,8 @@ def test_config_and_its_smoke_version_are_valid(name, trained):
             continue
         for section in {"teacher", "base"} & set(config):
             config[section].options.workdir = trained
+        if "encoder" in config and config.encoder.name:
+            config.encoder.options.workdir = encoder
         if "coupling" in config and "path" in config.coupling.options:
             config.coupling.options.path = f"{trained}/pairs"
         task = task_of(config)

@@ -50,6 +50,30 @@ class Autoencoder(nnx.Module):
         return self.decoder(z)
 
 
+class Seer(nnx.Module):
+    """Three pixels, two features."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+
+    def encode(self, images):
+        return jnp.tanh(self.linear(images))
+
+    def features(self, images):
+        return (self.encode(images),)
+
+
+class Representation(nnx.Module):
+    def __init__(self, rngs):
+        self.encoder, self.decoder = Seer(rngs), Decoder(rngs)
+
+    def encode(self, x):
+        return self.encoder.encode((x + 1) / 2)
+
+    def decode(self, z):
+        return self.decoder(z)
+
+
 OWN_NETWORKS = {
     "classification": lambda x: jnp.sin(x),
     "regression": lambda x, t, cond: jnp.sin(x[:, :2]) + t[:, None],
@@ -61,8 +85,11 @@ OWN_NETWORKS = {
 }
 
 
-def players():
-    return {"autoencoder": Autoencoder(nnx.Rngs(0)), "discriminator": nnx.Linear(3, 2, rngs=nnx.Rngs(1))}
+PLAYERS = {"autoencoding": Autoencoder, "representation_autoencoding": Representation}
+
+
+def players(name):
+    return {"autoencoder": PLAYERS[name](nnx.Rngs(0)), "discriminator": nnx.Linear(3, 2, rngs=nnx.Rngs(1))}
 
 
 def batch_of(x):
@@ -74,8 +101,8 @@ def use_objective(name):
     def use(objective, key, x):
         batch = batch_of(x) | ({"x0": jnp.cos(x)} if name == "rectified" else {})
         draws = objective.draw(key, batch, step=4)  # where all networks of several move
-        networks = players() if name == "autoencoding" else OWN_NETWORKS.get(name, network)
-        if name == "autoencoding":
+        networks = players(name) if name in PLAYERS else OWN_NETWORKS.get(name, network)
+        if name in PLAYERS:
             networks = jax.tree.map(lambda leaf: leaf.astype(x.dtype), networks)
         loss, metrics = objective.loss(networks, draws)
         # Times are drawn in single precision, whatever the data.
@@ -134,6 +161,9 @@ def inputs(name, x):
         "unet": (image, t),
         "autoencoder": (image[:, :4, :4],),
         "discriminator": (image,),
+        "vit": (image[:, :4, :4],),
+        "vit_decoder": (jnp.sin(flat[:, :12]).reshape(n, 2, 2, 3),),
+        "representation_autoencoder": (image[:, :4, :4],),
         "voxel_autoencoder": (grid,),
         "voxel_dit": (grid[:, :2, :2, :2], t, view),
         "voxel_set_dit": (
@@ -157,6 +187,10 @@ def use_network(name):
             network.encode(*inputs(name, x)),
             network.decode(network.encode(*inputs(name, x))[0]),
         )
+    if name == "vit":
+        return lambda network, key, x: (network(*inputs(name, x)), network.encode(*inputs(name, x)))
+    if name == "representation_autoencoder":
+        return lambda network, key, x: network.decode(network.encode(*inputs(name, x)))
     return lambda network, key, x: network(*inputs(name, x))
 
 
@@ -237,6 +271,7 @@ def run(kind, name, seed=1, n=8):
 
 # Networks of images take long to compile, most of all one operation at a time.
 IMAGES = ("dit", "token_dit", "unet", "autoencoder", "discriminator", "pointnet")
+IMAGES += ("vit", "vit_decoder", "representation_autoencoder")
 IMAGES += ("voxel_autoencoder", "voxel_dit", "voxel_set_dit")
 every = pytest.mark.parametrize(
     ("kind", "name"), [pytest.param(k, n, marks=pytest.mark.slow) if n in IMAGES else (k, n) for k, n in USED]

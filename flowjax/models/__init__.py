@@ -1,7 +1,8 @@
 """Networks, encoders of conditions and adapters: flax.nnx modules.
 
 A network is called as `network(x, t, cond=None, end=None, key=None)`, with times t in [0, 1] and, for dropout, one key
-per example; `Autoencoder` and `Discriminator` take images alone.
+per example; `Autoencoder`, `RepresentationAutoencoder`, `Discriminator` and `ViT` take images alone, `ViTDecoder`
+tokens.
 """
 
 from flowjax.models import lora
@@ -12,6 +13,8 @@ from flowjax.models.discriminator import Discriminator
 from flowjax.models.dit import DiT
 from flowjax.models.mlp import MLP
 from flowjax.models.readout import Readout
+from flowjax.models.representation import RepresentationAutoencoder, ViTDecoder
 from flowjax.models.text import TextEncoder, Words
 from flowjax.models.token_dit import TokenDiT
 from flowjax.models.unet import UNet
+from flowjax.models.vit import ViT

@@ -148,7 +148,7 @@ def per_token(layer: nnx.LinearGeneral, h: Array) -> Array:
     return layer(h.reshape(-1, *h.shape[2:])).reshape(*h.shape[:2], *layer.out_features)
 
 
-def normalize(h: Float[Array, "B N width"]) -> Float[Array, "B N width"]:
+def normalize(h: Float[Array, "B *N width"]) -> Float[Array, "B *N width"]:
     """Layer normalisation without parameters, in at least float32."""
     precise = at_least_single(h)
     centred = precise - jnp.mean(precise, axis=-1, keepdims=True)

@@ -1,9 +1,10 @@
 """Training objectives: `draw(key, batch)` holds everything random, `loss(networks, draws)` nothing random."""
 
 from flowjax.objectives import times
+from flowjax.objectives.adversarial import Adversarial, AutoencodingDraws
 from flowjax.objectives.alpha_flow import AlphaFlow
 from flowjax.objectives.assembled import Assembled
-from flowjax.objectives.autoencoding import Autoencoding, AutoencodingDraws
+from flowjax.objectives.autoencoding import Autoencoding
 from flowjax.objectives.base import turns, with_keys
 from flowjax.objectives.classification import Classification, ClassificationDraws
 from flowjax.objectives.consistency import Consistency
@@ -21,6 +22,7 @@ from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval
 from flowjax.objectives.rectified import Rectified
 from flowjax.objectives.refiner import Refiner, RefinerDraws
 from flowjax.objectives.regression import Regression, RegressionDraws
+from flowjax.objectives.representation import RepresentationAutoencoding
 from flowjax.objectives.schroedinger import SchroedingerBridge
 from flowjax.objectives.self_consistency import SelfConsistency
 from flowjax.objectives.shortcut import Shortcut

@@ -17,6 +17,7 @@ or are scalars; metrics too, and those of more than one axis are for `remember` 
 - `refines`: that its network, of the label "refiner", lifts the velocities of the teacher, whose network stays the
   flow's.
 - `masked`: that it takes the `mask` of padded sets, whose padding then changes nothing.
+- `frozen_encoder`: that the encoder of its autoencoder is that of another run.
 - `data_free`: that shape and conditions are all that it reads of the data.
 - `labels`: of its networks, where there are several; a flow is sampled by the first, the others are partners that only
   training needs. The partner of a student starts as its teacher, whose answer `partner`, if there is one, extends.

@@ -131,7 +131,7 @@ class Base(abc.ABC):
     Example:
         >>> from flowjax.recipe import KINDS
         >>> sorted(KINDS)
-        ['autoencoder', 'chain', 'flow', 'regression']
+        ['autoencoder', 'chain', 'encoder', 'flow', 'regression']
     """
 
     network: Mapping[str, Any]

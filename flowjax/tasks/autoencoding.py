@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,16 @@ from flowjax import _checks, specs
 from flowjax.data import Source
 from flowjax.evaluation import Extractor, pictures
 from flowjax.facts import fact
-from flowjax.recipe import Autoencoder, Request, Samples
+from flowjax.models.representation import with_encoder
+from flowjax.objectives import Assembled
+from flowjax.recipe import Autoencoder, Loaded, Request, Samples
 from flowjax.recipe.base import shapes_of, traced
+from flowjax.recipe.encoder import check_tokens
 from flowjax.recipe.report import has_picture, make_judge
 from flowjax.tasks.base import Part, Task
+from flowjax.training.writers import write_json
+
+EXTRACTOR = "extractor.json"
 
 
 @fact("task", "autoencoding", "an autoencoder, with or without a discriminator", cite="rombach2021high")
@@ -26,9 +33,16 @@ from flowjax.tasks.base import Part, Task
 class Autoencoding(Task):
     """Trains an autoencoder and looks at reconstructions, always of the same examples.
 
+    With `config.encoder`, a run whose network makes tokens of images, `config.network` is a decoder of these tokens:
+    the encoder's weights are arguments of a training step, no gradient reaches them, the checkpoints hold the decoder
+    alone, and the recipe names the run with the hash of its weights. Such a decoder learns by an objective for frozen
+    encoders, `representation_autoencoding`.
+
     Attributes:
         num: Examples that are measured.
         batch: Examples that are measured at once.
+        extractor: Spec of the run in whose features such an objective compares images, for example a classifier; its
+            network has `features`. None is the encoder itself.
 
     Example:
         >>> import jax
@@ -46,8 +60,9 @@ class Autoencoding(Task):
 
     num: int = 1000
     batch: int = 200
+    extractor: Mapping[str, Any] | str | None = None
 
-    sections: ClassVar[tuple[str, ...]] = ("network", "discriminator", "objective")
+    sections: ClassVar[tuple[str, ...]] = ("network", "discriminator", "encoder", "objective")
     metrics: ClassVar[Mapping[str, int]] = {"psnr": -1, "error": 1, "FD": 1}
 
     def __post_init__(self) -> None:
@@ -60,8 +75,9 @@ class Autoencoding(Task):
         super().__post_init__()
         _checks.whole(_checks.COUNT, num=self.num, batch=self.batch)
         self.recipe.check_sizes(self.num, self.batch)
+        self._check_encoder()
         self.recipe.check_networks({"autoencoder": shapes_of(self.recipe.build_network)})
-        spec, adversary = self.config.discriminator.to_dict(), self.objective.adversary
+        spec, adversary = self.config.discriminator.to_dict(), self._objective.adversary
         if (adversary is None) != (not spec["name"]):
             raise ValueError(
                 f"config.discriminator is {spec['name'] or 'none'}, and the objective has adversary={adversary}: name "
@@ -78,10 +94,77 @@ class Autoencoding(Task):
             if not hasattr(logits, "shape") or logits.shape[:1] != (2,):
                 raise ValueError(f"the discriminator must answer with logits (B, ...), got {logits}")
 
+    def _check_encoder(self) -> None:
+        """The encoder must be one, of these images, and the objective one for it."""
+        name, asked = self.config.objective.name, getattr(self._objective, "frozen_encoder", False)
+        if (self.encoder is None) == asked:
+            raise ValueError(
+                f"objective {name!r} is for a decoder behind a frozen encoder: name its run, "
+                '--config.encoder="run(workdir=...)"'
+                if asked
+                else f"objective {name!r} trains an encoder too, and config.encoder is frozen: take "
+                "representation_autoencoding"
+            )
+        if self.encoder is None:
+            return
+        recipe, source = self.encoder.recipe, self.source
+        what = f"the encoder {self.encoder.workdir} (a run of the kind {recipe.kind})"
+        if tuple(recipe.shape) != tuple(source.x.shape[1:]):
+            raise ValueError(
+                f"{what} does not fit: the shape of its examples is {tuple(recipe.shape)}, that of the data "
+                f"{source.x.shape[1:]}"
+            )
+        check_tokens(what, self.encoder.networks[recipe.label], recipe.shape)
+        for whose, scale in ((what, recipe), ("the data", source)):
+            ends = [None if end is None else (end - scale.shift) / scale.scale for end in (scale.low, scale.high)]
+            if ends != [-1.0, 1.0]:
+                raise ValueError(f"{whose} must have images normalised to [-1, 1], which stands for [0, 1], got {ends}")
+
+    @functools.cached_property
+    def encoder(self) -> Loaded | None:
+        """The run of the frozen encoder; None where the network has its own."""
+        spec = self.config.encoder.to_dict()
+        if not spec["name"]:
+            return None
+        run = specs.build("run", spec)
+        if (run.which, run.average) != ("latest", None):
+            raise ValueError(
+                "an encoder is the newest checkpoint with the default average: leave which and average out"
+            )
+        return run.load(self.mesh)
+
+    @functools.cached_property
+    def _extractor(self) -> Loaded | None:
+        """The run in whose features images are compared."""
+        if self.extractor is None:
+            return None
+        if not getattr(self._plain_objective, "frozen_encoder", False):
+            raise ValueError(
+                f"config.task.options.extractor is for distances of features, which objective "
+                f"{self.config.objective.name!r} has not: leave it out, or take representation_autoencoding"
+            )
+        found = specs.build("run", self.extractor).load(self.mesh)
+        network = found.networks[found.recipe.label]
+        if not callable(getattr(network, "features", None)):
+            raise ValueError(
+                f"the network of {found.workdir}, a {type(network).__name__}, has no features(images) to compare by: "
+                "take the run of a vit, or leave config.task.options.extractor out"
+            )
+        if tuple(found.recipe.shape) != tuple(self.source.x.shape[1:]):
+            raise ValueError(
+                f"the extractor {found.workdir} does not fit: the shape of its examples is "
+                f"{tuple(found.recipe.shape)}, that of the data {self.source.x.shape[1:]}"
+            )
+        return found
+
     @functools.cached_property
     def recipe(self) -> Autoencoder:
         """How the autoencoder is built and used."""
-        return Autoencoder(network=self.config.network.to_dict(), **self.of_data())
+        return self._recipe_in(".")
+
+    def _recipe_in(self, workdir: str | Path) -> Autoencoder:
+        runs = {} if self.encoder is None else {"encoder": self.encoder.entry(workdir)}
+        return Autoencoder(network=self.config.network.to_dict(), runs=runs, **self.of_data())
 
     @property
     def training(self) -> Source:
@@ -89,9 +172,22 @@ class Autoencoding(Task):
         return dataclasses.replace(self.source, cond=None, num_classes=None, names=(), fields={})
 
     @functools.cached_property
-    def objective(self) -> Any:
-        """Reconstruction, prior and adversary."""
+    def _plain_objective(self) -> Any:
         return self.build_objective()
+
+    @functools.cached_property
+    def _objective(self) -> Any:
+        if self._extractor is None:
+            return self._plain_objective
+        return self.build_objective(extractor=self._extractor.networks[self._extractor.recipe.label])
+
+    @functools.cached_property
+    def objective(self) -> Any:
+        """Reconstruction, what latents cost, and the adversary."""
+        if self.encoder is None:
+            return self._objective
+        frozen = {"encoder": self.encoder.networks[self.encoder.recipe.label]}
+        return Assembled(self._objective, frozen=frozen, combine=with_encoder)
 
     @functools.cached_property
     def judge(self) -> Extractor:
@@ -102,16 +198,44 @@ class Autoencoding(Task):
         return specs.build("network", self.config.discriminator.to_dict(), rngs=rngs)
 
     def networks(self) -> dict[str, Part]:
-        """The autoencoder, and the discriminator, of which no average is kept."""
-        parts = {"autoencoder": Part(build=self.recipe.build_network, optimizer=self.optimizer("autoencoder"))}
+        """The autoencoder, or its decoder, and the discriminator, of which no average is kept."""
+        build = self.recipe.stored()["autoencoder"]
+        parts = {"autoencoder": Part(build=build, optimizer=self.optimizer("autoencoder"))}
         if self.config.discriminator.name:
             judge = Part(build=self._build_discriminator, optimizer=self.optimizer("discriminator"), averaged=False)
             parts["discriminator"] = judge
         return parts
 
+    def weights(self, state: Any, raw: bool = False) -> dict[str, Any]:
+        """The autoencoder, with its encoder."""
+        if self.encoder is None:
+            return state.weights(raw)
+        return self.recipe.assemble({**state.weights(raw), **self.objective.frozen})
+
+    def check(self, workdir: Path) -> None:
+        """Encoder and extractor must be those that the run began with.
+
+        Raises:
+            ValueError: One has other weights now.
+        """
+        try:
+            if self.encoder is not None:
+                self.encoder.check_same("frozen encoder", workdir, Autoencoder.load(workdir).runs["encoder"]["model"])
+        except (FileNotFoundError, KeyError):
+            return  # a new run
+        try:
+            began = json.loads((workdir / EXTRACTOR).read_text())["model"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if self._extractor is not None:
+            self._extractor.check_same("feature extractor", workdir, began)
+
     def save(self, workdir: Path) -> None:
-        """Writes `recipe.json`."""
-        self.recipe.save(workdir)
+        """Writes `recipe.json`, and `extractor.json` where there is one."""
+        self._recipe_in(workdir).save(workdir)
+        if self._extractor is not None:
+            record = {"workdir": str(self._extractor.workdir), "model": self._extractor.model}
+            write_json(workdir / EXTRACTOR, record)
 
     def show(self, networks: Mapping[str, Any], path: Path) -> None:
         """Examples, evenly spread over the data, each above what it becomes: 30, of a form 20, of a small set ten."""

@@ -30,6 +30,7 @@ CONFIGS = [
     "dmd2",
     "classifier",
     "autoencoder",
+    "rae",
     "clouds",
 ]
 
@@ -39,6 +40,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     small.write(folder)
     small.write_pairs(folder, num=16)
+    small.write_encoder(folder / "encoder")
     return folder
 
 
@@ -49,6 +51,7 @@ def stands_on(name, trained):
     """Flags that name the runs and pairs that a config needs."""
     needs = {"adapters": "base", "lcm_lora": "base"} | dict.fromkeys(STUDENTS, "teacher")
     flags = [f"--config.{needs[name]}.options.workdir={trained}"] if name in needs else []
+    flags += [f"--config.encoder.options.workdir={trained / 'encoder'}"] if name == "rae" else []
     return flags + ([f"--config.coupling.options.path={trained / 'pairs'}"] if name == "rectified" else [])
 
 
