@@ -1,7 +1,6 @@
 """From the states of a flow on latents to examples: out of their scale, whole or in tiles."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +101,14 @@ def decode_tiles(network: Any, z: Float[Array, "B h w latent"], side: int, overl
     sides = [min(side, size) for size in z.shape[1:3]]
     first = jax.eval_shape(network.decode_part, z[:, : sides[0], : sides[1]])
     factor = first.shape[1] // sides[0]
-    corners = [_starts(size, own, overlap) for size, own in zip(z.shape[1:3], sides, strict=True)]
-    ramps = [
-        [_ramp(start, size, own, overlap, factor) for start in starts]
-        for size, own, starts in zip(z.shape[1:3], sides, corners, strict=True)
+    axes = [
+        [(start, _ramp(start, size, own, overlap, factor)) for start in _starts(size, own, overlap)]
+        for size, own in zip(z.shape[1:3], sides, strict=True)
     ]
-    places = [(i, j) for i in range(len(corners[0])) for j in range(len(corners[1]))]
-    weights = jnp.asarray([np.outer(ramps[0][i], ramps[1][j]) for i, j in places], first.dtype)[..., None]
-    rows, columns = (jnp.asarray([corners[axis][place[axis]] for place in places]) for axis in (0, 1))
-    whole = np.zeros([factor * size for size in z.shape[1:3]])
-    for (i, j), weight in zip(places, (np.outer(ramps[0][i], ramps[1][j]) for i, j in places), strict=True):
-        top, left = factor * corners[0][i], factor * corners[1][j]
-        whole[top : top + weight.shape[0], left : left + weight.shape[1]] += weight
+    tiles = [(row, column, np.outer(down, across)) for row, down in axes[0] for column, across in axes[1]]
+    covered = np.zeros([factor * size for size in z.shape[1:3]])
+    for row, column, weight in tiles:
+        covered[factor * row :, factor * column :][: weight.shape[0], : weight.shape[1]] += weight
 
     def add(total: Array, tile: tuple[Array, Array, Array]) -> tuple[Array, None]:
         row, column, weight = tile
@@ -122,9 +117,11 @@ def decode_tiles(network: Any, z: Float[Array, "B h w latent"], side: int, overl
         before = jax.lax.dynamic_slice(total, place, first.shape)
         return jax.lax.dynamic_update_slice(total, before + weight * network.decode_part(part), place), None
 
-    empty = jnp.zeros((z.shape[0], *whole.shape, first.shape[-1]), first.dtype)
+    rows, columns = (jnp.asarray([tile[axis] for tile in tiles]) for axis in (0, 1))
+    weights = jnp.asarray(np.stack([tile[2] for tile in tiles]), first.dtype)[:, None, ..., None]
+    empty = jnp.zeros((z.shape[0], *covered.shape, first.shape[-1]), first.dtype)
     total, _ = jax.lax.scan(add, empty, (rows, columns, weights))
-    return total / jnp.asarray(whole, first.dtype)[..., None]
+    return total / jnp.asarray(covered, first.dtype)[None, ..., None]
 
 
 def _starts(size: int, side: int, overlap: int) -> list[int]:
@@ -134,9 +131,6 @@ def _starts(size: int, side: int, overlap: int) -> list[int]:
 
 def _ramp(start: int, size: int, side: int, overlap: int, factor: int) -> np.ndarray:
     """Weights of the pixels of a tile along an axis: 1, falling towards edges that are cut."""
-    pixel = np.arange(side * factor) + 0.5
-    width, ones = max(1, overlap * factor), np.ones(side * factor)
-    rising: Callable[[np.ndarray], np.ndarray] = lambda distance: np.minimum(1.0, distance / width)  # noqa: E731
-    before = rising(pixel) if start else ones
-    after = rising(pixel[::-1]) if start + side < size else ones
-    return np.minimum(before, after)
+    rising = np.minimum(1.0, (np.arange(side * factor) + 0.5) / max(1, overlap * factor))
+    falling = np.ones(side * factor)
+    return np.minimum(rising if start else falling, rising[::-1] if start + side < size else falling)

@@ -323,7 +323,7 @@ class Recipe(Definition):
         if "elements" in self.codec:
             if not isinstance(codec, Elements) or codec.hash != self.codec["elements"]:
                 raise ValueError("latents of this flow are normalised entry by entry: pass codec= from load_run")
-            codec, shift, scale = codec.network, codec.shift, codec.scale
+            codec, shift, scale = codec.network, codec.shift[None], codec.scale[None]
         z = x * scale + shift
         return decode_tiles(codec, z, *self.codec["tiles"]) if "tiles" in self.codec else decode(codec, z)
 
