@@ -133,6 +133,7 @@ def inputs(name, x):
         "token_dit": (image[:, :4, :4], t),
         "unet": (image, t),
         "autoencoder": (image[:, :4, :4],),
+        "kl_autoencoder": (image[:, :4, :4],),
         "discriminator": (image,),
         "voxel_autoencoder": (grid,),
         "voxel_dit": (grid[:, :2, :2, :2], t, view),
@@ -152,7 +153,7 @@ def inputs(name, x):
 
 
 def use_network(name):
-    if name in ("autoencoder", "voxel_autoencoder"):
+    if name in ("autoencoder", "kl_autoencoder", "voxel_autoencoder"):
         return lambda network, key, x: (
             network.encode(*inputs(name, x)),
             network.decode(network.encode(*inputs(name, x))[0]),
@@ -187,6 +188,7 @@ HOST = {
     "adapters": "models/test_lora.py",
     "tokenizer": "models/test_text.py",
     "run": "recipe/test_runs.py",
+    "codec": "tasks/test_codecs.py",
     "data": "data/ and geometry/test_solids.py",
     "form": "geometry/test_solids.py",
     "array": "test_specs.py",
@@ -236,7 +238,7 @@ def run(kind, name, seed=1, n=8):
 
 
 # Networks of images take long to compile, most of all one operation at a time.
-IMAGES = ("dit", "token_dit", "unet", "autoencoder", "discriminator", "pointnet")
+IMAGES = ("dit", "token_dit", "unet", "autoencoder", "kl_autoencoder", "discriminator", "pointnet")
 IMAGES += ("voxel_autoencoder", "voxel_dit", "voxel_set_dit")
 every = pytest.mark.parametrize(
     ("kind", "name"), [pytest.param(k, n, marks=pytest.mark.slow) if n in IMAGES else (k, n) for k, n in USED]

@@ -78,7 +78,9 @@ class Generation(Task):
         known = {name: value for name, value in self.pairs.record["codec"].items() if name in _SCALE}
         if "elements" not in known:
             return dataclasses.replace(self.source, **known)
-        found = self._encoded(self.source)
+        found = self._scaled(self.pairs.source)
+        if not np.ndim(found.shift):
+            found = self._encoded(self.source)
         if scale_in_recipe(found) != known:
             raise ValueError(
                 f"the pairs in {self.pairs.folder} do not fit: every entry of their latents is normalised by itself, "

@@ -124,8 +124,15 @@ def test_another_codec_than_that_of_the_training_is_refused(tmp_path):
         Base.load(tmp_path / "flow")
 
 
-@pytest.mark.parametrize("codec", ["run(workdir='{}', statistics=elements)", "patch(size=2, statistics=elements)"])
-def test_every_entry_is_normalised_by_itself(tmp_path, autoencoder, codec):
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "patch(size=2, statistics=elements)",
+        pytest.param("run(workdir='{}', statistics=elements)", marks=pytest.mark.slow),
+    ],
+)
+def test_every_entry_is_normalised_by_itself(tmp_path, request, codec):
+    autoencoder = request.getfixturevalue("autoencoder") if codec.startswith("run") else None
     channels = 3 if codec.startswith("run") else 4
     one = task(codec.format(autoencoder), f"4,4,{channels}")
     source = one.training
@@ -162,6 +169,7 @@ def test_every_entry_is_normalised_by_itself(tmp_path, autoencoder, codec):
         load_run(tmp_path / "flow")
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_codec_itself(tmp_path, autoencoder):
     one = task(f"run(workdir='{autoencoder}', statistics=own)", "4,4,3")
     assert one.recipe.codec == {"shape": (4, 4, 3), "shift": 0.0, "scale": 4.0}
@@ -176,6 +184,7 @@ def test_statistics_of_all_numbers_without_weights():
     assert one.recipe.codec["scale"] == one.training.scale
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_from_the_posterior_anew(tmp_path, autoencoder):
     one = task(f"run(workdir='{autoencoder}', sample=True)", "4,4,3")
     network = one.codec.networks["autoencoder"]
@@ -192,6 +201,7 @@ def test_latents_are_drawn_from_the_posterior_anew(tmp_path, autoencoder):
     assert Codec.of_recipe(Recipe.load(tmp_path / "flow").codec).sample  # for students
 
 
+@pytest.mark.slow
 def test_tiles_reach_sampling(tmp_path, autoencoder):
     made = []
     for name, more in (("whole", ""), ("one", ", tile=4"), ("tiles", ", tile=3, overlap=2")):
@@ -203,6 +213,7 @@ def test_tiles_reach_sampling(tmp_path, autoencoder):
     assert not np.allclose(made[2], made[0])
 
 
+@pytest.mark.slow
 def test_a_folder_of_its_own_for_latents(tmp_path, autoencoder):
     before = sorted((autoencoder / "latents").iterdir()) if (autoencoder / "latents").exists() else []
     one = task(f"run(workdir='{autoencoder}', cache='{tmp_path / 'a'}')", "4,4,3")
@@ -216,6 +227,7 @@ def test_a_folder_of_its_own_for_latents(tmp_path, autoencoder):
     assert before == (sorted((autoencoder / "latents").iterdir()) if before else [])
 
 
+@pytest.mark.slow
 def test_latents_of_an_older_run_stay_what_they_are(autoencoder):
     """A folder without statistics of entries, whose scale was measured in one pass: it counts."""
     loaded, source = Run(workdir=str(autoencoder)).load(make_mesh()), data.load("digits").take(30)
@@ -234,20 +246,21 @@ def test_latents_of_an_older_run_stay_what_they_are(autoencoder):
     assert latents(loaded, source, make_mesh(), Codec(statistics="elements")).shift.shape == (4, 4, 3)
 
 
-def test_what_a_codec_cannot_be_asked_for_is_refused(autoencoder):
+def test_what_a_codec_cannot_be_asked_for_is_refused():
     refused("the codec patch.* has none|patch has none", "patch(sample=True)")
     refused("patches of 3 x 3 do not divide examples of shape", "patch(size=3)")
     refused("size must be at least 1", "patch(size=0)")
     refused("statistics 'element'.*did you mean 'elements'", "patch(statistics=element)")
-    refused("overlap=2 is that of tiles", f"run(workdir='{autoencoder}', overlap=2)")
-    refused("overlap must be", f"run(workdir='{autoencoder}', tile=4, overlap=4)")
+    refused("overlap=2 is that of tiles", "run(workdir=a, overlap=2)")
+    refused("overlap must be", "run(workdir=a, tile=4, overlap=4)")
+    refused("a is not the workdir of a training run", "run(workdir=a)")
     refused("unknown codec 'pach'; did you mean 'patch'", "pach")
     refused("patch has no option workdir", "patch(workdir=a)")
     refused("does not take samples of shape", "patch(size=2)", "8,8,1")
 
 
-def test_recipes_of_codecs_are_checked(autoencoder):
-    one = task(f"run(workdir='{autoencoder}', tile=3)", "4,4,3").recipe
+def test_recipes_of_codecs_are_checked():
+    one = task("patch(size=2, tile=3)", "4,4,4").recipe
     for change in ({"tiles": 3}, {"tiles": (3, 3)}, {"tiles": (1, 0)}, {"elements": "a"}, {"sample": 1}, {"other": 1}):
         with pytest.raises(ValueError, match="codec") as error:
             dataclasses.replace(one, codec={**one.codec, **change})
