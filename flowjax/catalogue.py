@@ -39,6 +39,7 @@ _MODULES = {
     "optimizer": "training.optimizers",
     "task": "tasks.generation tasks.autoencoding tasks.distillation tasks geometry.cloud_classification",
     "run": "recipe",
+    "codec": "recipe.codecs recipe",
     "data": "data geometry.solids",
     "array": "data paths",
     "diffusion": "paths",

@@ -160,6 +160,7 @@ def inputs(name, x):
         "token_dit": (image[:, :4, :4], t),
         "unet": (image, t),
         "autoencoder": (image[:, :4, :4],),
+        "kl_autoencoder": (image[:, :4, :4],),
         "discriminator": (image,),
         "vit": (image[:, :4, :4],),
         "vit_decoder": (jnp.sin(flat[:, :12]).reshape(n, 2, 2, 3),),
@@ -182,7 +183,7 @@ def inputs(name, x):
 
 
 def use_network(name):
-    if name in ("autoencoder", "voxel_autoencoder"):
+    if name in ("autoencoder", "kl_autoencoder", "voxel_autoencoder"):
         return lambda network, key, x: (
             network.encode(*inputs(name, x)),
             network.decode(network.encode(*inputs(name, x))[0]),
@@ -221,6 +222,7 @@ HOST = {
     "adapters": "models/test_lora.py",
     "tokenizer": "models/test_text.py",
     "run": "recipe/test_runs.py",
+    "codec": "tasks/test_codecs.py",
     "data": "data/ and geometry/test_solids.py",
     "form": "geometry/test_solids.py",
     "array": "test_specs.py",
@@ -270,7 +272,7 @@ def run(kind, name, seed=1, n=8):
 
 
 # Networks of images take long to compile, most of all one operation at a time.
-IMAGES = ("dit", "token_dit", "unet", "autoencoder", "discriminator", "pointnet")
+IMAGES = ("dit", "token_dit", "unet", "autoencoder", "kl_autoencoder", "discriminator", "pointnet")
 IMAGES += ("vit", "vit_decoder", "representation_autoencoder")
 IMAGES += ("voxel_autoencoder", "voxel_dit", "voxel_set_dit")
 every = pytest.mark.parametrize(

@@ -154,10 +154,15 @@ class Batches:
     def batch(self, step: int) -> dict[str, Any]:
         """The batch of `step`: "x1" normalised float32, "cond" int32 labels or None, and the fields of the source.
 
+        Of a source with deviations, what is drawn of example i depends on (seed, step, i) only.
         Fields are float32 or int32, as they are. Those that are conditions are in a dict "cond", in place of labels.
         """
         rows = self.indices(step)
         x, cond = np.asarray(self.source.x[rows]), self.source.cond
+        if self.source.deviation is not None:
+            # The 2 keeps these numbers apart from those below. A row draws the same in whatever process reads it.
+            draws = [np.random.default_rng([self.seed, step, 2, row]).standard_normal(x.shape[1:]) for row in rows]
+            x = x + np.asarray(self.source.deviation[rows]) * np.stack(draws).astype(np.float32)
         if self.augment is not None and self._changes:
             # The 1 keeps these numbers apart from those that order the epochs.
             u = np.random.default_rng([self.seed, step, 1]).random((self.batch_size, 3))
@@ -187,8 +192,8 @@ class Batches:
             ahead: Batches that wait in memory.
         """
         if threads is None:
-            held = (self.source.x, *self.source.fields.values())
-            threads = 0 if all(isinstance(rows, np.ndarray) for rows in held) else 4
+            held = (self.source.x, self.source.deviation, *self.source.fields.values())
+            threads = 0 if not any(isinstance(rows, Records) for rows in held) else 4
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead if threads else 0)
         iterator = iter(self.dataset().to_iter_dataset(options))
         grain.experimental.set_next_index(iterator, start)

@@ -15,7 +15,6 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Num
 
 from flowjax.data.pictures import MAX_PIXELS, Reader
 from flowjax.data.records import Records, check_finite, scale_of
@@ -219,7 +218,7 @@ def tfds(
     return Source(x=x, **labels, **scale, notes=notes)
 
 
-def _blocks(source: Source, block: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def blocks_of(source: Source, block: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """The rows of a source, `block` at a time, in order."""
     for start in range(0, len(source.x), block):
         rows = slice(start, start + block)
@@ -228,10 +227,28 @@ def _blocks(source: Source, block: int) -> Iterator[tuple[np.ndarray, np.ndarray
         yield x, None if source.cond is None else source.cond[rows]
 
 
-def _write(
-    folder: Path, name: str, blocks: Iterable[tuple[np.ndarray, np.ndarray | None]], source: Source, metadata: dict
+def write_blocks(
+    folder: Path,
+    name: str,
+    blocks: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    source: Source,
+    metadata: Mapping[str, Any],
+    finish: Callable[[Path], Mapping[str, Any]] = lambda part: {},
 ) -> None:
-    """Writes blocks of (examples, labels); `metadata` is read after the last one."""
+    """Writes blocks of (examples, labels) as a data set like that of `store`.
+
+    Args:
+        folder: New folder, which appears when it is complete.
+        name: Name of the data set.
+        blocks: In order.
+        source: Where names and number of the classes come from.
+        metadata: What `metadata.json` says; entries that are None are left out.
+        finish: Given the folder under its first name, with all examples, returns what the metadata say besides.
+
+    Raises:
+        ValueError: See `store`.
+        OSError: It cannot be written.
+    """
     import tensorflow_datasets as library
 
     if not re.fullmatch(r"[A-Za-z0-9_]+", name):
@@ -266,6 +283,9 @@ def _write(
         kept.update({key: value for key, value in metadata.items() if value is not None})
         writer.close_all()
         info.write_to_directory(part)
+        if more := finish(part):
+            kept.update(more)
+            info.write_to_directory(part)
         os.replace(part, folder)
     except (OSError, RuntimeError) as error:
         # array_record reports failed writes as RuntimeError.
@@ -301,56 +321,9 @@ def store(source: Source, folder: str | Path, name: str = "dataset") -> None:
         ValueError: Another name, the folder exists, the source has fields, or an example cannot be read.
         OSError: It cannot be written, for example because the disk is full.
     """
+    if source.deviation is not None or np.ndim(source.shift) or np.ndim(source.scale):
+        raise ValueError("prepared sets have a shift and a scale that are numbers, and examples, not laws of them")
     folder = Path(folder)
     _check_room(folder, int(np.prod(source.x.shape, dtype=np.int64)) * source.x.dtype.itemsize)
     metadata = {key: getattr(source, key) for key in ("shift", "scale", "low", "high")}
-    _write(folder, name, _blocks(source, 256), source, metadata)
-
-
-def cache_latents(
-    encode: Callable[[Num[np.ndarray, "B ..."]], Num[np.ndarray, "B ..."]],
-    source: Source,
-    folder: str | Path,
-    *,
-    block: int = 64,
-    name: str = "latents",
-    record: Mapping[str, Any] | None = None,
-) -> None:
-    """Encodes every example once and writes the latents like `store`, normalised by their mean and deviation.
-
-    Args:
-        encode: Normalised float32 examples (B, ...) to latents (B, ...), in numpy or JAX; B is always `block`.
-        source: What to encode.
-        folder: New folder, read back with `load("tfds", folder=...)`.
-        block: Examples encoded at once, at least 1.
-        name: Name of the data set: letters, digits and _.
-        record: What else `metadata.json` says, JSON values.
-
-    Raises:
-        ValueError: Another name, the folder exists, the source has fields, `block` is below 1, or latents that are not
-            one for each example, not finite or all equal.
-        OSError: It cannot be written, for example because the disk is full.
-    """
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
-    metadata: dict[str, Any] = dict(record or {})
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        count, total, squares = 0, 0.0, 0.0
-        for x, cond in _blocks(source, block):
-            # The last block is filled up, so that nothing compiles twice.
-            whole = np.resize(source.normalize(x.astype(np.float32)).astype(np.float32), (block, *x.shape[1:]))
-            latents = np.asarray(encode(whole), np.float32)
-            if latents.shape[:1] != (block,):
-                raise ValueError(f"encode must give {block} latents for {block} examples, got shape {latents.shape}")
-            latents = latents[: len(x)]
-            check_finite(latents, "latents")
-            wide = latents.astype(np.float64)
-            count, total, squares = count + wide.size, total + wide.sum(), squares + np.sum(wide**2)
-            yield latents, cond
-        variance = squares / count - (total / count) ** 2
-        if not variance > 0:
-            raise ValueError("latents must be finite and not all equal")
-        metadata.update(shift=float(total / count), scale=float(np.sqrt(variance)))
-
-    _write(Path(folder), name, blocks(), source, metadata)
+    write_blocks(folder, name, blocks_of(source, 256), source, metadata)

@@ -26,7 +26,7 @@ class Source:
         x: (N, ...) examples as they were loaded, in memory or read when they are indexed; images are (N, H, W, C).
         cond: (N,) int32 labels in [0, num_classes), or None.
         num_classes: Number of classes, or None.
-        shift: Normalised data = (x - shift) / scale.
+        shift: Normalised data = (x - shift) / scale; a number, or one for each entry of an example.
         scale: See `shift`; positive.
         low: Smallest value that the data can take (black in pictures), or None where there is no bound.
         high: Largest value, or None.
@@ -37,11 +37,13 @@ class Source:
         conditions: Names of the fields that are conditions: batches have them in a dict "cond" in place of labels.
         blank: Whether x stands for the shape and number of examples alone, which nobody has.
         form: Name of the form (`flowjax.catalogue`) that examples have, where their shape does not tell; or None.
+        deviation: Of laws N(x, deviation^2) in the scale of x, of its shape, that batches draw examples from, anew at
+            each visit; None where x are the examples themselves.
 
     Raises:
         ValueError: No examples, a scale that is not positive, numbers that are not finite, labels without `num_classes`
-            or outside their range, a number of labels, names or rows of a field that does not fit, or a condition that
-            is no field.
+            or outside their range, a number of labels, names or rows of a field that does not fit, a condition that
+            is no field, or a shift, scale or deviation of another shape.
 
     Example:
         >>> import numpy as np
@@ -55,8 +57,8 @@ class Source:
     x: Num[np.ndarray, "N ..."] | Records
     cond: Int[np.ndarray, " N"] | None = None
     num_classes: int | None = None
-    shift: float = 0.0
-    scale: float = 1.0
+    shift: float | Float[np.ndarray, "..."] = 0.0
+    scale: float | Float[np.ndarray, "..."] = 1.0
     low: float | None = None
     high: float | None = None
     names: tuple[str, ...] = ()
@@ -65,11 +67,18 @@ class Source:
     conditions: tuple[str, ...] = ()
     blank: bool = False
     form: str | None = None
+    deviation: Num[np.ndarray, "N ..."] | Records | None = None
 
     def __post_init__(self):
         if len(self.x) == 0:
             raise ValueError("a source needs at least one example")
-        if not (math.isfinite(self.shift) and 0 < self.scale < math.inf):
+        for name in ("shift", "scale"):
+            if np.ndim(value := getattr(self, name)) and np.shape(value) != self.x.shape[1:]:
+                raise ValueError(f"{name} is a number or has the shape {self.x.shape[1:]}, got {np.shape(value)}")
+        if self.deviation is not None and self.deviation.shape != self.x.shape:
+            raise ValueError(f"deviation must have the shape {self.x.shape}, got {self.deviation.shape}")
+        shift, scale = np.asarray(self.shift), np.asarray(self.scale)
+        if not (np.isfinite(shift).all() and (scale > 0).all() and np.isfinite(scale).all()):
             raise ValueError(f"shift must be finite and scale positive and finite, got {self.shift} and {self.scale}")
         bounds = [value for value in (self.low, self.high) if value is not None]
         if not all(map(math.isfinite, bounds)) or (len(bounds) == 2 and not bounds[0] < bounds[1]):
@@ -110,12 +119,14 @@ class Source:
     def take(self, num: int, seed: int = 0) -> "Source":
         """A random subset of `num` examples in memory, or all of them in their order if there are no more."""
         if num >= len(self.x):
-            fields = {name: np.asarray(values) for name, values in self.fields.items()}
-            return dataclasses.replace(self, x=np.asarray(self.x), fields=fields)
-        rows = np.sort(np.random.default_rng(seed).choice(len(self.x), num, replace=False))
-        taken = self.select(rows)
+            taken = self
+        else:
+            taken = self.select(np.sort(np.random.default_rng(seed).choice(len(self.x), num, replace=False)))
         return dataclasses.replace(
-            taken, x=np.asarray(taken.x), fields={k: np.asarray(v) for k, v in taken.fields.items()}
+            taken,
+            x=np.asarray(taken.x),
+            fields={k: np.asarray(v) for k, v in taken.fields.items()},
+            deviation=None if taken.deviation is None else np.asarray(taken.deviation),
         )
 
     def select(self, rows: Int[np.ndarray, " M"]) -> "Source":
@@ -123,7 +134,11 @@ class Source:
         pick = lambda held: held.select(rows) if isinstance(held, Records) else held[rows]  # noqa: E731
         fields = {name: pick(values) for name, values in self.fields.items()}
         return dataclasses.replace(
-            self, x=pick(self.x), cond=None if self.cond is None else self.cond[rows], fields=fields
+            self,
+            x=pick(self.x),
+            cond=None if self.cond is None else self.cond[rows],
+            fields=fields,
+            deviation=None if self.deviation is None else pick(self.deviation),
         )
 
     def split(self, held_out: float, seed: int = 0) -> tuple["Source", "Source"]:

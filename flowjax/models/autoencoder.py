@@ -1,7 +1,7 @@
 """A small autoencoder of images with a Gaussian posterior."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -122,6 +122,8 @@ class Autoencoder(nnx.Module):
         ((2, 4, 4, 4), (4, 4, 4), (2, 8, 8, 3))
     """
 
+    parts: ClassVar[tuple[Any, Any]] = (Encoder, Decoder)
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -170,8 +172,9 @@ class Autoencoder(nnx.Module):
         self.latent_scale = latent_scale
         shared = {"conditions": None, "groups": groups, "attention": check_implementation(attention, dtype)}
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.encoder = Encoder(pixels, widths, blocks, latent, shared, **options)
-        self.decoder = Decoder(pixels, widths, blocks, latent, shared, **options)
+        encoder, decoder = self.parts
+        self.encoder = encoder(pixels, widths, blocks, latent, shared, **options)
+        self.decoder = decoder(pixels, widths, blocks, latent, shared, **options)
 
     def encode(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B h w latent"], Float[Array, "B h w latent"]]:
         """Mean and log variance of the posterior of z.
@@ -190,6 +193,14 @@ class Autoencoder(nnx.Module):
             ValueError: Latents of another shape.
         """
         check_shape("latents", z, self.latent_shape)
+        with jax.named_scope("decode"):
+            return self.decoder(z)
+
+    def decode_part(self, z: Float[Array, "B h w latent"]) -> Float[Array, "B H W C"]:
+        """The image of a part of the latents, of any height and width: a tile.
+
+        Attention and the statistics of normalisations are those of the part.
+        """
         with jax.named_scope("decode"):
             return self.decoder(z)
 

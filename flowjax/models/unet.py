@@ -47,7 +47,7 @@ _RESAMPLE = {"halve": halve, "double": double, None: lambda h: h}
 class GroupNorm(nnx.Module):
     """Normalises groups of neighbouring channels over an image or a grid, in float32 or better; scales, shifts them.
 
-    (h - mean) / sqrt(variance + 1e-5) over the pixels and channels of a group, times a scale plus a shift per channel.
+    (h - mean) / sqrt(variance + eps) over the pixels and channels of a group, times a scale plus a shift per channel.
 
     Reference: Wu and He (1803.08494).
 
@@ -58,8 +58,8 @@ class GroupNorm(nnx.Module):
         [[[[-1.0, 1.0, -1.0, 1.0]]]]
     """
 
-    def __init__(self, channels: int, groups: int, axis: str, param_dtype: Any):
-        self.groups = groups
+    def __init__(self, channels: int, groups: int, axis: str, param_dtype: Any, eps: float = 1e-5):
+        self.groups, self.eps = groups, eps
         self.scale = nnx.Param(jnp.ones(channels, param_dtype), **named(axis))
         self.bias = nnx.Param(jnp.zeros(channels, param_dtype), **named(axis))
 
@@ -67,7 +67,7 @@ class GroupNorm(nnx.Module):
         """Applies the layer."""
         grouped = at_least_single(h).reshape(h.shape[0], -1, self.groups, h.shape[-1] // self.groups)
         centred = grouped - jnp.mean(grouped, axis=(1, 3), keepdims=True)
-        normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + 1e-5)
+        normal = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=(1, 3), keepdims=True) + self.eps)
         scale, bias = (a[...].astype(h.dtype).reshape(*(1,) * (h.ndim - 1), -1) for a in (self.scale, self.bias))
         return normal.reshape(h.shape).astype(h.dtype) * scale + bias
 
@@ -84,9 +84,9 @@ class Attention(nnx.Module):
         (8, 3, 2, 4)
     """
 
-    def __init__(self, channels: int, head: int, groups: int, attention: str, **options: Any):
+    def __init__(self, channels: int, head: int, groups: int, attention: str, eps: float = 1e-5, **options: Any):
         self.attention = attention
-        self.norm = GroupNorm(channels, groups, "embed", options["param_dtype"])
+        self.norm = GroupNorm(channels, groups, "embed", options["param_dtype"], eps)
         self.qkv = dense(channels, (3, channels // head, head), ("embed", None, "heads", None), **options)
         self.project = dense((channels // head, head), channels, ("heads", None, "embed"), init=_ZERO, **options)
 
@@ -121,17 +121,18 @@ class Block(nnx.Module):
         head: int | None = None,
         resample: str | None = None,
         dropout: float = 0.0,
+        eps: float = 1e-5,
         **options: Any,
     ):
         self.resample, self.dropout = resample, dropout
-        self.norm1 = GroupNorm(inputs, groups, "embed", options["param_dtype"])
+        self.norm1 = GroupNorm(inputs, groups, "embed", options["param_dtype"], eps)
         self.conv1 = conv(inputs, outputs, 3, ("embed", "mlp"), **options)
         names = ("embed", None, "mlp")
         self.modulation = None if conditions is None else dense(conditions, (2, outputs), names, **options)
-        self.norm2 = GroupNorm(outputs, groups, "mlp", options["param_dtype"])
+        self.norm2 = GroupNorm(outputs, groups, "mlp", options["param_dtype"], eps)
         self.conv2 = conv(outputs, outputs, 3, ("mlp", "embed"), init=_ZERO, **options)
         self.skip = None if inputs == outputs else conv(inputs, outputs, 1, ("embed", None), **options)
-        self.attend = None if head is None else Attention(outputs, head, groups, attention, **options)
+        self.attend = None if head is None else Attention(outputs, head, groups, attention, eps, **options)
 
     def __call__(
         self, h: Float[Array, "B H W C"], c: Float[Array, "B cond"] | None = None, keys: Key[Array, " B"] | None = None

@@ -3,11 +3,14 @@
 from flowjax.recipe.autoencoder import Autoencoder
 from flowjax.recipe.base import Base, Request, Samples
 from flowjax.recipe.chain import Chain, make_chain
+from flowjax.recipe.codecs import Codec, Identity, Patch, RunCodec
 from flowjax.recipe.compiled import Compiled, compile_sampler
 from flowjax.recipe.encoder import EncoderRecipe, import_dinov2
+from flowjax.recipe.fixed import Fixed
 from flowjax.recipe.flow import Recipe
 from flowjax.recipe.regression import RegressionRecipe
 from flowjax.recipe.runs import WEIGHTS, Loaded, Run, export, export_run, load, load_run
 
-KINDS: dict[str, type[Base]] = {r.kind: r for r in (Recipe, Autoencoder, RegressionRecipe, EncoderRecipe, Chain)}
+_ALL: tuple[type[Base], ...] = (Recipe, Autoencoder, Fixed, RegressionRecipe, EncoderRecipe, Chain)
+KINDS = {recipe.kind: recipe for recipe in _ALL}
 """The recipes by kind."""

@@ -125,13 +125,14 @@ class Base(abc.ABC):
         num_classes: Number of classes, or None for data without labels.
         form: What examples are, where their shape does not tell: the spec of a form of the catalogue, or None.
         runs: Other runs that this one needs, by label: {"workdir": where, as seen from this one's, "model": the hash of
-            its weights, "recipe": its own recipe}. Only weights are read there, and others are refused.
+            its weights, "recipe": its own recipe}. Only weights are read there, and others are refused. The workdir is
+            None where there are no weights, of codecs that compute nothing learned.
         kind: Which kind of recipe it is.
 
     Example:
         >>> from flowjax.recipe import KINDS
         >>> sorted(KINDS)
-        ['autoencoder', 'chain', 'encoder', 'flow', 'regression']
+        ['autoencoder', 'chain', 'encoder', 'fixed', 'flow', 'regression']
     """
 
     network: Mapping[str, Any]
@@ -194,6 +195,15 @@ class Base(abc.ABC):
 
     def assemble(self, networks: Mapping[str, Any]) -> dict[str, Any]:
         """The networks to use, from those of the workdir and of the other runs."""
+        return dict(networks)
+
+    def attach(self, networks: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+        """The networks to use with what else the workdir holds for them.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            ValueError: It has changed.
+        """
         return dict(networks)
 
     @abc.abstractmethod

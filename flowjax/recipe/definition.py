@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -19,8 +21,8 @@ from flowjax.guidance import CFG, Interval, Rule
 from flowjax.models import lora
 from flowjax.paths import PREDICTIONS, GaussianPath
 from flowjax.policies import Head
-from flowjax.recipe.autoencoder import Autoencoder
 from flowjax.recipe.base import Base, from_values, shapes_of, traced
+from flowjax.recipe.decoding import read_elements
 from flowjax.solvers.euler_maruyama import SDESolver
 
 
@@ -113,18 +115,35 @@ class Definition(Base):
     def _check_codec(self) -> None:
         if self.codec is None:
             return
-        if set(self.codec) != {"shape", "shift", "scale"}:
+        needed, known = {"shape", "shift", "scale"}, {"elements", "sample", "tiles"}
+        if not needed <= set(self.codec) <= needed | known:
             raise ValueError(f"codec must have shape, shift and scale, got {self.codec!r}")
+        if not re.fullmatch(r"[0-9a-f]{12}", str(self.codec.get("elements", "0" * 12))):
+            raise ValueError(f"codec.elements must be the hash of shifts and scales, got {self.codec['elements']!r}")
+        if not isinstance(self.codec.get("sample", True), bool):
+            raise ValueError(f"codec.sample must be True or False, got {self.codec['sample']!r}")
+        tiles = self.codec.get("tiles", (2, 0))
+        if not isinstance(tiles, tuple | list) or len(tiles) != 2:
+            raise ValueError(f"codec.tiles are side and overlap, got {tiles!r}")
+        _checks.whole("[2, inf)", **{"side of codec.tiles": tiles[0]})
+        _checks.whole(f"[0, {tiles[0] - 1}]", **{"overlap of codec.tiles": tiles[1]})
         _checks.sizes(**{"codec.shape": self.codec["shape"]})
         _checks.real("(-inf, inf)", **{"codec.shift": self.codec["shift"]})
         _checks.real("(0, inf)", **{"codec.scale": self.codec["scale"]})
         if "codec" not in self.runs or self.start is not None:
             raise ValueError("a flow on latents needs the run 'codec', and starts from noise")
         other = from_values(self.runs["codec"]["recipe"])
-        if not isinstance(other, Autoencoder):
+        if not hasattr(other, "latent_shape"):
             raise ValueError(f"the run 'codec' is of the kind {other.kind}, and an autoencoder is needed")
         if (tuple(other.shape), other.shift, other.scale) != (tuple(self.shape), self.shift, self.scale):
             raise ValueError("the run 'codec' is an autoencoder of examples of another shape or scale")
+
+    def attach(self, networks: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+        """The networks, the codec with the scale of every entry of its latents where there is one."""
+        if self.codec is None or "elements" not in self.codec:
+            return dict(networks)
+        found = read_elements(workdir, self.codec["elements"], self.state_shape, networks["codec"])
+        return {**networks, "codec": found}
 
     @property
     def state_shape(self) -> tuple[int, ...]:

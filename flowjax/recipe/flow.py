@@ -19,6 +19,7 @@ from flowjax.facts import entries
 from flowjax.flow import Field
 from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
+from flowjax.recipe.decoding import Elements, decode_tiles
 from flowjax.recipe.definition import Definition
 from flowjax.recipe.sampling import blocks, gather, starts
 from flowjax.solving import solve
@@ -53,7 +54,10 @@ class Recipe(Definition):
         diffusion: Of the SDE whose drift a network with prediction="forward_drift" is, positive.
         stored_as: Label of the network among those that were trained together.
         codec: Of a flow on latents {"shape": theirs, "shift": ..., "scale": ...}, where normalised latents are
-            (z - shift) / scale and the run "codec" is the autoencoder; None for a flow on the data itself.
+            (z - shift) / scale and the run "codec" is the autoencoder; None for a flow on the data itself. Besides,
+            "elements" is the hash of the shift and the scale of every entry by itself, which lie in the workdir,
+            "sample" says that latents were drawn from the posterior, and "tiles" has side and overlap of the tiles in
+            which they are decoded.
         adapters: {"name": adapters of the catalogue, "options": ...}: the workdir holds adapters on the network of the
             run "base"; None where it holds the network.
         refiner: The network of FlowTurbo's refiner, {"name": ..., "options": ...}: the workdir holds its weights, and
@@ -313,7 +317,15 @@ class Recipe(Definition):
 
     def decoded(self, codec: Any, x: Array) -> Array:
         """Normalised examples of states of the network: those of latents, or the states themselves."""
-        return x if self.codec is None else decode(codec, x * self.codec["scale"] + self.codec["shift"])
+        if self.codec is None:
+            return x
+        shift, scale = self.codec["shift"], self.codec["scale"]
+        if "elements" in self.codec:
+            if not isinstance(codec, Elements):
+                raise ValueError("latents of this flow are normalised entry by entry: pass codec= from load_run")
+            codec, shift, scale = codec.network, codec.shift[None], codec.scale[None]
+        z = x * scale + shift
+        return decode_tiles(codec, z, *self.codec["tiles"]) if "tiles" in self.codec else decode(codec, z)
 
     def samples(self, x: np.ndarray, cond: Any, evaluations: int, network_calls: int) -> Samples:
         """Samples in the scale of the data, of normalised ones and what they cost."""

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from flowjax import _checks
+from flowjax import _checks, specs
 from flowjax.calibration.store import model_hash
 from flowjax.facts import fact
 from flowjax.flow import Flow
 from flowjax.recipe.base import Base, from_values, shapes_of
+from flowjax.recipe.decoding import Elements
 from flowjax.recipe.flow import Recipe
 from flowjax.training.checkpoint import reconstruct, restore_average
 from flowjax.training.mesh import make_mesh, shardings
@@ -76,7 +77,8 @@ def load_run(
     networks = by_label(found, shapes)
     for label, run in recipe.runs.items():
         networks |= _other(workdir, label, run, mesh)
-    return {label: cast(network, dtype) for label, network in recipe.assemble(networks).items()}, recipe
+    used = {label: cast(network, dtype) for label, network in recipe.assemble(networks).items()}
+    return recipe.attach(used, workdir), recipe
 
 
 def _shapes_of_all(recipe: Any, shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +102,11 @@ def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> dic
 
     The codec of a run "first" is called "first.codec".
     """
+    if run["workdir"] is None:
+        fixed: Any = from_values(run["recipe"])
+        if getattr(fixed, "model", None) != run["model"]:
+            raise ValueError(f"{workdir} names a codec without weights by the hash {run['model']}, and it has another")
+        return {label: fixed.build_network()}
     place = workdir / run["workdir"]
     try:
         networks, recipe = load_run(place, mesh)
@@ -119,7 +126,7 @@ class Loaded:
     """A trained run that another one stands on.
 
     Attributes:
-        workdir: Its folder.
+        workdir: Its folder; None for a codec without weights.
         networks: By label.
         recipe: Its recipe.
         model: The hash of its weights in their own precision.
@@ -131,14 +138,21 @@ class Loaded:
         '../digits'
     """
 
-    workdir: Path
+    workdir: Path | None
     networks: Mapping[str, Any]
     recipe: Any
     model: str
 
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return specs.text(self.recipe.network) if self.workdir is None else str(self.workdir)
+
     def entry(self, workdir: str | Path) -> dict[str, Any]:
         """What a recipe in `workdir` says of it, an entry of its `runs`."""
-        where = Path(os.path.relpath(self.workdir.resolve(), Path(workdir).resolve())).as_posix()
+        where = None
+        if self.workdir is not None:
+            where = Path(os.path.relpath(self.workdir.resolve(), Path(workdir).resolve())).as_posix()
         return {"workdir": where, "model": self.model, "recipe": dataclasses.asdict(self.recipe)}
 
     def check_same(self, what: str, workdir: str | Path, began: str) -> None:
@@ -149,7 +163,7 @@ class Loaded:
         """
         if began != self.model:
             raise ValueError(
-                f"{workdir} began with a {what} whose weights have the hash {began}; {self.workdir} has {self.model} "
+                f"{workdir} began with a {what} whose weights have the hash {began}; {self.place} has {self.model} "
                 "now: bring those weights back, or use another --workdir or --allow_config_change"
             )
 
@@ -206,6 +220,8 @@ def cast(network: Any, dtype: Any) -> Any:
     """The network with floating-point weights of another type; its own for None."""
     if dtype is None:
         return network
+    if isinstance(network, Elements):  # the scale of latents keeps its precision
+        return dataclasses.replace(network, network=cast(network.network, dtype))
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, network)
 
 
@@ -259,8 +275,14 @@ def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dty
     recipe = recipe.alone()
     if missing := [label for label in (*recipe.stored(), *recipe.runs) if label not in networks]:
         raise ValueError(f"the network {missing[0]!r} is missing: pass the networks from load_run")
-    entries = {}
+    entries: dict[str, Any] = {}
+    if isinstance(codec := networks.get("codec"), Elements):
+        codec.write(folder)
+        networks = {**networks, "codec": codec.network}
     for label, run in recipe.runs.items():
+        if run["workdir"] is None:
+            entries[label] = run
+            continue
         other, network = from_values(run["recipe"]), networks[label]
         inner = {name: networks[f"{label}.{name}"] for name in other.runs if f"{label}.{name}" in networks}
         export_run({other.label: network, **inner}, other, folder / "runs" / label, dtype)

@@ -12,7 +12,7 @@ from flowjax.data import Source
 from flowjax.facts import fact
 from flowjax.models import lora
 from flowjax.objectives import Assembled
-from flowjax.recipe import Loaded, Recipe
+from flowjax.recipe import Codec, Loaded, Recipe
 from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
@@ -80,7 +80,11 @@ class Adaptation(Generation):
 
     def _scaled(self, source: Source) -> Source:
         """Latents in the base's scale."""
-        return rescaled(source, self.base.recipe)
+        return rescaled(source, self.base)
+
+    @functools.cached_property
+    def _how(self) -> Codec:
+        return Codec.of_recipe(self.base.recipe.codec or {})
 
     @functools.cached_property
     def _asked(self) -> dict[str, Any] | None:

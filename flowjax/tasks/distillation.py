@@ -14,7 +14,7 @@ from flowjax._trees import flatten
 from flowjax.data import Pairs, Source
 from flowjax.facts import fact
 from flowjax.paths import GaussianPath
-from flowjax.recipe import Loaded, Recipe
+from flowjax.recipe import Codec, Loaded, Recipe
 from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
@@ -183,7 +183,11 @@ class Distillation(Generation):
 
     def _scaled(self, source: Source) -> Source:
         """Latents in the teacher's scale."""
-        return rescaled(source, self.teacher.recipe)
+        return rescaled(source, self.teacher)
+
+    @functools.cached_property
+    def _how(self) -> Codec:
+        return Codec.of_recipe(self.teacher.recipe.codec or {})
 
     @functools.cached_property
     def pairs(self) -> Pairs | None:

@@ -18,12 +18,15 @@ from flowjax.evaluation import Extractor
 from flowjax.facts import fact
 from flowjax.objectives import Coupled
 from flowjax.paths import GaussianPath
-from flowjax.recipe import Loaded, Recipe, Request
+from flowjax.recipe import Codec, Loaded, Recipe, Request
 from flowjax.recipe.base import shapes_of, traced
-from flowjax.recipe.codec import check_codec, latents
+from flowjax.recipe.codec import check_codec, elements_of, latents, scale_in_recipe
+from flowjax.recipe.decoding import Elements
 from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture_ways
 from flowjax.tasks.base import Part, Task
 from flowjax.training.writers import write_json
+
+_SCALE = ("shift", "scale", "elements")  # of what recipes say of latents
 
 
 @fact("task", "generation", "a generative flow")
@@ -61,12 +64,29 @@ class Generation(Task):
         """How the flow is built and sampled; asks for the latents where there is a codec."""
         if self._draft.codec is None:
             return self._draft
-        if self.pairs is not None:
-            measured = {name: self.pairs.record["codec"][name] for name in ("shift", "scale")}
-        else:
-            measured = {"shift": self.training.shift, "scale": self.training.scale}
-        codec = {**self._draft.codec, **measured}
-        return dataclasses.replace(self._draft, codec=codec)
+        return dataclasses.replace(self._draft, codec={**self._draft.codec, **scale_in_recipe(self._measured)})
+
+    @functools.cached_property
+    def _measured(self) -> Source:
+        """Something in the scale of the latents that the flow is trained on.
+
+        Raises:
+            ValueError: Pairs of latents in another scale than the codec's.
+        """
+        if self.pairs is None:
+            return self.training
+        known = {name: value for name, value in self.pairs.record["codec"].items() if name in _SCALE}
+        if "elements" not in known:
+            return dataclasses.replace(self.source, **known)
+        found = self._scaled(self.pairs.source)
+        if not np.ndim(found.shift):
+            found = self._encoded(self.source)
+        if scale_in_recipe(found) != known:
+            raise ValueError(
+                f"the pairs in {self.pairs.folder} do not fit: every entry of their latents is normalised by itself, "
+                "by other statistics than those of this run"
+            )
+        return found
 
     @functools.cached_property
     def _draft(self) -> Recipe:
@@ -88,7 +108,7 @@ class Generation(Task):
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
             diffusion=self._objective.diffusion if self._objective.prediction == "forward_drift" else None,
             runs=self.runs("."),
-            codec=None if self.codec is None else {"shape": self._latent_shape, "shift": 0.0, "scale": 1.0},
+            codec=None if self.codec is None else self._latents(),
         )
         return own | self._built()
 
@@ -133,19 +153,22 @@ class Generation(Task):
 
     @functools.cached_property
     def codec(self) -> Loaded | None:
-        """The autoencoder on whose latents the flow lives; None for a flow on the data itself."""
-        spec = self.config.codec.to_dict()
-        if not spec["name"]:
-            return None
-        run = specs.build("run", spec)
-        if (run.which, run.average) != ("latest", None):
-            raise ValueError("a codec is the newest checkpoint with the default average: leave which and average out")
-        return run.load(self.mesh)
+        """The codec on whose latents the flow lives; None for a flow on the data itself."""
+        return self._how.open(self.of_data(), self.mesh) if self.config.codec.name else None
+
+    @functools.cached_property
+    def _how(self) -> Codec:
+        """How latents are made and normalised."""
+        return specs.build("codec", self.config.codec.to_dict()) if self.config.codec.name else Codec()
+
+    def _latents(self) -> dict[str, Any]:
+        """What the recipe says of latents that are not measured yet."""
+        return {"shape": self._latent_shape, "shift": 0.0, "scale": 1.0} | self._how.described()
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:
         assert self.codec is not None
-        return self.codec.recipe.latent_shape(self.codec.networks["autoencoder"])
+        return self.codec.recipe.latent_shape(self._decoder)
 
     def __post_init__(self) -> None:
         """Checks what the constructors of its parts cannot see.
@@ -155,7 +178,7 @@ class Generation(Task):
         """
         super().__post_init__()
         if self.codec is not None:
-            check_codec(self.codec, self.source)
+            check_codec(self.codec, self.source, self._how)
             own = self.codec.recipe
             object.__setattr__(self, "source", dataclasses.replace(self.source, shift=own.shift, scale=own.scale))
             if any(self.config.data.get("augment", {}).values()):
@@ -245,7 +268,11 @@ class Generation(Task):
         if source.blank:
             nothing = np.broadcast_to(np.float32(0), (len(source.x), *self._latent_shape))
             return self._scaled(dataclasses.replace(source, x=nothing))
-        return self._scaled(latents(self.codec, source, self.mesh))
+        return self._encoded(source)
+
+    def _encoded(self, source: Source) -> Source:
+        assert self.codec is not None
+        return self._scaled(latents(self.codec, source, self.mesh, self._how))
 
     def _scaled(self, source: Source) -> Source:
         """Latents in the scale that they are trained in: that which they measure."""
@@ -293,12 +320,13 @@ class Generation(Task):
 
     @property
     def _decoder(self) -> Any:
-        return None if self.codec is None else self.codec.networks["autoencoder"]
+        return None if self.codec is None else self.codec.networks[self.codec.recipe.label]
 
     def _sampling(self, networks: Mapping[str, Any]) -> Mapping[str, Any]:
         solver = self.recipe.build_solver(flows=self.recipe.flows(networks))
         shared = dict(key=jax.random.clone(self.key), batch=self.config.sample.batch, mesh=self.mesh)
-        return shared | dict(codec=self._decoder, solver=solver)
+        codec = None if self.codec is None else elements_of(self._measured, self._decoder)
+        return shared | dict(codec=codec, solver=solver)
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -348,6 +376,8 @@ class Generation(Task):
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json`."""
         dataclasses.replace(self.recipe, runs=self.runs(workdir)).save(workdir)
+        if self.codec is not None and isinstance(codec := elements_of(self._measured, None), Elements):
+            codec.write(workdir)
         if self.pairs is not None:
             write_json(workdir / Pairs.record_name, self.pairs.record)
 
