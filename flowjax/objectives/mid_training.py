@@ -178,7 +178,8 @@ class ConsistencyMidTraining:
         """The teacher's states at all times, from noise to data."""
         times = self.grid_for(draws.x0.shape[1:])
         x = self.path.start(draws.x0, times[0])
-        found = solve(self.teacher, self.solver, x, times, draws.cond, trajectory=True)
+        bound = jax.tree.map(jnp.asarray, self.solver.bind(self.path, times))
+        found = solve(self.teacher, bound, x, cond=draws.cond, trajectory=True)
         # Only the student moves towards the other, also where they share weights.
         return jnp.asarray(jax.lax.stop_gradient(found.trajectory))
 
