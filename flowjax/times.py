@@ -8,6 +8,7 @@ shifts times.
 
 import math
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -121,6 +122,19 @@ def resolution_shift(pixels: float, reference: float) -> float:
     if not (0 < pixels < np.inf and 0 < reference < np.inf):
         raise ValueError(f"numbers of pixels must be positive and finite, got {pixels} and {reference}")
     return math.sqrt(pixels / reference)
+
+
+def dimension_shift(shape: Sequence[int], reference: float = 4096) -> float:
+    """The `shift` sqrt(D / reference) for examples of D numbers, at least 1: more numbers need more noise to be hidden.
+
+    Flows on latents of representation autoencoders (2510.11690) are trained and sampled with it, those of the shape
+    (16, 16, 768) with 6.93. In contrast to `resolution_shift` it counts channels too.
+
+    Args:
+        shape: of one example.
+        reference: number of numbers for which no shift is needed.
+    """
+    return max(1.0, resolution_shift(math.prod(shape), reference))
 
 
 def with_last_step(n: int, size: float = 0.04, start: float = 0.0, end: float = 1.0) -> Times:

@@ -158,6 +158,7 @@ def inputs(name, x):
         "mlp": (x[:, :2], t),
         "dit": (image[:, :4, :4], t),
         "token_dit": (image[:, :4, :4], t),
+        "dit_dh": (image.reshape(n, 4, 4, 4)[..., :2], t),
         "unet": (image, t),
         "autoencoder": (image[:, :4, :4],),
         "kl_autoencoder": (image[:, :4, :4],),
@@ -273,7 +274,7 @@ def run(kind, name, seed=1, n=8):
 
 # Networks of images take long to compile, most of all one operation at a time.
 IMAGES = ("dit", "token_dit", "unet", "autoencoder", "kl_autoencoder", "discriminator", "pointnet")
-IMAGES += ("vit", "vit_decoder", "representation_autoencoder")
+IMAGES += ("vit", "vit_decoder", "representation_autoencoder", "dit_dh")
 IMAGES += ("voxel_autoencoder", "voxel_dit", "voxel_set_dit")
 every = pytest.mark.parametrize(
     ("kind", "name"), [pytest.param(k, n, marks=pytest.mark.slow) if n in IMAGES else (k, n) for k, n in USED]

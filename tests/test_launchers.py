@@ -100,3 +100,50 @@ def test_the_job_set_is_one():
     assert pods["parallelism"] == pods["completions"]
     (container,) = pods["template"]["spec"]["containers"]
     assert "python -m flowjax.train" in container["command"][-1]
+
+
+def staged(folder, program, **variables):
+    """Runs train/stages.sh with another python: code, lines, errors."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text(f"#!/bin/sh\n{program}\n")
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}", "FOLDER": str(folder)} | variables
+    command = ["bash", str(ROOT / "train/stages.sh"), "--config.seed=1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+COMPLETES = 'echo "$@"; workdir=${4#--workdir=}; mkdir -p "$workdir"; echo {} > "$workdir/report.json"'
+
+
+def test_stages_run_in_turn_and_go_on_where_they_stopped(tmp_path):
+    code, lines, err = staged(tmp_path, COMPLETES)
+    assert (code, err) == (0, "")
+    assert lines == [
+        line
+        for number, stage in enumerate(("teacher", "cmt", "mfd"), 1)
+        for line in (
+            f"stage {stage} ({number} of 3)",
+            f"-m flowjax.train --config=mf_rae:{stage} --workdir=runs/mf_rae/{stage} --config.seed=1",
+        )
+    ]
+    (tmp_path / "runs/mf_rae/cmt/report.json").unlink()
+    code, lines, err = staged(tmp_path, COMPLETES, STAGES="teacher cmt mfd mft")
+    assert (code, err) == (0, "")
+    assert lines[0] == "stage teacher is complete: runs/mf_rae/teacher/report.json"
+    assert [line for line in lines if line.startswith("stage")][1:] == [
+        "stage cmt (2 of 4)",
+        "stage mfd is complete: runs/mf_rae/mfd/report.json",
+        "stage mft (4 of 4)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "words"), [("exit 3", 3, ""), ("true", 1, "stage first was stopped before its end")]
+)
+def test_a_stage_that_fails_or_is_stopped_ends_the_chain(tmp_path, program, code, words):
+    found, lines, err = staged(tmp_path, program, CONFIG="own", STAGES="first second")
+    assert (found, lines) == (code, ["stage first (1 of 2)"])
+    assert words in err
+    assert (words == "") == (err == "")

@@ -131,6 +131,16 @@ def test_shifts_compose_and_undo_each_other():
     assert np.all(times.shifted(grid, 3.0)[1:-1] < grid[1:-1])
 
 
+def test_shift_of_many_dimensions():
+    """Noise times of the published table, for latents (16, 16, 768) and those of 512 pixels."""
+    shift = times.dimension_shift((16, 16, 768))
+    np.testing.assert_allclose([shift, times.dimension_shift((32, 32, 768))], [6.928, 13.856], atol=5e-4)
+    noise = 1 - times.shifted(1 - np.array([0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])[::-1], shift)[::-1]
+    np.testing.assert_allclose(noise, [0, 0.4350, 0.6978, 0.8739, 0.9541, 0.9842, 1], atol=5e-5)
+    assert np.all(np.diff(times.shifted(np.linspace(0, 1, 1001), shift)) > 0)
+    assert (times.dimension_shift((8, 8, 1)), times.dimension_shift((4, 4), reference=4)) == (1.0, 2.0)
+
+
 def test_shift_multiplies_the_noise_level_of_the_linear_path():
     grid = times.uniform(9, 0.05, 0.95)
     level = np.exp(-Linear().lam(times.shifted(grid, 3.0)))

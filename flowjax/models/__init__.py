@@ -10,6 +10,7 @@ from flowjax.models.autoencoder import Autoencoder
 from flowjax.models.conditioned import Conditioned, ImageEncoder, LabelEncoder, VectorEncoder
 from flowjax.models.discriminator import Discriminator
 from flowjax.models.dit import DiT
+from flowjax.models.dit_dh import DiTDH
 from flowjax.models.kl_autoencoder import KLAutoencoder
 from flowjax.models.mlp import MLP
 from flowjax.models.readout import Readout

@@ -155,6 +155,11 @@ def normalize(h: Float[Array, "B *N width"]) -> Float[Array, "B *N width"]:
     return (centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)).astype(h.dtype)
 
 
+def rms_norm(width: int, axis: str | None, **options: Any) -> nnx.RMSNorm:
+    """Root-mean-square normalisation of the last axis with a learned scale, whose logical name is `axis`."""
+    return name_parameters(nnx.RMSNorm(width, epsilon=1e-6, **options), scale=(axis,))
+
+
 def to_patches(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N pixels"]:
     """Square patches of images, row by row, as vectors."""
     return einops.rearrange(x, "b (r p) (c q) k -> b (r c) (p q k)", p=patch, q=patch)

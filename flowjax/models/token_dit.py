@@ -20,9 +20,9 @@ from flowjax.models.layers import (
     check_patches,
     dense,
     from_patches,
-    name_parameters,
     named,
     per_token,
+    rms_norm,
     run_blocks,
     to_patches,
 )
@@ -36,18 +36,25 @@ _ZERO = nnx.initializers.zeros_init()
 _SMALL = nnx.initializers.variance_scaling(0.32**2, "fan_in", "normal")
 
 
-def _norm(width: int, axis: str | None, **options: Any) -> nnx.RMSNorm:
-    return name_parameters(nnx.RMSNorm(width, epsilon=1e-6, **options), scale=(axis,))
+def turns(places: np.ndarray, size: int) -> Float[np.ndarray, "tokens half"]:
+    """Angles of rotary position codes of `size` numbers: token n turns pair i by places[n] * 10000^(-2i / size)."""
+    return np.outer(places, 10_000.0 ** (-np.arange(0, size, 2) / size))
 
 
-def rotate(h: Float[Array, "B N heads head"]) -> Float[Array, "B N heads head"]:
-    """Rotary position codes: pair i of the numbers of token n turns by n * 10000^(-2i / head), in at least float32.
+def rotate(
+    h: Float[Array, "B N heads head"], angles: Float[np.ndarray, "N half"] | None = None
+) -> Float[Array, "B N heads head"]:
+    """Rotary position codes: turns each pair of numbers of a token by its angle, in at least float32.
+
+    Args:
+        h: Queries or keys.
+        angles: Of each token, from `turns`; None is `turns` of the number of the token.
 
     References:
         Su et al. (2021), RoFormer: Enhanced Transformer with Rotary Position Embedding, arXiv:2104.09864.
     """
-    tokens, head = h.shape[1], h.shape[3]
-    angles = np.outer(np.arange(tokens), 10_000.0 ** (-np.arange(0, head, 2) / head))
+    if angles is None:
+        angles = turns(np.arange(h.shape[1]), h.shape[3])
     cos, sin = (jnp.asarray(f(angles), precision(h))[None, :, None] for f in (np.cos, np.sin))
     even, odd = (h[..., i::2].astype(cos.dtype) for i in (0, 1))
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
@@ -68,9 +75,9 @@ class TokenBlock(nnx.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, attention: str = "xla", **options: Any):
         self.attention, head, kernel = attention, width // heads, options | {"init": _SMALL, "bias": False}
-        self.norms = nnx.data([_norm(width, "embed", **options) for _ in range(2)])
+        self.norms = nnx.data([rms_norm(width, "embed", **options) for _ in range(2)])
         self.qkv = dense(width, (3, heads, head), ("embed", None, "heads", None), **kernel)
-        self.query_norm, self.key_norm = (_norm(head, None, **options) for _ in range(2))
+        self.query_norm, self.key_norm = (rms_norm(head, None, **options) for _ in range(2))
         self.project = dense((heads, head), width, ("heads", None, "embed"), **kernel)
         self.inner = dense(width, (2, hidden), ("embed", None, "mlp"), **kernel)
         self.outer = dense(hidden, width, ("mlp", "embed"), **kernel)
@@ -98,7 +105,7 @@ class _Head(nnx.Module):
 
     def __init__(self, blocks: Any, width: int, pixels: int, **options: Any):
         self.blocks = blocks
-        self.norm = _norm(width, "embed", **options)
+        self.norm = rms_norm(width, "embed", **options)
         self.unembed = dense(width, pixels, ("embed", "patch"), init=_ZERO, **options)
 
 

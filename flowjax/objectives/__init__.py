@@ -16,6 +16,8 @@ from flowjax.objectives.improved_mean_flow import ImprovedMeanFlow
 from flowjax.objectives.interpolation import Interpolation, InterpolationDraws
 from flowjax.objectives.latent_consistency import LatentConsistency
 from flowjax.objectives.mean_flow import MeanFlow
+from flowjax.objectives.mean_flow_distillation import MeanFlowDistillation
+from flowjax.objectives.mid_training import ConsistencyMidTraining, TrajectoryDraws
 from flowjax.objectives.phased_rectified import PhasedRectified
 from flowjax.objectives.policy_distillation import PolicyDistillation, PolicyDraws
 from flowjax.objectives.recipes import SiTWeight, sd3, sit, sit_interval

@@ -28,6 +28,16 @@ from flowjax.objectives.spans import DERIVATIVES, GuidedSpans, SpanDraws, along
 from flowjax.paths.base import expand
 
 
+def identity(
+    network: Callable[..., Any], draws: SpanDraws, x: Array, goal: Array, derivative: str, **options: Any
+) -> tuple[Array, Array]:
+    """U, and its distance to goal + (e - t) dU/dt, (B, ...) each; arguments are those of `spans.along`."""
+    value, slope = along(network, draws, x, goal, derivative, **options)
+    check_answer(value, goal)
+    # The identity holds for the average velocity; a gradient of its right side would train another one.
+    return value, value - jax.lax.stop_gradient(goal + expand(draws.end - draws.t, x) * slope)
+
+
 @fact(
     "objective",
     "mean_flow",
@@ -67,7 +77,4 @@ class MeanFlow(GuidedSpans):
         self, network: Callable[..., Any], target: Callable[..., Any], draws: SpanDraws, x: Array, goal: Array
     ) -> tuple[Array, Array]:
         """U, and its distance to v_g + (e - t) dU/dt."""
-        value, slope = along(network, draws, x, goal, self.derivative)
-        check_answer(value, goal)
-        # The identity holds for the average velocity; a gradient of its right side would train another one.
-        return value, value - jax.lax.stop_gradient(goal + expand(draws.end - draws.t, x) * slope)
+        return identity(network, draws, x, goal, self.derivative)

@@ -155,6 +155,7 @@ def along(
     x: Array,
     velocity: Array,
     derivative: str,
+    difference: Any = DIFFERENCE,
     **asked: Any,
 ) -> tuple[Any, Any]:
     """A network's answer at (x, t; end), and its derivative in t along x' = velocity, with the end fixed.
@@ -166,23 +167,27 @@ def along(
         draws: With t, cond and seeds; and with an end, unless the network takes none.
         x: States.
         velocity: dx/dt, of the shape of x.
-        derivative: "forward", `jax.jvp`; or "central", a difference of two more calls, for networks without one.
+        derivative: "forward", `jax.jvp`; or "central", a difference of two states in one more call, for networks
+            without one. No gradient goes through that call, so that its backward pass is not computed.
+        difference: Of the times of these states and t, positive.
         **asked: What the network is asked beside this.
     """
     smooth, end = differentiable(network), getattr(draws, "end", None)
 
-    def call(network: Callable[..., Any], x: Array, t: Array, end: Array | None) -> Any:
-        more = asked if end is None else {"end": end, **asked}
-        return with_keys(network, draws.seeds)(x, t, draws.cond, **more)
+    def call(network: Callable[..., Any], x: Array, t: Array, end: Array | None, times: int = 1) -> Any:
+        seeds, cond, own = jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), (draws.seeds, draws.cond, asked))
+        more = own if end is None else {"end": end, **own}
+        return with_keys(network, seeds)(x, t, cond, **more)
 
     def value() -> Any:
         return call(network, x, draws.t, end)
 
     if derivative == "central":
-        step = jnp.asarray(DIFFERENCE, draws.t.dtype)
-        shift = expand(jnp.full_like(draws.t, DIFFERENCE), x) * velocity
-        ahead, behind = (call(smooth, x + sign * shift, draws.t + sign * step, end) for sign in (1, -1))
-        slope = jax.tree.map(lambda a, b: (a - b) / (2 * step).astype(a.dtype), ahead, behind)
+        # Both states of an example lie beside each other, on one device.
+        states, velocities, t, ends = jax.tree.map(lambda a: jnp.repeat(a, 2, axis=0), (x, velocity, draws.t, end))
+        step = jnp.tile(jnp.asarray([1, -1], t.dtype), len(x)) * jnp.asarray(difference, t.dtype)
+        answers = call(smooth, states + expand(step, x) * velocities, t + step, ends, times=2)
+        slope = jax.tree.map(lambda a: (a[::2] - a[1::2]) / jnp.asarray(2 * difference, a.dtype), answers)
         return value(), jax.lax.stop_gradient(slope)
     tangents = velocity, jnp.ones_like(draws.t), None if end is None else jnp.zeros_like(end)
     found, slope = jax.jvp(functools.partial(call, smooth), (x, draws.t, end), tangents)
@@ -230,6 +235,7 @@ class Spans(abc.ABC):
     """
 
     prediction = "velocity"
+    drops_in_spans = False  # whether conditions are dropped in rows with a span too
 
     path: GaussianPath = part("path")
     times: TimeLaw = part("time_law", LogitNormal(mean=0.4, std=1.0))  # -0.4 in times that count from data to noise
@@ -247,7 +253,7 @@ class Spans(abc.ABC):
         object.__setattr__(self, "times", check_law(self.times))
         if not (self.path.has_velocity(0.0) and self.path.has_velocity(1.0)):
             raise ValueError(f"the velocity of {type(self.path).__name__} is infinite at an end: take Linear or Trig")
-        if self.label_dropout > self.frac_flow_matching:
+        if self.label_dropout > self.frac_flow_matching and not self.drops_in_spans:
             raise ValueError(
                 f"label_dropout={self.label_dropout} is more than frac_flow_matching={self.frac_flow_matching}: "
                 "conditions are dropped in rows of flow matching alone"
@@ -293,8 +299,12 @@ class Spans(abc.ABC):
         value, *errors = self.compare(network, target, draws, x, self.goal(network, draws, x, velocity))
         squares, size = [total(error) for error in errors], value[0].size
         metrics = {"mse": squares[0] / size, "velocity_mse": total(value - velocity) / size}
-        loss = sum(adaptive(each, self.power, self.offset) for each in squares)
+        loss = sum(map(self.weighted, squares))
         return jnp.where(draws.end < draws.t, jnp.nan, loss), metrics
+
+    def weighted(self, squares: Float[Array, " B"]) -> Float[Array, " B"]:
+        """The loss of examples with these sums of squares."""
+        return adaptive(squares, self.power, self.offset)
 
     def goal(self, network: Callable[..., Any], draws: SpanDraws, x: Array, velocity: Array) -> Array:
         """What stands for the marginal velocity at x, (B, ...): the conditional one of the examples."""

@@ -14,7 +14,7 @@ from flowjax._trees import flatten
 from flowjax.data import Pairs, Source
 from flowjax.facts import fact
 from flowjax.paths import GaussianPath
-from flowjax.recipe import Codec, Loaded, Recipe
+from flowjax.recipe import Codec, Loaded, Recipe, Run
 from flowjax.recipe.base import shapes_of
 from flowjax.recipe.codec import codec_of, rescaled
 from flowjax.tasks.base import Part
@@ -118,7 +118,8 @@ class Distillation(Generation):
             the smallest and the largest of the scales that the student learns to answer with (networks with
             `guidance=True`).
         start: Whether the student starts from the teacher's weights, where it has parameters of the same names and
-            shapes; others, and a refiner, start as in a new network.
+            shapes; others, and a refiner, start as in a new network. Or another run in the teacher's place, such as
+            one of mid-training, `run(workdir=...)`.
 
     Example:
         >>> from flowjax.configs.base import base, spec
@@ -128,7 +129,7 @@ class Distillation(Generation):
     """
 
     guidance: Any = None
-    start: bool = True
+    start: Any = dataclasses.field(default=True, metadata={"kind": "run"})
 
     sections: ClassVar[tuple[str, ...]] = (*Generation.sections, "teacher")
 
@@ -150,6 +151,10 @@ class Distillation(Generation):
                 f"config.path is {specs.text(self.config.path.to_dict())}, but the teacher's path is "
                 f"{specs.text(recipe.path)}; leave config.path.name empty to take the teacher's"
             )
+        if not isinstance(self.start, bool | Run):
+            raise ValueError(f"start={self.start!r} is neither True nor False nor run(workdir=FOLDER)")
+        if isinstance(self.start, Run):
+            self._check_start(recipe)
         if self.start and not self._refines and self._objective.prediction != recipe.prediction:
             raise ValueError(
                 f"the student predicts the {self._objective.prediction}, the teacher the {recipe.prediction}: it "
@@ -173,6 +178,23 @@ class Distillation(Generation):
     def teacher(self) -> Loaded:
         """The teacher's run."""
         return specs.build("run", self.config.teacher.to_dict()).load(self.mesh)
+
+    @functools.cached_property
+    def _begun(self) -> Loaded:
+        """The run whose weights the student starts from."""
+        return self.start.load(self.mesh) if isinstance(self.start, Run) else self.teacher
+
+    def _check_start(self, teacher: Recipe) -> None:
+        own = check_flow("start", self._begun, self.source, None)
+        for name, here, there in (
+            ("path", own.path, teacher.path),
+            ("prediction", own.prediction, teacher.prediction),
+            ("codec", *(recipe.runs.get("codec", {}).get("model") for recipe in (own, teacher))),
+        ):
+            if here != there:
+                raise ValueError(
+                    f"the start {self._begun.workdir} does not fit: its {name} is {here}, that of the teacher {there}"
+                )
 
     @functools.cached_property
     def codec(self) -> Loaded | None:
@@ -272,10 +294,10 @@ class Distillation(Generation):
         if self._refines:
             return parts
         heads = dict(zip(self._labels, (self._policy, getattr(self._objective, "partner", None)), strict=False))
-        found, recipe = flatten(self.teacher.networks["network"]), self.teacher.recipe
         for label in parts if self.start else self._labels[1:]:
-            wanted = flatten(shapes_of(parts[label].build))
-            start = started(heads[label], found, wanted, recipe, self.config.seed)
+            begun = self._begun if label == self._labels[0] else self.teacher
+            found, wanted = flatten(begun.networks["network"]), flatten(shapes_of(parts[label].build))
+            start = started(heads[label], found, wanted, begun.recipe, self.config.seed)
             if not start:
                 raise ValueError(
                     "the student has no parameter of the teacher's names and shapes to start from; set "

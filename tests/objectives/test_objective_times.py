@@ -115,3 +115,15 @@ def test_a_class_in_place_of_a_law_is_refused_everywhere():
             WITH_TIMES[name](Late)
     with pytest.raises(ValueError, match=REFUSED):
         times.Shifted(Late, shift=2.0)
+
+
+@pytest.mark.parametrize("law", [times.LogitNormal(), times.Uniform()])
+def test_shifts_of_a_law_compose_and_keep_its_order(law, x64):
+    """Check 3 of `mf_rae`: what is drawn is moved as the grid of sampling is."""
+    keys = jax.random.split(jax.random.key(0), 100)
+    draw = lambda law: np.asarray(jax.vmap(law.sample)(jax.random.clone(keys)), np.float64)  # noqa: E731
+    plain, once, twice = (draw(times.Shifted(law, shift=s)) for s in (1.0, 2.0, 3.4))
+    np.testing.assert_allclose(plain, draw(law), atol=1e-6)
+    np.testing.assert_allclose(draw(times.Shifted(times.Shifted(law, shift=2.0), shift=1.7)), twice, atol=1e-6)
+    np.testing.assert_array_equal(np.argsort(once), np.argsort(draw(law)))
+    np.testing.assert_allclose(once, fj.times.shift_times(draw(law), 2.0), atol=1e-6)

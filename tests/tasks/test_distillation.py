@@ -63,6 +63,26 @@ def test_a_student_starts_from_its_teacher_and_its_new_parts_make_no_difference(
     assert (task.recipe.shift, task.recipe.scale) == (8.0, 8.0)
 
 
+def test_a_student_may_start_from_another_run(teacher, tmp_path):
+    small.write(tmp_path / "begun", seed=5)
+    task = task_of(config_of(teacher, f"--config.task.options.start=run(workdir='{tmp_path / 'begun'}')"))
+    start = task.networks()["network"].start
+    begun, own = (flatten(load_run(folder)[0]["network"]) for folder in (tmp_path / "begun", teacher))
+    assert start.keys() == begun.keys()
+    for name, leaf in begun.items():
+        np.testing.assert_array_equal(start[name], leaf)
+    assert any(np.any(start[name] != leaf) for name, leaf in own.items())
+    small.write(tmp_path / "trig", path={"name": "trig", "options": {}})
+    for value, message in (
+        (f"run(workdir='{tmp_path / 'trig'}')", r"the start .*trig does not fit: its path is .*'trig'.*, that of the"),
+        (f"run(workdir='{tmp_path / 'nowhere'}')", "nowhere"),
+        ("3", "start=3 is neither True nor False nor run"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            task_of(config_of(teacher, f"--config.task.options.start={value}"))
+        assert "\n" not in str(error.value)
+
+
 def test_the_loss_is_the_distance_to_the_guided_teacher(teacher):
     """By the formula of guidance, for a student that answers zero."""
     task = task_of(config_of(teacher))

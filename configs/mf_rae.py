@@ -1,0 +1,79 @@
+"""Latents of a representation autoencoder in one evaluation, without guidance: MeanFlow in three stages, or four.
+
+    python -m flowjax.train --config=mf_rae:teacher --workdir=runs/mf_rae/teacher
+    python -m flowjax.train --config=mf_rae:cmt --workdir=runs/mf_rae/cmt
+    python -m flowjax.train --config=mf_rae:mfd --workdir=runs/mf_rae/mfd
+    python -m flowjax.train --config=mf_rae:mft --workdir=runs/mf_rae/mft
+    python -m flowjax.sample --workdir=runs/mf_rae/mfd
+
+or `train/stages.sh`, which runs them one after the other and goes on where it stopped. A flow is trained on latents of
+the autoencoder in `runs/rae/decoder` (Fashion-MNIST); a student of it is prepared on its trajectories, distilled, and
+may at last leave it behind. `--config.codec=""` on the data themselves, with a network of their shape, is the same
+without an autoencoder; images in another place are `--config.data.options.path=FOLDER`, for every stage.
+
+Expected on 2 CPU cores: not measured yet, neither distances nor seconds; `benchmarks/mid_training.py` compares the
+stages with MeanFlow from scratch.
+"""
+
+from flowjax.configs.base import base, smoke, spec
+from ml_collections import ConfigDict
+
+from flowjax.times import dimension_shift
+
+STAGES = ("teacher", "cmt", "mfd", "mft")
+SHAPE = (7, 7, 64)
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config of a stage, the teacher's unless one is named; `smoke` and `STAGE_smoke` take two steps on digits.
+
+    Raises:
+        ValueError: Another argument.
+    """
+    stage, tiny = argument.removesuffix("smoke").rstrip("_") or "teacher", argument.endswith("smoke")
+    arguments = (*STAGES, *(f"{name}_smoke" for name in STAGES))
+    adamw = dict(warmup=0.0, b2=0.95, weight_decay=0.0, clip=1.0)
+    often = dict(report_every=20, sample_every=500, checkpoint_every=250)
+    data = spec("digits" if tiny else "fashion")
+    if stage == "teacher":
+        shape = (8, 8, 1) if tiny else SHAPE
+        network = dict(width=96, depth=6, heads=4, head_width=192, head_depth=2, head_heads=4)
+        if tiny:
+            network = dict(width=16, depth=1, heads=2, head_width=32, head_depth=1, head_heads=2, patch=2)
+        shift = dimension_shift(shape)
+        config = base(
+            argument=argument,
+            arguments=arguments,
+            data=data,
+            codec=spec() if tiny else spec("run", workdir="runs/rae/decoder"),
+            network=spec("dit_dh", image_shape=shape, num_classes=10, **network),
+            objective=spec(
+                "flow_matching", times=spec("shifted", times=spec("logit_normal"), shift=shift), label_dropout=0.1
+            ),
+            optimizer=spec("adamw", rate=1e-3, **adamw | {"warmup": 0.05}),
+            train=dict(steps=3000, batch=64, ema=0.995, **often),
+            sample=dict(
+                solver=spec("euler"), times=spec("shifted", times="uniform", shift=shift), steps=50, guidance=1.0
+            ),
+        )
+        return smoke(config) if tiny else config
+    objective, steps, rate, batch = {
+        "cmt": (spec("consistency_mid_training", label_dropout=0.1), 500, 3e-4, 8),
+        "mfd": (spec("mean_flow_distillation", label_dropout=0.1), 1500, 3e-4, 64),
+        "mft": (spec("mean_flow_distillation", velocity="conditional", label_dropout=0.1), 500, 1e-4, 64),
+    }.get(stage, ({}, 0, 0.0, 0))
+    start = spec("run", workdir="runs/mf_rae/cmt") if stage == "mfd" else True
+    config = base(
+        "distillation",
+        argument,
+        arguments,
+        task=spec("distillation", start=start),
+        data=data,
+        teacher=spec("run", workdir=f"runs/mf_rae/{'mfd' if stage == 'mft' else 'teacher'}"),
+        network=spec(second_time=True),
+        objective=objective,
+        optimizer=spec("adamw", rate=rate, **adamw),
+        train=dict(steps=steps, batch=batch, ema=0.99, **often),
+        sample=dict(solver=spec("jump"), steps=1, guidance=1.0),
+    )
+    return smoke(config) if tiny else config
