@@ -338,15 +338,32 @@ class Definition(Base):
             raise ValueError(f"calibrations are for plain guidance, not {specs.text(chosen)}: pass a scale")
         return float(chosen)
 
-    def field(self, flow: Any, guidance: Any = None, fields: Sequence[Any] | None = None) -> Any:
+    def field(
+        self,
+        flow: Any,
+        guidance: Any = None,
+        fields: Sequence[Any] | None = None,
+        against: Any = None,
+        also: tuple[Any, ...] = (),
+    ) -> Any:
         """The field to solve: `flow`, guided where there are conditions and the scale is not 1, and fields around it.
 
         Args:
             flow: From `flow`.
             guidance: A scale, a rule or the spec of one; the recipe's by default.
             fields: Specs of fields put around it, the first innermost; the recipe's by default.
+            against: What stands against the condition in place of the null.
+            also: Further conditions, for rules that take them.
+
+        Raises:
+            ValueError: A spec that is none, or conditions that nothing uses.
         """
         rule = self.build_rule(guidance)
+        if (against is not None or also) and (rule is None or not self.inputs):
+            raise ValueError(
+                "a negative or second condition is given, but no rule that uses it: ask for guidance, such as "
+                "cfg(scale=2) or composed(scales=(2, -1)), of a network that is guided by a pair"
+            )
         if self.embedded is not None:
             (low, high), asked = self.embedded, self.guidance if guidance is None else guidance
             own = self._embed(asked if isinstance(asked, int | float) else specs.build("rule", asked))
@@ -354,7 +371,8 @@ class Definition(Base):
                 raise ValueError(f"guidance={own['guidance']}: the network has learned scales from {low:g} to {high:g}")
             field: Any = Embedded(flow, **own)
         else:
-            field = flow if rule is None or not self.inputs else guide(flow, rule)
+            asked = rule is not None and (self.inputs or not rule.compares)
+            field = guide(flow, rule, against, also=also) if rule and asked else flow
         for spec in self.fields if fields is None else fields:
             field = specs.build("field", spec, field=field)
         return field

@@ -1,0 +1,216 @@
+"""Rules that ask for more than a pair: several conditions, negative ones, scales by name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowjax as fj
+from flowjax.guidance import (
+    CFG,
+    MAMBOG,
+    RAAG,
+    Composed,
+    Interval,
+    Nested,
+    Ramp,
+    Rescaled,
+    Separate,
+    Table,
+    in_turn,
+)
+from flowjax.oracles import Mixture
+
+LINEAR = fj.paths.Linear()
+X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+Y = jnp.array([0, 1, 2, 0])
+SOLVERS = [fj.solvers.Euler(), fj.solvers.DPMSolver(), fj.solvers.UniPC()]
+TWO = {"image": jnp.arange(4.0), "text": 2.0 - jnp.arange(4.0)}
+NULL = {"image": -1.0, "text": -2.0}
+
+
+def one(x, t, cond):
+    """Something of a label."""
+    return jnp.sin(x + cond[:, None].astype(x.dtype)) + t[:, None]
+
+
+def two(x, t, cond):
+    """Something of two conditions, in which they do not simply add up."""
+    return jnp.sin(x + cond["image"][:, None]) * jnp.cos(cond["text"])[:, None] + t[:, None]
+
+
+def counting(rows, network):
+    def counted(x, t, cond):
+        jax.debug.callback(lambda: rows.append(x.shape[0]), ordered=False)
+        return network(x, t, cond)
+
+    return counted
+
+
+def of(x, **changes):
+    """The prediction with some conditions replaced, at t = 0.5."""
+    return two(x, jnp.full(4, 0.5), TWO | {k: jnp.full(4, v) for k, v in changes.items()})
+
+
+@pytest.mark.parametrize("wrap", [lambda rule: rule, lambda rule: Separate(rule=rule)])
+def test_two_conditions_have_a_scale_each(wrap):
+    flow = fj.Flow(two, path=LINEAR, null=NULL)
+    rule = Nested(names=("image", "text"), scales=(1.5, 4.0))
+    f0, f1, f2 = of(X, **NULL), of(X, text=-2.0), of(X)
+    value = jax.jit(lambda rule: fj.guide(flow, wrap(rule)).velocity(0.5, X, TWO))(rule)
+    np.testing.assert_allclose(value, f0 + 1.5 * (f1 - f0) + 4 * (f2 - f1), rtol=1e-4, atol=1e-5)
+    equal = fj.guide(flow, wrap(Nested(names=("text", "image"), scales=(3.0, 3.0)))).velocity(0.5, X, TWO)
+    np.testing.assert_allclose(equal, fj.guide(flow, CFG(scale=3.0)).velocity(0.5, X, TWO), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [lambda rule: rule, lambda rule: Separate(rule=rule)])
+def test_conditions_side_by_side_and_negative(wrap):
+    flow, field = fj.Flow(one, path=LINEAR, null=9), None
+    c, u, a, b = (one(X, jnp.full(4, 0.5), jnp.broadcast_to(jnp.asarray(y), 4)) for y in (Y, 9, 3, 5))
+    field = fj.guide(flow, wrap(Composed(scales=(2.0, 1.5, -1.0))), also=(3, 5))
+    expected = u + 2 * (c - u) + 1.5 * (a - u) - (b - u)
+    np.testing.assert_allclose(field.velocity(0.5, X, Y), expected, rtol=1e-4, atol=1e-5)
+    alone = fj.guide(flow, wrap(Composed(scales=(2.0, 0.0))), also=(3,)).velocity(0.5, X, Y)
+    np.testing.assert_allclose(alone, u + 2 * (c - u), rtol=1e-5, atol=1e-6)
+    # A negative condition in the place of the null: away from it.
+    away = fj.guide(flow, wrap(CFG(scale=3.0)), against=jnp.array([3, 4, 5, 6])).velocity(0.5, X, Y)
+    n = one(X, jnp.full(4, 0.5), jnp.array([3, 4, 5, 6]))
+    np.testing.assert_allclose(away, n + 3 * (c - n), rtol=1e-4, atol=1e-5)
+
+
+def calls(flow, rows, rule, cond, also=(), solver=None):
+    """Rows of each call really executed, and the counts."""
+    rows.clear()
+    field = fj.guide(flow, rule, also=also)
+    result = fj.solve(field, solver or fj.solvers.Euler(), X, fj.times.uniform(4), cond=cond)
+    jax.block_until_ready(result)
+    jax.effects_barrier()
+    return sorted(rows), int(result.evaluations), int(result.network_calls)
+
+
+def test_predictions_of_weight_zero_are_saved_and_the_counts_show_it():
+    rows = []
+    flow = fj.Flow(counting(rows, two), path=LINEAR, null=NULL)
+
+    def nested(first, second):
+        return Nested(names=("image", "text"), scales=(first, second))
+
+    assert calls(flow, rows, nested(1.5, 4.0), TWO) == ([12] * 4, 4, 12)
+    assert calls(flow, rows, nested(1.0, 4.0), TWO) == ([8] * 4, 4, 8)
+    assert calls(flow, rows, nested(4.0, 4.0), TWO) == ([8] * 4, 4, 8)
+    assert calls(flow, rows, nested(1.0, 1.0), TWO) == ([4] * 4, 4, 4)
+    assert calls(flow, rows, Separate(rule=nested(1.5, 4.0)), TWO) == ([4] * 12, 4, 12)
+    assert calls(flow, rows, Separate(rule=nested(1.0, 4.0)), TWO) == ([4] * 8, 4, 8)
+    assert calls(flow, rows, Separate(rule=nested(1.0, 1.0)), TWO) == ([4] * 4, 4, 4)
+    gate = Interval(rule=nested(1.5, 4.0), start=0.2, end=0.6)  # asked at 0, 0.25, 0.5, 0.75
+    assert calls(flow, rows, gate, TWO) == ([4, 4, 12, 12], 4, 8)
+    single = fj.Flow(counting(rows, one), path=LINEAR, null=9)
+    assert calls(single, rows, Separate(rule=CFG(scale=2.0)), Y) == ([4] * 8, 4, 8)
+    assert calls(single, rows, Separate(rule=Interval(rule=CFG(scale=2.0), start=0.2, end=0.6)), Y) == ([4] * 6, 4, 6)
+    assert calls(single, rows, Composed(scales=(3.0, 0.0)), Y, also=(3,)) == ([8] * 4, 4, 8)
+    assert calls(single, rows, Composed(scales=(2.0, -1.0)), Y, also=(3,)) == ([8] * 4, 4, 8)  # no u in it
+    assert calls(single, rows, CFG(scale=Table(times=[0.4, 0.5], scales=[1.0, 2.0])), Y) == ([4, 4, 8, 8], 4, 6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_one_call_and_separate_calls_give_equal_numbers_under_every_solver(solver):
+    times = fj.times.uniform(5, 0.05, 0.95)
+    flow = fj.Flow(two, path=LINEAR, null=NULL)
+    for rule in (
+        CFG(scale=Ramp(scale=3.0)),
+        Rescaled(rule=Nested(names=("image", "text"), scales=(1.5, Ramp(scale=2.0)))),
+        Interval(rule=RAAG(w_max=jnp.array([1.0, 3.0, 5.0, 9.0]), ratio="batch"), start=0.3, end=0.8),
+    ):
+        whole, apart = (fj.solve(fj.guide(flow, r), solver, X, times, cond=TWO) for r in (rule, Separate(rule=rule)))
+        np.testing.assert_allclose(whole.x, apart.x, rtol=1e-4, atol=1e-5)
+        assert int(whole.network_calls) == int(apart.network_calls)
+
+
+def test_scales_by_name_keep_their_mean_and_give_samples_theirs():
+    t = np.linspace(0, 1, 1001)
+    for scale in (Ramp(scale=4.0), Ramp(scale=4.0, power=2.0), fj.guidance.RaisedCosine(scale=4.0)):
+        values = np.asarray(scale(jnp.asarray(t)))
+        assert abs(np.trapezoid(values, t) - 4) < 1e-3
+        assert values[0] == 1
+        assert np.all(np.diff(values) > -1e-5)
+    rule = fj.build("rule", "interval(rule=cfg(scale=each(values=[1, 2, 5])), start=0.2)")
+    assert in_turn(rule, 4, 4).rule.scale.tolist() == [2, 5, 1, 2]
+    with pytest.raises(ValueError, match="one value per sample"):
+        rule.active(0.5)
+    built = fj.build("rule", "cfg(scale=table(times=[0, 0.5], scales=[1, 3]))")
+    assert float(built.scale(0.25)) == 2
+    assert fj.specs.text(fj.specs.spec_of("rule", built)) == "cfg(scale=table(times=[0.0, 0.5], scales=[1, 3]))"
+    for bad in (
+        "table(times=[0.5, 0.2], scales=[1, 2])",
+        "table(times=[0.5], scales=[1, 2])",
+        "ramp(scale=nan)",
+        "fast",
+    ):
+        with pytest.raises(ValueError, match=r"increase|must be|finite|unknown scale") as error:
+            fj.build("rule", f"cfg(scale={bad})")
+        assert "\n" not in str(error.value)
+
+
+def test_mambo_g_by_hand():
+    """rho = 0.5 for the first sample, 0.1 for the second; both formulations, ratio per sample and of the batch."""
+    c, u = jnp.array([[1.5, 0.0], [0.0, 1.1]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+
+    def scales(**options):
+        rule = MAMBOG(**options)
+        value, report = rule.combine(0.5, c, u, rule.init(u))
+        np.testing.assert_allclose(value, u + report["scale"][:, None] * (c - u), rtol=1e-5)
+        return np.asarray(report["scale"])
+
+    rho = np.array([0.5, 0.1])
+    np.testing.assert_allclose(scales(), 1 + 9 * np.exp(-8 * rho), rtol=1e-5)
+    np.testing.assert_allclose(scales(form="original"), 1 + 10 * np.exp(-8 * rho), rtol=1e-5)
+    np.testing.assert_allclose(scales(ratio="batch"), 1 + 9 * np.exp(-8 * 0.3), rtol=1e-5)
+    np.testing.assert_allclose(scales(ratio="batch", form="original"), 1 + 10 * np.exp(-8 * 0.3), rtol=1e-5)
+    np.testing.assert_allclose(scales(w_max=jnp.array([1.0, 3.0])), 1 + [0, 2] * np.exp(-8 * rho), rtol=1e-5)
+    assert (MAMBOG(ratio="batch").couples_batch, MAMBOG().couples_batch) == (True, False)
+    assert Rescaled(rule=MAMBOG(ratio="batch")).couples_batch
+    for options, words in (({"form": "old"}, "form"), ({"ratio": "row"}, "ratio")):
+        with pytest.raises(ValueError, match=f"unknown {words}"):
+            MAMBOG(**options)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_large_scale_stays_bounded_in_few_steps_where_the_constant_one_explodes(seed):
+    """Two classes of a mixture in 16 dimensions, w = 100, 5 Euler steps from pure noise, exact velocities."""
+    mean = np.ones(16)
+    law = Mixture(weights=np.array([0.5, 0.5]), means=np.stack([mean, -mean]), stds=0.5, path=LINEAR)
+    flow = fj.Flow(law.network(), path=LINEAR, null=2)
+    x, cond = fj.noise(jax.random.key(seed), (64, 16)), jnp.zeros(64, jnp.int32)
+    sizes = {}
+    for name, rule in (("constant", CFG(scale=100.0)), ("raag", RAAG(w_max=100.0)), ("mambo", MAMBOG(w_max=100.0))):
+        found = fj.solve(fj.guide(flow, rule), fj.solvers.Euler(), x, fj.times.uniform(5), cond=cond)
+        sizes[name] = float(jnp.linalg.norm(found.x, axis=1).max())
+    data = float(jnp.linalg.norm(law.sample(jax.random.key(seed), 1000), axis=1).max())
+    assert sizes["raag"] < 1.5 * data
+    assert sizes["mambo"] < 1.5 * data
+    assert sizes["constant"] > 4 * data
+
+
+def test_refusals():
+    flow = fj.Flow(two, path=LINEAR, null=NULL)
+    for make, words in (
+        (lambda: Nested(names=("image",), scales=(1.0,)), "2 or more"),
+        (lambda: Nested(names=("image", "image"), scales=(1.0, 2.0)), "one scale"),
+        (lambda: Composed(scales=(1.0,)), "2 or more"),
+        (lambda: Composed(scales=(1.0, float("nan"))), "finite"),
+        (lambda: fj.guide(flow, Composed(scales=(1.0, 2.0))).velocity(0.5, X, TWO), "further conditions"),
+        (lambda: fj.guide(flow, CFG(scale=2.0), also=(NULL,)).velocity(0.5, X, TWO), "knows one condition"),
+        (
+            lambda: fj.guide(flow, Nested(names=("image", "txt"), scales=(2.0, 3.0))).velocity(0.5, X, TWO),
+            "did you mean 'text'",
+        ),
+        (
+            lambda: fj.guide(fj.Flow(one, path=LINEAR, null=9), Nested(names=("a", "b"), scales=(2.0, 3.0))).velocity(
+                0.5, X, Y
+            ),
+            "by name",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            make()
+        assert "\n" not in str(error.value)
