@@ -30,8 +30,9 @@ _MODULES = {
     "rule": "guidance.cfg guidance.interval guidance.rescaled guidance.channels guidance.cfg_zero_star guidance.raag "
     "guidance.autoguidance guidance",
     "scale": "guidance",
-    "edit": "editing.sdedit editing.inpaint editing.interpolate editing",
+    "edit": "editing.sdedit editing.inpaint editing.interpolate editing.translate editing",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
+    "operator": "fields",
     "coupling": "couplings",
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",
     "weight": "objectives",

@@ -8,5 +8,6 @@ from flowjax.editing._given import GIVEN
 from flowjax.editing.inpaint import inpaint
 from flowjax.editing.interpolate import interpolate, slerp
 from flowjax.editing.invert import invert
+from flowjax.editing.restore import restore
 from flowjax.editing.sdedit import sdedit
 from flowjax.editing.translate import translate

@@ -18,7 +18,7 @@ from flowjax.facts import fact
 from flowjax.fields.wrapper import FieldWrapper, check_convertible
 from flowjax.flow import Counts, Field, check_determined, check_field
 from flowjax.guidance.autoguidance import Autoguidance
-from flowjax.guidance.base import Rule, Wrapper
+from flowjax.guidance.base import Rule
 
 
 @fact("field", "guided", "a field steered by a rule", cite="ho2022classifier")
@@ -117,7 +117,7 @@ class Guided(FieldWrapper):
         def guided(count: int, memory: Any) -> tuple[Array, Any]:
             """With `count` of the questions, in one call; with all that are needed, one after the other."""
             own, others, state = memory
-            questions = self._questions(cond)
+            questions = self._questions(cond, x.shape[0])
             if others is None:
                 c, u, own = self._together(t, x, cond, own, space, extra, questions, needed, count)
             else:
@@ -143,14 +143,15 @@ class Guided(FieldWrapper):
             return jax.lax.cond(count > 0, ways[1], single, memory)
         return jax.lax.switch(count, ways, memory)
 
-    def _questions(self, cond: Any) -> tuple[tuple[Any, dict[str, Any]], ...]:
+    def _questions(self, cond: Any, batch: int) -> tuple[tuple[Any, dict[str, Any]], ...]:
         """What the rule asks, each with the same further arguments: those that one does not say are zero."""
         null = self.against
         if self.rule.compares and not isinstance(null, Field):
             null = _like(null, cond)
         found = self.rule.questions(cond, null, tuple(_like(other, cond) for other in self.also))
-        names = {name: jnp.zeros_like(value) for _, more in found for name, value in more.items()}
-        return tuple((asked, names | more) for asked, more in found)
+        none = {name: jnp.zeros_like(value) for _, more in found for name, value in more.items()}
+        rows = [jax.tree.map(lambda v: jnp.broadcast_to(v, (batch, *v.shape)), none | more) for _, more in found]
+        return tuple((asked, more) for (asked, _), more in zip(found, rows, strict=True))
 
     def _together(
         self,
@@ -208,7 +209,7 @@ class Guided(FieldWrapper):
 
             def ask(memory: Any, rival: Any = rival, asked: Any = asked, more: Any = more) -> tuple[Array, Any]:
                 value, memory = rival.evaluate(t, x, asked, memory, to=space, **extra, **more)
-                return value, _not_an_evaluation(memory)
+                return value, not_an_evaluation(memory)
 
             if len(questions) == 1:
                 value, memory = ask(memory)
@@ -253,7 +254,7 @@ def guide(field: Field, rule: Rule, against: Any = None, *, also: Sequence[Any] 
                 "none (for class labels the number of classes) or a second field, or give the Flow its null="
             )
     innermost: Any = rule
-    while isinstance(innermost, Wrapper):
+    while getattr(innermost, "rule", None) is not None:
         innermost = innermost.rule
     if isinstance(innermost, Autoguidance) and not isinstance(against, Field):
         raise ValueError("autoguidance compares with a weaker model: pass it as against=, a field")
@@ -276,7 +277,7 @@ def _like(null: Any, cond: Any) -> Any:
     return with_parts(lambda n, c: jnp.broadcast_to(jnp.asarray(n, jnp.asarray(c).dtype), jnp.shape(c)), null, cond)
 
 
-def _not_an_evaluation(memory: Any) -> Any:
+def not_an_evaluation(memory: Any) -> Any:
     """A guided pair is one evaluation: the one against adds network calls only."""
     return jax.tree.map(
         lambda m: (

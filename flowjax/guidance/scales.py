@@ -170,8 +170,7 @@ class Each:
 
 def in_turn(tree: Any, index: Any, batch: int) -> Any:
     """A field, rule or tree with the values of samples index, ..., index + batch - 1 in the place of every `Each`."""
-    return jax.tree.map(
-        lambda part: part.of(index, batch) if isinstance(part, Each) else part,
-        tree,
-        is_leaf=lambda part: isinstance(part, Each),
-    )
+    leaves, structure = jax.tree.flatten(tree, is_leaf=lambda part: isinstance(part, Each))
+    if not any(isinstance(leaf, Each) for leaf in leaves):
+        return tree
+    return jax.tree.unflatten(structure, [leaf.of(index, batch) if isinstance(leaf, Each) else leaf for leaf in leaves])

@@ -23,12 +23,13 @@ from flowjax.solving import Solution, solve
 _INPUTS = {"picture": ("conditions", "picture"), "mask": ("conditions", "mask"), "second": ("second", "picture")}
 
 
-def _takes(request: Request) -> tuple[str, ...]:
-    """The arguments of the edit of a request."""
+def _takes(request: Request) -> dict[str, bool]:
+    """The arguments of the edit of a request, and whether it can do without."""
     if request.edit is None:
-        return ()
+        return {}
     entry = specs.find("edit", specs.name_and_options(request.edit)[0])
-    return tuple(inspect.signature(entry.make).parameters)
+    found = inspect.signature(entry.make).parameters
+    return {name: argument.default is not argument.empty for name, argument in found.items()}
 
 
 def own(request: Request) -> Request:
@@ -127,6 +128,8 @@ def rows(recipe: Any, request: Request, read_latents: bool = True) -> dict[str, 
             text = getattr(request, place).get(key)
             where = f"{'cond' if place == 'conditions' else place}.{key}"
             if text is None:
+                if takes[name]:
+                    continue
                 raise ValueError(
                     f"edit={specs.text(request.edit)} needs {where}: a picture, a folder of them, or an npz with x"
                 )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import flowjax as fj
 from flowjax.guidance import (
@@ -11,12 +12,15 @@ from flowjax.guidance import (
     MAMBOG,
     RAAG,
     Composed,
+    FrequencyDecoupled,
     Interval,
     Nested,
+    PerturbedAttention,
     Ramp,
     Rescaled,
     Separate,
     Table,
+    Tangential,
     in_turn,
 )
 from flowjax.oracles import Mixture
@@ -214,3 +218,113 @@ def test_refusals():
         with pytest.raises(ValueError, match=words) as error:
             make()
         assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------ rules on what the predictions look like
+
+IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 8, 6, 2)), jnp.float32)
+
+
+def test_tangential_damping_is_that_of_the_singular_vectors():
+    """Against NumPy's decomposition of the two rows; c = u, u = 0 and orthogonal rows of one length are no holes."""
+    c, u = IMAGES.reshape(2, 3, -1)
+    value, _ = Tangential(scale=3.0).combine(0.5, c, u, ())
+    for i in range(3):
+        rows = np.stack([c[i], u[i]]).astype(np.float64)
+        first = np.linalg.svd(rows, full_matrices=False)[2][0]
+        common = (rows[1] @ first) * first
+        np.testing.assert_allclose(value[i], common + 3 * (rows[0] - common), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(Tangential(scale=1.0).combine(0.5, c, u, ())[0], c, rtol=1e-5, atol=1e-6)
+    round_ = (jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]))
+    for a, b in ((c, c), (c, 0 * c), (0 * c, 0 * c), round_):
+        loss = lambda a, b: jnp.sum(Tangential(scale=3.0).combine(0.5, a, b, ())[0] ** 2)  # noqa: E731
+        value, slopes = jax.value_and_grad(loss, (0, 1))(a, b)
+        assert all(np.all(np.isfinite(s)) for s in (value, *slopes))
+    np.testing.assert_allclose(Tangential(scale=3.0).combine(0.5, c, c, ())[0], c, rtol=1e-4, atol=1e-5)
+
+
+def test_equal_scales_of_all_frequencies_are_plain_guidance_and_levels_are_apart():
+    c, u = IMAGES
+    for scales in ((3.0, 3.0), (3.0, 3.0, 3.0)):
+        value, _ = FrequencyDecoupled(scales=scales).combine(0.5, c, u, ())
+        np.testing.assert_allclose(value, u + 3 * (c - u), rtol=1e-4, atol=1e-4)
+    flat = jnp.ones_like(c)
+    np.testing.assert_allclose(FrequencyDecoupled(scales=(9.0, 2.0)).combine(0.5, flat, 0 * u, ())[0], 2, rtol=1e-5)
+    board = jnp.asarray(np.indices((16, 16)).sum(0) % 2 * 2.0 - 1, jnp.float32)[None, ..., None]
+    fine, _ = FrequencyDecoupled(scales=(9.0, 2.0)).combine(0.5, board, 0 * board, ())
+    np.testing.assert_allclose(fine[:, 4:-4, 4:-4], 9 * board[:, 4:-4, 4:-4], rtol=1e-4)  # inside: all of it is fine
+    odd = jnp.ones((1, 7, 5, 1))
+    assert FrequencyDecoupled(scales=(2.0, 1.5, 1.0)).combine(0.5, odd, 0 * odd, ())[0].shape == odd.shape
+    with pytest.raises(ValueError, match="is for images"):
+        FrequencyDecoupled(scales=(9.0, 2.0)).combine(0.5, X, X, ())
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("rule", [Tangential(scale=3.0), FrequencyDecoupled(scales=(3.0, 1.5))], ids=["tcfg", "fdg"])
+def test_they_run_under_every_solver_in_one_call_or_two(rule, solver):
+    def image(x, t, cond):
+        return jnp.sin(x + cond[:, None, None, None].astype(x.dtype)) + t[:, None, None, None]
+
+    flow, x = fj.Flow(image, path=LINEAR, null=9), IMAGES[0]
+    times, cond = fj.times.uniform(4, 0.05, 0.95), jnp.array([0, 1, 2])
+    whole, apart = (fj.solve(fj.guide(flow, r), solver, x, times, cond=cond) for r in (rule, Separate(rule=rule)))
+    np.testing.assert_allclose(whole.x, apart.x, rtol=1e-4, atol=1e-4)
+    assert int(whole.network_calls) == 2 * int(whole.evaluations)
+
+
+def random_dit(scan):
+    options = {"patch": 2, "width": 16, "depth": 3, "heads": 2, "num_classes": 3, "scan": scan}
+    network = fj.models.DiT((4, 4, 1), **options, rngs=nnx.Rngs(0))
+    keys = iter(jax.random.split(jax.random.key(5), 100))
+    named = fj.models.DiT((4, 4, 1), **options | {"scan": False}, rngs=nnx.Rngs(0))
+    named = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(next(keys), leaf.shape), named)
+    return named.with_scan(True) if network.scan else named
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_attention_is_cut_in_the_blocks_and_rows_that_are_asked_for(scan):
+    network = random_dit(scan)
+    x, t, y = fj.noise(jax.random.key(0), (3, 4, 4, 1)), jnp.full(3, 0.5), jnp.array([0, 1, 2])
+    call = jax.jit(lambda network, cut: network(x, t, y, perturbed=cut))
+    plain, none = network(x, t, y), call(network, jnp.zeros((3, 2)))
+    np.testing.assert_allclose(none, plain, rtol=1e-4, atol=1e-5)
+    one = call(network, jnp.zeros((3, 2)).at[1, 1].set(1.0))
+    np.testing.assert_allclose(one[jnp.array([0, 2])], plain[jnp.array([0, 2])], rtol=1e-4, atol=1e-5)
+    assert np.abs(one[1] - plain[1]).max() > 1e-3
+    # With all of its attention cut, a token knows nothing of the others.
+    cut = jnp.ones((3, 3))
+    moved = network(x.at[:, 0, 0].add(1.0), t, y, perturbed=cut)
+    np.testing.assert_allclose(moved[:, 2:], network(x, t, y, perturbed=cut)[:, 2:], rtol=1e-5, atol=1e-6)
+    assert np.abs(network(x.at[:, 0, 0].add(1.0), t, y)[:, 2:] - plain[:, 2:]).max() > 1e-4
+    with pytest.raises(ValueError, match="block 4 is perturbed"):
+        network(x, t, y, perturbed=jnp.ones((3, 5)))
+
+
+def test_perturbed_attention_guides_alone_and_beside_a_rule():
+    network = random_dit(False)
+    flow = fj.Flow(network, path=LINEAR, null=3)
+    x, t, y = fj.noise(jax.random.key(0), (3, 4, 4, 1)), jnp.full(3, 0.5), jnp.array([0, 1, 2])
+    c, u = network(x, t, y), network(x, t, jnp.full(3, 3))
+    p = network(x, t, y, perturbed=jnp.array([[0.0, 1.0]] * 3))
+    alone, both = (
+        PerturbedAttention(scale=3.0, blocks=(1,)),
+        PerturbedAttention(scale=3.0, blocks=(1,), rule=CFG(scale=2.0)),
+    )
+    run = jax.jit(lambda field: field.velocity(0.5, x, y))
+    for wrap in (lambda r: r, lambda r: Separate(rule=r)):
+        np.testing.assert_allclose(run(fj.guide(flow, wrap(alone))), c + 2 * (c - p), rtol=1e-3, atol=1e-4)
+        expected = u + 2 * (c - u) + 2 * (c - p)
+        np.testing.assert_allclose(run(fj.guide(flow, wrap(both))), expected, rtol=1e-3, atol=1e-4)
+    for rule, calls_ in (
+        (both, 3),
+        (PerturbedAttention(scale=1.0, blocks=(1,), rule=CFG(scale=2.0)), 2),
+        (PerturbedAttention(scale=2.0, blocks=(1,), rule=CFG(scale=1.0)), 2),
+        (PerturbedAttention(scale=1.0, rule=CFG(scale=1.0)), 1),
+        (alone, 2),
+    ):
+        result = fj.solve(fj.guide(flow, rule), fj.solvers.Euler(), x, fj.times.uniform(2), cond=y)
+        assert (int(result.evaluations), int(result.network_calls)) == (2, 2 * calls_)
+    unconditional = fj.Flow(lambda x, t, cond, perturbed=None: x if perturbed is None else 0 * x, path=LINEAR)
+    np.testing.assert_allclose(fj.guide(unconditional, alone).velocity(0.5, X), 3 * X, rtol=1e-5)
+    with pytest.raises(ValueError, match="no perturbed=, as networks like that do"):
+        fj.guide(fj.Flow(one, path=LINEAR, null=9), alone).velocity(0.5, X, Y)
