@@ -6,7 +6,7 @@
 One picture of each class: of the data, or drawn by the model where the data is not there. Inverted and sampled again;
 SDEdit to the next class; the lower half filled in; translated to the next class; halfway to the next picture; enlarged
 from half the size. Numbers: the largest error of what must be kept, the mean error of inversion and of what was
-measured, and with --data the share of pictures in which a classifier of the real ones sees the class that was asked for.
+measured, and with --data the share of pictures that a classifier of the real ones takes for the class asked for.
 """
 
 import argparse

@@ -109,6 +109,8 @@ def test_pictures_are_edited(samples, workdir):
     little = samples("--edit=sdedit(strength=0.001)", pictures, "--guidance=1")[0]
     np.testing.assert_allclose(little[::2], 16, atol=0.5)
     np.testing.assert_allclose(little[1::2], 0, atol=0.5)
+    pooled = samples("--edit=restore(operator=pooled(factor=8), noise_std=0.02)", pictures, "--steps=20", num=2)[0]
+    np.testing.assert_allclose(pooled.mean((1, 2, 3)), [16, 0], atol=2)
     between, _, text = samples(
         "--edit=interpolate(weight=each(values=[0, 1]))",
         f"--cond.picture={workdir}/pictures/a.png",
@@ -151,6 +153,8 @@ def test_samples_of_one_run_are_edited_by_another(samples, tmp_path):
         (["--edit=sdedt(strength=0.5)"], "unknown edit 'sdedt'; did you mean 'sdedit'?"),
         (["--edit=inpaint", "--cond.picture=PICTURES"], "needs cond.mask"),
         (["--cond.picture=PICTURES"], "unknown condition of this run 'picture'"),
+        (["--edit=restore(operator=pooled(factor=3))", "--cond.picture=PICTURES"], "factor=3 does not divide"),
+        (["--edit=restore(operator=pooled(factor=2))", "--cond.picture=PICTURES"], "at t = 1"),  # with Heun
         (
             ["--edit=sdedit(strength=0.5)", "--cond.picture=PICTURES", "--cond.mask=MASK"],
             "unknown condition of this run",

@@ -38,7 +38,7 @@ class Example:
     low: float | None = None
     high: float | None = None
 
-    def read(self, text: str, num: int) -> np.ndarray:
+    def read(self, text: str, num: int, first: int = 0) -> np.ndarray:
         """Examples in a file or folder, in turn: (num, ...), float32.
 
         Args:
@@ -46,13 +46,16 @@ class Example:
                 picture; or a folder of pictures, in the order of their names. Pictures for square examples are cut to
                 the square in their middle and scaled; others must have the size.
             num: How many.
+            first: Number of the first.
 
         Raises:
             ValueError: None, one that cannot be read, or one of another shape.
         """
         check_memory(f"{num} examples from {text}", 8 * num * int(np.prod(self.shape)))
-        rows = self._arrays(Path(text)) if text.endswith(".npz") else self.from_pixels(self._pictures(text, num))
-        return np.resize(((rows - self.shift) / self.scale).astype(np.float32), (num, *self.shape))
+        rows = (
+            self._arrays(Path(text)) if text.endswith(".npz") else self.from_pixels(self._pictures(text, first + num))
+        )
+        return ((rows[(first + np.arange(num)) % len(rows)] - self.shift) / self.scale).astype(np.float32)
 
     def _arrays(self, path: Path) -> np.ndarray:
         try:
@@ -108,16 +111,16 @@ class Mask(Example):
         [[0.0, 1.0], [0.0, 0.0]]
     """
 
-    def read(self, text: str, num: int) -> np.ndarray:
+    def read(self, text: str, num: int, first: int = 0) -> np.ndarray:
         """Masks in a file or folder, in turn: (num, H, W, 1), or (num, ...) from an npz with x of 0 and 1.
 
         Raises:
             ValueError: See `Example.read`.
         """
         if text.endswith(".npz"):
-            rows = Example(shape=self.shape).read(text, num)
+            rows = Example(shape=self.shape).read(text, num, first)
             if not np.isin(rows, (0, 1)).all():
                 raise ValueError(f"{text} must hold masks x of 0 and 1")
             return rows
         grey = dataclasses.replace(self, shape=(*self.shape[:-1], 1), low=0.0, high=1.0, shift=0.0, scale=1.0)
-        return (Example.read(grey, text, num) >= 0.5).astype(np.float32)
+        return (Example.read(grey, text, num, first) >= 0.5).astype(np.float32)

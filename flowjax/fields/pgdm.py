@@ -12,7 +12,7 @@ from flowjax.flow import Field
 from flowjax.paths.base import divide, expand
 
 
-@fact("field", "pgdm", "samples given a measurement, with one variance of the data", cite="song2023pseudoinverse")
+@fact("field", "pgdm", "samples given a measurement, with one variance of the data", cite="pokle2023training")
 @pytree
 class PGDM(Posterior):
     """Pseudoinverse guidance: V = r^2 I in the formula of `flowjax.fields.posterior`.
@@ -21,7 +21,7 @@ class PGDM(Posterior):
 
     is the variance of x1 given x_t for data N(0, s^2). One derivative of the network, however many iterations. Exact
     for such data, and for others as good as this variance. The published program weights the score by r^2 beside that;
-    for flows it is better without (2310.04432).
+    for flows it is better without.
 
     Args:
         field: the field, guidance included.
@@ -36,7 +36,8 @@ class PGDM(Posterior):
         ValueError: no field whose predictions can be converted, an operator that is no function, a number outside its
             range; when evaluated, a measurement of another shape, or a time with alpha = 0.
 
-    Reference: Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, eq. 7.
+    References: Song et al. (2023), Pseudoinverse-Guided Diffusion Models for Inverse Problems, eq. 7. Pokle et al.
+    (2310.04432), the same for flows.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp

@@ -14,6 +14,7 @@ from flowjax.guidance.cfg import CFG
     "rule",
     "separate",
     "a rule whose predictions are calls one after the other",
+    cite="ho2022classifier",
     example=lambda: {"rule": CFG(scale=2.0)},
 )
 @pytree

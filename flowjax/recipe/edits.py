@@ -121,7 +121,6 @@ def rows(recipe: Any, request: Request, read_latents: bool = True) -> dict[str, 
         ValueError: Something is missing or cannot be read.
     """
     takes, plain, found = _takes(request), own(request), {}
-    last = request.first + request.num
     scale = {name: getattr(recipe, name) for name in ("shift", "scale", "low", "high")}
     for name, (place, key) in _INPUTS.items():
         if name in takes:
@@ -135,7 +134,7 @@ def rows(recipe: Any, request: Request, read_latents: bool = True) -> dict[str, 
                 )
             reader = (Mask if name == "mask" else Example)(shape=tuple(recipe.shape), **scale)
             try:
-                found[name] = reader.read(text, last)[request.first :]
+                found[name] = reader.read(text, request.num, request.first)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
     if "second_cond" in takes and plain.second:

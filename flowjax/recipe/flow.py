@@ -139,6 +139,8 @@ class Recipe(Definition):
         if cond is None:
             cond = self.read_conditions(edits.own(request).conditions, request.num, first=request.first)
         field, solver, grid, start = self.prepared(networks, request)
+        if request.edit is not None and start is not None:
+            raise ValueError("this calibration brings start states of its own, and an edit starts from its picture")
         return self.generate(
             field,
             request.num,
