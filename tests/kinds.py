@@ -64,6 +64,11 @@ def given_for(kind, name):
         } | {"diffusion": 0.5}
     if kind == "time_law":
         return {"path": PATH}
+    if kind == "edit":
+        picture = jnp.full((2, 2, 2, 1), 0.5)
+        given = {"field": FLOW, "solver": fj.solvers.Euler(), "times": fj.times.uniform(2), "key": None, "index": 0}
+        given |= {"picture": picture, "second": -picture, "mask": 1.0, "noise": 0 * picture}
+        return given | {"cond": jnp.zeros(2), "second_cond": jnp.ones(2)}
     if kind == "policy":
         return {"path": PATH}
     return {"steps": 100} if kind == "optimizer" else {}

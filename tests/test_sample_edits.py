@@ -1,5 +1,7 @@
 """Negative and second conditions, scales by sample and edits, as the sample main is asked for them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -184,6 +186,17 @@ def test_bad_input_is_one_line_and_writes_nothing(capsys, tmp_path, workdir, mon
     assert err.count("\n") == 1
     assert expected in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_has_a_negative_condition():
+    recipe = dataclasses.replace(recipe_of("digits:smoke"), against={"label": "3"}, guidance=2.0)
+    flow = recipe.flow(lambda x, t, cond: x)
+    assert int(recipe.field(flow).against) == 3
+    assert int(recipe.field(flow, against=5).against) == 5
+    assert recipe.field(flow, 1.0) is flow
+    for bad, words in (({"label": "11"}, "out of range"), ({"text": "blue"}, "unknown condition")):
+        with pytest.raises(ValueError, match=words):
+            dataclasses.replace(recipe, against=bad)
 
 
 def test_a_batch_ratio_couples_the_samples_of_a_block():

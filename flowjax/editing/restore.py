@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowjax import specs
+from flowjax._checks import real
 from flowjax.editing._given import check_given, from_time
 from flowjax.facts import fact
 from flowjax.solving import Solution, solve
@@ -49,14 +50,15 @@ def restore(
         method: the spec of a posterior field: mmps, pgdm or dps with their options.
         noise_std: of the measurement, in the scale of the flow; what is measured is met up to it.
         measured: whether the picture is what was measured, a blurred one for example; otherwise that is made of it.
-        start: first time, above 0.
+        start: first time, in (0, 1).
         mask: for `masked`, 1 where the picture is known.
         cond: condition of the result.
         key: of a solver with noise of its own.
         index: global index of the first sample.
 
     Raises:
-        ValueError: an operator or method that is none, shapes that do not fit, a field that does not start from noise.
+        ValueError: an operator or method that is none, a number outside its range, shapes that do not fit, a field that
+            does not start from noise.
 
     References:
         Rozet et al. (2405.13712); Song et al. (2023); Chung et al. (2209.14687).
@@ -71,6 +73,7 @@ def restore(
         >>> abs(float(x.mean()) - 2) < 0.1  # of the whole; its parts are free
         True
     """
+    real("(0, 1)", start=start)
     check_given(field, picture=picture, noise=noise)
     given = {} if mask is None else {"mask": mask}
     operator = specs.build("operator", operator, **given)

@@ -253,6 +253,8 @@ def guide(field: Field, rule: Rule, against: Any = None, *, also: Sequence[Any] 
                 "guidance needs something to compare the condition with: pass against=, the condition that stands for "
                 "none (for class labels the number of classes) or a second field, or give the Flow its null="
             )
+    if against is not None and not rule.compares:
+        raise ValueError(f"{type(rule).__name__} compares with no other condition: leave out against=")
     innermost: Any = rule
     while getattr(innermost, "rule", None) is not None:
         innermost = innermost.rule

@@ -109,6 +109,8 @@ class PerturbedAttention(Rule):
 
     def questions(self, cond: Any, null: Any, also: tuple[Any, ...]) -> tuple[tuple[Any, dict[str, Any]], ...]:
         """What the inner rule asks, and p."""
+        if also and self.rule is None:
+            raise ValueError("PerturbedAttention alone knows one condition: leave out also=, or give it a rule=")
         own = () if self.rule is None else self.rule.questions(cond, null, also)
         cut = np.zeros(max(self.blocks) + 1, np.float32)
         cut[list(self.blocks)] = 1

@@ -45,6 +45,7 @@ class Definition(Base):
     solver: Mapping[str, Any]
     steps: int
     guidance: float | Mapping[str, Any] = 1.0
+    against: Mapping[str, str] = dataclasses.field(default_factory=dict)
     times: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform", "options": {}})
     fields: tuple[Mapping[str, Any], ...] = ()
     conditions: Mapping[str, Any] | None = None
@@ -86,6 +87,7 @@ class Definition(Base):
         self.build_rule()
         self.build_times()
         self.build_solver()
+        self.asked_for(self.against, 1)
         for spec in self.fields:
             specs.find("field", spec["name"])
         if self.adapters is not None:
@@ -352,7 +354,7 @@ class Definition(Base):
             flow: From `flow`.
             guidance: A scale, a rule or the spec of one; the recipe's by default.
             fields: Specs of fields put around it, the first innermost; the recipe's by default.
-            against: What stands against the condition in place of the null.
+            against: What stands against the condition in place of the null; by default what the recipe says.
             also: Further conditions, for rules that take them.
 
         Raises:
@@ -371,11 +373,23 @@ class Definition(Base):
                 raise ValueError(f"guidance={own['guidance']}: the network has learned scales from {low:g} to {high:g}")
             field: Any = Embedded(flow, **own)
         else:
+            if against is None and self.against and rule is not None and rule.compares:
+                against = jax.tree.map(lambda rows: rows[0], self.negative(self.against, 1))
             asked = rule is not None and (self.inputs or not rule.compares)
             field = guide(flow, rule, against, also=also) if rule and asked else flow
         for spec in self.fields if fields is None else fields:
             field = specs.build("field", spec, field=field)
         return field
+
+    def negative(self, asked: Mapping[str, str], num: int) -> Any:
+        """The negative condition of `num` samples from texts by name; names that are not given are null.
+
+        Raises:
+            ValueError: See `asked_for`.
+        """
+        nulls = {name: condition.null for name, condition in self.inputs.items() if name not in asked}
+        given = {name: np.broadcast_to(null, (num, *np.shape(null))) for name, null in nulls.items()}
+        return self.read_conditions(asked, num, given)
 
     def balanced(self, num: int, classes: tuple[int, ...] | None = None) -> Any:
         """Conditions of samples 0..num-1: the classes in turn (all of them by default); None without conditions."""

@@ -103,14 +103,8 @@ def asked_field(recipe: Any, flow: Any, request: Request) -> Any:
     """The field that a request asks for, with values of samples in turn still in it (`flowjax.guidance.in_turn`)."""
     against, num = None, request.first + request.num
     if request.against:
-        nulls = recipe.null if isinstance(recipe.null, dict) else {"label": recipe.null}
-        nulls = {
-            name: np.broadcast_to(null, (num, *np.shape(null)))
-            for name, null in nulls.items()
-            if name not in request.against
-        }
-        against = recipe.read_conditions(request.against, num, nulls)
-        against = jax.tree.map(lambda values: Each(values=np.asarray(values)), against)
+        negative = recipe.negative(request.against, num)
+        against = jax.tree.map(lambda values: Each(values=np.asarray(values)), negative)
     return recipe.field(flow, request.guidance, request.fields, against, _beside(recipe, request))
 
 

@@ -39,6 +39,7 @@ class Recipe(Definition):
         steps: Default number of solver steps, at least 1.
         guidance: Default guidance: a scale of classifier-free guidance, of which 1 asks the conditional network alone,
             or a rule of the catalogue.
+        against: Texts by name of the default negative condition, in place of the null; other names are null.
         times: Default grid, from the catalogue; it is given the path and the number of steps.
         fields: Fields of the catalogue put around the guided flow, the first innermost.
         conditions: What can be asked for by name, from the catalogue; None is one bare label, where there are classes.

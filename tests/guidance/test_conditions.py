@@ -273,58 +273,83 @@ def test_they_run_under_every_solver_in_one_call_or_two(rule, solver):
 
 
 def random_dit(scan):
-    options = {"patch": 2, "width": 16, "depth": 3, "heads": 2, "num_classes": 3, "scan": scan}
-    network = fj.models.DiT((4, 4, 1), **options, rngs=nnx.Rngs(0))
-    keys = iter(jax.random.split(jax.random.key(5), 100))
-    named = fj.models.DiT((4, 4, 1), **options | {"scan": False}, rngs=nnx.Rngs(0))
-    named = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(next(keys), leaf.shape), named)
-    return named.with_scan(True) if network.scan else named
+    """A small transformer whose every parameter matters."""
+    options = {"patch": 2, "width": 16, "depth": 3, "heads": 2, "num_classes": 3}
+
+    @jax.jit
+    def build():
+        network = fj.models.DiT((4, 4, 1), **options, rngs=nnx.Rngs(0))
+        keys = iter(jax.random.split(jax.random.key(5), 100))
+        return jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(next(keys), leaf.shape), network)
+
+    return build().with_scan(scan)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+NOISE, TIMES, LABELS = fj.noise(jax.random.key(0), (3, 4, 4, 1)), jnp.full(3, 0.5), jnp.array([0, 1, 2])
+
+
+@jax.jit
+def dit(network, x, y, cut):
+    return network(x, TIMES, y, perturbed=cut)
+
+
+@pytest.mark.parametrize("scan", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_attention_is_cut_in_the_blocks_and_rows_that_are_asked_for(scan):
     network = random_dit(scan)
-    x, t, y = fj.noise(jax.random.key(0), (3, 4, 4, 1)), jnp.full(3, 0.5), jnp.array([0, 1, 2])
-    call = jax.jit(lambda network, cut: network(x, t, y, perturbed=cut))
-    plain, none = network(x, t, y), call(network, jnp.zeros((3, 2)))
+    plain, none = dit(network, NOISE, LABELS, None), dit(network, NOISE, LABELS, jnp.zeros((3, 2)))
     np.testing.assert_allclose(none, plain, rtol=1e-4, atol=1e-5)
-    one = call(network, jnp.zeros((3, 2)).at[1, 1].set(1.0))
-    np.testing.assert_allclose(one[jnp.array([0, 2])], plain[jnp.array([0, 2])], rtol=1e-4, atol=1e-5)
+    one = dit(network, NOISE, LABELS, jnp.zeros((3, 2)).at[1, 1].set(1.0))
+    np.testing.assert_allclose(one[::2], plain[::2], rtol=1e-4, atol=1e-5)
     assert np.abs(one[1] - plain[1]).max() > 1e-3
     # With all of its attention cut, a token knows nothing of the others.
-    cut = jnp.ones((3, 3))
-    moved = network(x.at[:, 0, 0].add(1.0), t, y, perturbed=cut)
-    np.testing.assert_allclose(moved[:, 2:], network(x, t, y, perturbed=cut)[:, 2:], rtol=1e-5, atol=1e-6)
-    assert np.abs(network(x.at[:, 0, 0].add(1.0), t, y)[:, 2:] - plain[:, 2:]).max() > 1e-4
+    cut, moved = jnp.ones((3, 3)), NOISE.at[:, 0, 0].add(1.0)
+    alone, after = (dit(network, x, LABELS, cut)[:, 2:] for x in (NOISE, moved))
+    np.testing.assert_allclose(after, alone, rtol=1e-5, atol=1e-6)
+    assert np.abs(dit(network, moved, LABELS, None)[:, 2:] - plain[:, 2:]).max() > 1e-4
     with pytest.raises(ValueError, match="block 4 is perturbed"):
-        network(x, t, y, perturbed=jnp.ones((3, 5)))
+        dit(network, NOISE, LABELS, jnp.ones((3, 5)))
+
+
+def cut_by_hand(x, t, cond, perturbed=None):
+    """A network with the hook, whose attention adds the cosine."""
+    attention = jnp.cos(x) if perturbed is None else jnp.where(perturbed[:, 1:2] > 0, 0 * x, jnp.cos(x))
+    return one(x, t, cond) + attention
 
 
 def test_perturbed_attention_guides_alone_and_beside_a_rule():
-    network = random_dit(False)
-    flow = fj.Flow(network, path=LINEAR, null=3)
-    x, t, y = fj.noise(jax.random.key(0), (3, 4, 4, 1)), jnp.full(3, 0.5), jnp.array([0, 1, 2])
-    c, u = network(x, t, y), network(x, t, jnp.full(3, 3))
-    p = network(x, t, y, perturbed=jnp.array([[0.0, 1.0]] * 3))
-    alone, both = (
-        PerturbedAttention(scale=3.0, blocks=(1,)),
-        PerturbedAttention(scale=3.0, blocks=(1,), rule=CFG(scale=2.0)),
-    )
-    run = jax.jit(lambda field: field.velocity(0.5, x, y))
+    flow, t = fj.Flow(cut_by_hand, path=LINEAR, null=9), jnp.full(4, 0.5)
+    c, u, p = cut_by_hand(X, t, Y), cut_by_hand(X, t, jnp.full(4, 9)), one(X, t, Y)
+    alone = PerturbedAttention(scale=3.0, blocks=(1,))
+    both = PerturbedAttention(scale=3.0, blocks=(1,), rule=CFG(scale=2.0))
     for wrap in (lambda r: r, lambda r: Separate(rule=r)):
-        np.testing.assert_allclose(run(fj.guide(flow, wrap(alone))), c + 2 * (c - p), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(fj.guide(flow, wrap(alone)).velocity(0.5, X, Y), c + 2 * (c - p), rtol=1e-4)
         expected = u + 2 * (c - u) + 2 * (c - p)
-        np.testing.assert_allclose(run(fj.guide(flow, wrap(both))), expected, rtol=1e-3, atol=1e-4)
-    for rule, calls_ in (
+        np.testing.assert_allclose(fj.guide(flow, wrap(both)).velocity(0.5, X, Y), expected, rtol=1e-4, atol=1e-5)
+    for rule, times in (
         (both, 3),
         (PerturbedAttention(scale=1.0, blocks=(1,), rule=CFG(scale=2.0)), 2),
         (PerturbedAttention(scale=2.0, blocks=(1,), rule=CFG(scale=1.0)), 2),
-        (PerturbedAttention(scale=1.0, rule=CFG(scale=1.0)), 1),
+        (PerturbedAttention(scale=1.0, blocks=(1,), rule=CFG(scale=1.0)), 1),
         (alone, 2),
     ):
-        result = fj.solve(fj.guide(flow, rule), fj.solvers.Euler(), x, fj.times.uniform(2), cond=y)
-        assert (int(result.evaluations), int(result.network_calls)) == (2, 2 * calls_)
+        result = fj.solve(fj.guide(flow, rule), fj.solvers.Euler(), X, fj.times.uniform(2), cond=Y)
+        assert (int(result.evaluations), int(result.network_calls)) == (2, 2 * times)
+    other = PerturbedAttention(scale=3.0, blocks=(0,))  # a block without attention
+    np.testing.assert_allclose(fj.guide(flow, other).velocity(0.5, X, Y), c, rtol=1e-5)
     unconditional = fj.Flow(lambda x, t, cond, perturbed=None: x if perturbed is None else 0 * x, path=LINEAR)
-    np.testing.assert_allclose(fj.guide(unconditional, alone).velocity(0.5, X), 3 * X, rtol=1e-5)
+    assert fj.guide(unconditional, alone).velocity(0.5, X).shape == X.shape  # no null is needed
+    for options in ({"against": 3}, {"also": (3,)}):
+        with pytest.raises(ValueError, match="leave out"):
+            fj.guide(flow, alone, **options).velocity(0.5, X, Y)
     with pytest.raises(ValueError, match="no perturbed=, as networks like that do"):
         fj.guide(fj.Flow(one, path=LINEAR, null=9), alone).velocity(0.5, X, Y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_perturbed_attention_of_a_transformer_runs_under_every_solver(solver):
+    flow = fj.Flow(random_dit(True), path=LINEAR, null=3)
+    rule, times = PerturbedAttention(scale=3.0, blocks=(1,), rule=CFG(scale=2.0)), fj.times.uniform(3, 0.05, 0.95)
+    whole, apart = (fj.solve(fj.guide(flow, r), solver, NOISE, times, cond=LABELS) for r in (rule, Separate(rule=rule)))
+    np.testing.assert_allclose(whole.x, apart.x, rtol=1e-3, atol=1e-3)
+    assert int(whole.network_calls) == 3 * int(whole.evaluations)
