@@ -33,9 +33,9 @@ def call(entry: catalogue.Entry) -> str:
     return f"`{entry.make.__name__}({', '.join(options)})`"
 
 
-def link(reference: catalogue.Reference) -> str:
+def link(reference: catalogue.Reference | None) -> str:
     """A reference as a link: first author and year."""
-    return f"[{reference.authors.split(',')[0]} {reference.year}]({reference.url})"
+    return "" if reference is None else f"[{reference.authors.split(',')[0]} {reference.year}]({reference.url})"
 
 
 def properties(entry: catalogue.Entry) -> str:
@@ -83,6 +83,7 @@ def overview() -> str:
         "solvers": catalogue.solvers,
         "guidance": catalogue.rules,
         "fields": catalogue.fields,
+        "edits": catalogue.edits,
         "couplings": catalogue.couplings,
         "objectives": catalogue.objectives,
     }
@@ -349,6 +350,8 @@ TABLES = {
     "catalogue": overview,
     "solvers": solvers,
     "rules": lambda: others(catalogue.rules),
+    "scales": lambda: others(catalogue.scales),
+    "edits": lambda: others(catalogue.edits),
     "fields": lambda: others(catalogue.fields),
     "couplings": lambda: others(catalogue.couplings),
     "objectives": lambda: others(catalogue.objectives),

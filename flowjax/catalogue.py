@@ -29,7 +29,10 @@ _MODULES = {
     "solvers.dpm_adaptive solvers.adaptive solvers",
     "rule": "guidance.cfg guidance.interval guidance.rescaled guidance.channels guidance.cfg_zero_star guidance.raag "
     "guidance.autoguidance guidance",
+    "scale": "guidance",
+    "edit": "editing.sdedit editing.inpaint editing.interpolate editing.translate editing",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
+    "operator": "fields",
     "coupling": "couplings",
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",
     "weight": "objectives",
@@ -46,7 +49,7 @@ _MODULES = {
     **dict.fromkeys(("runge_kutta", "schedule", "decision", "statistics", "rows"), "solvers"),
 }
 _SYSTEMS = "science geometry.point_sampling geometry.event_motion video"  # functions to call, of which no spec is made
-_CITED = ("solver", "rule", "field", "coupling", "objective", "system")
+_CITED = ("solver", "rule", "scale", "edit", "field", "coupling", "objective", "system")
 
 
 def _collect(kind: str) -> Mapping[str, Entry]:
@@ -82,6 +85,8 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables()
 
 solvers: Mapping[str, Entry]
 rules: Mapping[str, Entry]
+scales: Mapping[str, Entry]
+edits: Mapping[str, Entry]
 fields: Mapping[str, Entry]
 couplings: Mapping[str, Entry]
 objectives: Mapping[str, Entry]

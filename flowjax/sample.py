@@ -6,6 +6,10 @@
     python -m flowjax.sample --workdir=runs/digits --solver="dpm_solver(order=3)" --guidance="apg(scale=4, eta=0)"
     python -m flowjax.sample --workdir=runs/digits --times="quadratic(start=1e-3)" --fields="thresholded(quantile=0.9)"
     python -m flowjax.sample --workdir=runs/captions --cond.text="a red circle left of a blue square" --guidance=3
+    python -m flowjax.sample --workdir=runs/captions --cond.text="a cross" --against.text="a blue cross" --guidance=3
+    python -m flowjax.sample --workdir=runs/digits --guidance="composed(scales=(2, -1))" --labels=3 --second.label=8
+    python -m flowjax.sample --workdir=runs/digits --edit="sdedit(strength=0.6)" --cond.picture=threes --labels=8
+    python -m flowjax.sample --workdir=runs/digits --edit=inpaint --cond.picture=three.png --cond.mask=upper.png
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
     python -m flowjax.sample --workdir=runs/digits --num=50000 --out=runs/many
     python -m flowjax.sample --workdir=runs/digits --pairs=runs/pairs --num=20000 --guidance=1.5
@@ -14,7 +18,12 @@ Solvers, grids, rules and fields are written name(option=value, ...), numbers of
 `python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is. --cond.NAME=VALUE asks for what
 the recipe declares under this name: numbers or names of classes, vectors "0,1;2,3", a text, or with @FILE those in the
 lines of a file; --labels=0,1 is short for --cond.label=0,1. What is not asked for is taken in turn from all classes and
-from texts of the data.
+from texts of the data. --against.NAME=VALUE is a negative condition, in place of none, and --second.NAME=VALUE
+one beside the first, for the rule composed and for edits.
+
+--edit changes pictures instead of sampling from noise (docs/editing.md): sdedit, inpaint, interpolate, translate.
+--cond.picture=, and as the edit needs it --cond.mask= (white is kept) and --second.picture=, name a picture, a folder
+of pictures, or an npz file with `x` in the data's own scale, such as this main writes; in turn for all samples.
 
 The npz holds `x` in the data's own scale and, for classes, `cond` (`cond_NAME` for conditions by name, texts as texts);
 a picture with the same name lies beside it. Neither replaces another file without --overwrite, and samples with NaN or
@@ -41,6 +50,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +59,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flowjax import _checks, _cli, data, launch
+from flowjax import _checks, _cli, data, launch, specs
 from flowjax._files import replacing
 from flowjax.calibration.use import best_file
 from flowjax.recipe import Base, Recipe, Request, Samples, load_run
@@ -58,6 +68,9 @@ from flowjax.recipe.pairs import draw_pairs
 from flowjax.recipe.parts import Parts, draw
 from flowjax.recipe.report import has_picture, picture
 from flowjax.training.workdir import Lock
+
+CONDITIONS = {"cond": "conditions", "against": "against", "second": "second"}
+"""Flags by their beginning, and where a request has what they say."""
 
 
 def define(values: flags.FlagValues, argv: list[str]) -> None:
@@ -69,8 +82,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("pairs", None, text, flag_values=values)
     flags.DEFINE_integer("num", 100, "Number of samples.", flag_values=values)
     flags.DEFINE_string("labels", None, "Classes to sample in turn; all by default.", flag_values=values)
-    for name in sorted({a[len("--cond.") :].split("=")[0] for a in argv if a.startswith("--cond.")}):
-        flags.DEFINE_string(f"cond.{name}", None, "Condition of this name.", flag_values=values)
+    for name in sorted({a[2:].split("=")[0] for a in argv if a.startswith(tuple(f"--{kind}." for kind in CONDITIONS))}):
+        flags.DEFINE_string(name, None, "Condition of this name.", flag_values=values)
     flags.DEFINE_string(
         "solver", None, "Solver, such as dpm_solver(order=3); the recipe's by default.", flag_values=values
     )
@@ -80,6 +93,8 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("calibration", None, text, flag_values=values)
     text = "Guidance: a scale, 1 for none, or a rule such as apg(scale=4, eta=0); the recipe's by default."
     flags.DEFINE_string("guidance", None, text, flag_values=values)
+    text = "Edit of pictures, such as sdedit(strength=0.6), in place of sampling from noise."
+    flags.DEFINE_string("edit", None, text, flag_values=values)
     text = "Fields around the flow, such as thresholded(max=2), the first innermost; the recipe's by default."
     flags.DEFINE_string("fields", None, text, flag_values=values)
     text = "How samples that are no images or points are written, such as solids(mesh=ply, frames=0)."
@@ -103,15 +118,19 @@ def asked(values: flags.FlagValues) -> Request:
     Raises:
         UsageError: A text that is no spec, or a number outside its range.
     """
-    conditions = {name[len("cond.") :]: values[name].value for name in values if name.startswith("cond.")}
+    conditions: dict[str, Any] = {
+        place: {name[len(kind) + 1 :]: values[name].value for name in values if name.startswith(f"{kind}.")}
+        for kind, place in CONDITIONS.items()
+    }
     if values.labels is not None:
-        conditions["label"] = values.labels
+        conditions["conditions"]["label"] = values.labels
     with _cli.usage_errors():
         return Request(
             num=values.num,
             seed=values.seed,
             batch=values.batch,
-            conditions=conditions,
+            **conditions,
+            edit=None if values.edit is None else specs.parse(values.edit),
             solver=values.solver,
             times=values.times,
             steps=values.steps,
@@ -219,7 +238,7 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError(f"--out must end in .npz, or be a folder, a name without an ending; got {out}")
     request, program = asked(values), None
     if values.program is not None and not values.compile_only:
-        for name in (*ASKED, "pairs"):
+        for name in (*ASKED, "pairs", "edit", *(name for name in values if name.startswith(("against.", "second.")))):
             if values[name].present:
                 raise _cli.UsageError(f"--{name} is given, but the program in {values.program} has its own")
         with _cli.usage_errors():

@@ -97,7 +97,8 @@ def solve(
         key: typed key for stochastic solvers.
         index: global index of the first sample; noise of sample i depends on (key, index + i) only.
         trajectory: also return the state at every time of the grid.
-        after_step: a function (t, x) -> x applied to the solution after each step (inpainting, projections).
+        after_step: a function (t, x) -> x applied to the solution after each step (inpainting, projections). A
+            `jax.tree_util.Partial` of a function and arrays is not compiled anew when the arrays change.
         invert: integrate from data to noise, on decreasing times; deterministic solvers only.
         registers: see `Solver.bind`.
         checkpoint: recompute evaluations in the backward pass instead of storing them.
@@ -150,8 +151,11 @@ def solve(
         raise ValueError(f"monitor= is shown the data prediction, which {type(field).__name__} does not determine")
     if _run._cache_size() >= PROGRAMS:  # type: ignore[attr-defined]
         _run.clear_cache()  # type: ignore[attr-defined]
-    functions = {"after_step": marked(after_step), "monitor": marked(monitor)}
-    return _run(field, solver, x, cond, key, index, noise, **functions, trajectory=trajectory, checkpoint=checkpoint)
+    hook = after_step if not jax.tree_util.all_leaves([after_step]) else None
+    noticed = hook.func if isinstance(hook, jax.tree_util.Partial) else after_step if hook is None else None
+    options = {"trajectory": trajectory, "checkpoint": checkpoint, "hook": hook}
+    functions = {"after_step": marked(noticed), "monitor": marked(monitor)}
+    return _run(field, solver, x, cond, key, index, noise, **functions, **options)
 
 
 def _check_solver(solver: Any) -> None:
@@ -224,8 +228,10 @@ def _run(
     monitor: Any,
     trajectory: bool,
     checkpoint: bool,
+    hook: Any = None,
 ) -> Solution:
     after_step, monitor = (unmarked(marked(unmarked(function))) for function in (after_step, monitor))
+    after_step = after_step if hook is None else hook  # what is called after steps, where it is an argument
     pattern = bound.pattern
     bound = jax.tree.map(jnp.asarray, bound)
     registers = bound.allocate(x)

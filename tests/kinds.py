@@ -1,6 +1,7 @@
 """How a test makes any entry of the catalogue: what the mains give, and typical options."""
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import flowjax as fj
@@ -30,6 +31,9 @@ WIDE_FLOW = fj.Flow(lambda x, t, cond: wide(network(x, t, cond), 9), path=PATH) 
 TRIG_FLOW = fj.Flow(network, path=fj.paths.Trig(), null=0.0)
 
 
+MEASURED = np.full((1, 3), 0.1, np.float32)
+
+
 def given_for(kind, name):
     """What the mains give to the constructors of a kind."""
     if kind in ("network", "encoder"):
@@ -43,7 +47,9 @@ def given_for(kind, name):
         if name == "curved":
             return {"field": WIDE_FLOW}
         field = FLOW if name != "converted" else fj.Flow(network, path=PATH, prediction="noise")
+        added = fj.fields.Gradient(log_density, path=PATH)
         objects = {"field": field, "rule": rule, "against": 0.0, "path": other}
+        objects |= {"added": added, "operator": jnp.tanh, "measured": MEASURED}
         return objects | {"log_density": log_density, "network": network}
     if kind in ("objective", "weight"):
         inner = fj.objectives.FlowMatching(path=PATH)
@@ -58,6 +64,11 @@ def given_for(kind, name):
         } | {"diffusion": 0.5}
     if kind == "time_law":
         return {"path": PATH}
+    if kind == "edit":
+        picture = jnp.full((2, 2, 2, 1), 0.5)
+        given = {"field": FLOW, "solver": fj.solvers.Euler(), "times": fj.times.uniform(2), "key": None, "index": 0}
+        given |= {"picture": picture, "second": -picture, "mask": 1.0, "noise": 0 * picture}
+        return given | {"cond": jnp.zeros(2), "second_cond": jnp.ones(2)}
     if kind == "policy":
         return {"path": PATH}
     return {"steps": 100} if kind == "optimizer" else {}

@@ -136,10 +136,21 @@ def use_path(path, key, x):
 
 
 def use_rule(rule, key, x):
+    x = x[:, None, :, None] if type(rule) is fj.guidance.FrequencyDecoupled else x  # images
     c, u = jnp.sin(x), jnp.cos(x)
-    first, state = rule.combine(0.3, c, u, rule.init(x))
-    second, state = rule.combine(0.5, u, c * u, state)
+
+    def others(u):
+        return u if len(rule.needed(0.3)) == 1 else (u,) * len(rule.needed(0.3))
+
+    first, state = rule.combine(0.3, c, others(u), rule.init(x))
+    second, state = rule.combine(0.5, u, others(c * u), state)
     return first, second, rule.report(state)
+
+
+def use_scale(scale, key, x):
+    if isinstance(scale, fj.guidance.Each):
+        return fj.guidance.in_turn(scale, 2, len(x)).astype(x.dtype) * x[:, 0]
+    return scale(jax.nn.sigmoid(x[:, 0]))
 
 
 def use_field(field, key, x):
@@ -204,6 +215,8 @@ USES = {
     "path": use_path,
     "policy": use_policy,
     "rule": use_rule,
+    "scale": use_scale,
+    "operator": lambda operator, key, x: operator(x[:, None, :, None]),
     "field": use_field,
     "coupling": use_coupling,
     "time_law": use_time_law,
@@ -215,6 +228,7 @@ USED = [(kind, name) for kind, name in ENTRIES if kind in {**USES, **MAKERS}]
 # Kinds of which nothing runs in a compiled program, or only within another kind, and where their laws are.
 HOST = {
     "solver": "test_conformance.py",
+    "edit": "editing/test_editing.py and test_sample_edits.py",
     "times": "here",
     "average": "here",
     "condition": "here",

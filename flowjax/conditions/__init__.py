@@ -7,6 +7,7 @@ A recipe names them: {"label": {"name": "label", "options": {"classes": 10}}}. A
 condition "label" from the labels, others from the fields of their names.
 """
 
+from flowjax.conditions.example import Example, Mask
 from flowjax.conditions.label import Label
 from flowjax.conditions.picture import Picture
 from flowjax.conditions.text import EXAMPLES, Text

@@ -43,7 +43,7 @@ class Gradient(Field):
 
     log_density: Callable[..., Float[Array, " batch"]]
     path: GaussianPath = part("path")
-    scale: Any = 1.0
+    scale: Any = part("scale", 1.0)
 
     def __post_init__(self) -> None:
         """Checks the path and the scale."""

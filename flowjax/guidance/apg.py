@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._checks import real
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.facts import fact
-from flowjax.guidance.base import Rule, check_strength, inner, norm, strength
+from flowjax.guidance.base import Rule, check_strength, differs, inner, norm, strength
 from flowjax.paths.base import divide, expand
 
 
@@ -47,7 +47,7 @@ class APG(Rule):
     space = "data"
     stateless = False
 
-    scale: Any = 1.0
+    scale: Any = part("scale", 1.0)
     eta: Any = 0.0
     beta: Any = -0.5
     r: Any = 15.0
@@ -64,7 +64,7 @@ class APG(Rule):
 
     def active(self, t: Any) -> Any:
         """Wherever w is not 1."""
-        return jnp.any(jnp.asarray(strength(self.scale, t)) != 1)
+        return differs(self.scale, t)
 
     def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
         """C + (w - 1) (orth + eta par)."""

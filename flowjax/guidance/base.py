@@ -18,6 +18,9 @@ class Rule(abc.ABC):
     Attributes:
         space: the prediction the rule is defined on, or "any" for a rule that gives the same in all of them.
         stateless: whether the rule needs nothing from one evaluation to the next.
+        compares: whether it needs `against`, the null condition or a weaker model.
+        batched: whether all its predictions are one call of the network on a batch that many times as large.
+        couples_batch: whether a sample depends on its batch mates.
 
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
@@ -35,6 +38,9 @@ class Rule(abc.ABC):
 
     space: str = "any"
     stateless: bool = True
+    compares: bool = True
+    batched: bool = True
+    couples_batch: bool = False
 
     def init(self, x: Array) -> Any:
         """State before the first evaluation."""
@@ -44,9 +50,30 @@ class Rule(abc.ABC):
     def active(self, t: Any) -> Any:
         """Whether u is needed at time t (scalar or (B,)); where not, the evaluation without condition is saved."""
 
+    def needed(self, t: Any) -> tuple[Any, ...]:
+        """Which of the predictions that `questions` asks for are needed at time t; most rules ask for one."""
+        return (self.active(t),)
+
+    def questions(self, cond: Any, null: Any, also: tuple[Any, ...]) -> tuple[tuple[Any, dict[str, Any]], ...]:
+        """What is asked beside the run's own condition: conditions, each with further arguments of the network.
+
+        Args:
+            cond: the condition of the run, (B, ...).
+            null: what stands against it, likewise (B, ...); a field, where that is a weaker model.
+            also: further conditions, (B, ...) each.
+        """
+        if also:
+            raise ValueError(
+                f"{type(self).__name__} knows one condition: leave out also=, or take Composed(scales=...)"
+            )
+        return ((null, {}),)
+
     @abc.abstractmethod
-    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
-        """The guided prediction (B, ...) and the next state."""
+    def combine(self, t: Any, c: Array, u: Any, state: Any) -> tuple[Array, Any]:
+        """The guided prediction (B, ...) and the next state; u is a tuple where several questions are asked.
+
+        Of predictions that are not needed u holds c in their place.
+        """
 
     def report(self, state: Any) -> Any:
         """What to report of an evaluation, or None."""
@@ -58,10 +85,23 @@ def strength(scale: Any, t: Any) -> Any:
     return scale(t) if callable(scale) else scale
 
 
-def check_strength(scale: Any) -> None:
+def differs(scale: Any, t: Any, neutral: float = 1.0) -> Any:
+    """Whether a scale is not neutral at time t, for one of the samples."""
+    return jnp.any(jnp.asarray(strength(scale, t)) != neutral)
+
+
+def check_strength(scale: Any, name: str = "scale") -> None:
     """Raises ValueError for a scale that is neither a function nor made of finite numbers (traced ones pass)."""
     if not callable(scale):
-        real("(-inf, inf)", scale=scale)
+        real("(-inf, inf)", **{name: scale})
+
+
+def check_strengths(scales: Any, least: int) -> None:
+    """Raises ValueError unless `scales` is a tuple of at least so many scales."""
+    if not isinstance(scales, tuple | list) or len(scales) < least:
+        raise ValueError(f"scales must hold {least} or more scales, got {scales!r}")
+    for scale in scales:
+        check_strength(scale, "scales")
 
 
 class Wrapper(Rule):
@@ -98,6 +138,21 @@ class Wrapper(Rule):
         """The inner rule's."""
         return self.rule.stateless
 
+    @property
+    def compares(self) -> bool:
+        """The inner rule's."""
+        return self.rule.compares
+
+    @property
+    def batched(self) -> bool:
+        """The inner rule's."""
+        return self.rule.batched
+
+    @property
+    def couples_batch(self) -> bool:
+        """The inner rule's."""
+        return self.rule.couples_batch
+
     def init(self, x: Array) -> Any:
         """The inner rule's state."""
         return self.rule.init(x)
@@ -105,6 +160,14 @@ class Wrapper(Rule):
     def active(self, t: Any) -> Any:
         """Where the inner rule is."""
         return self.rule.active(t)
+
+    def needed(self, t: Any) -> tuple[Any, ...]:
+        """What the inner rule needs."""
+        return self.rule.needed(t)
+
+    def questions(self, cond: Any, null: Any, also: tuple[Any, ...]) -> tuple[tuple[Any, dict[str, Any]], ...]:
+        """What the inner rule asks."""
+        return self.rule.questions(cond, null, also)
 
     def report(self, state: Any) -> Any:
         """The inner rule's."""

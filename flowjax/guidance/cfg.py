@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.facts import fact
-from flowjax.guidance.base import Rule, check_strength, strength
+from flowjax.guidance.base import Rule, check_strength, differs, strength
 from flowjax.paths.base import expand
 
 
@@ -21,7 +20,8 @@ class CFG(Rule):
     Args:
         scale: w, a number, one per sample (B,), or a function of t (scalar or (B,), a float, NumPy or JAX) that returns
             either; 1 is the conditional prediction and saves the second evaluation. Numbers are traced; a function is
-            compiled in.
+            compiled in. The catalogue has functions with names, such as `Ramp`, whose numbers are traced, and `Each`,
+            scales for the samples of a recipe in turn.
 
     Raises:
         ValueError: a scale that is not finite.
@@ -33,7 +33,7 @@ class CFG(Rule):
         >>> rule = fj.guidance.CFG(scale=lambda t: jnp.where(t < 0.5, 1.0, 4.0))
     """
 
-    scale: Any = 1.0
+    scale: Any = part("scale", 1.0)
 
     def __post_init__(self) -> None:
         """Checks the scale."""
@@ -41,7 +41,7 @@ class CFG(Rule):
 
     def active(self, t: Any) -> Any:
         """Wherever w is not 1."""
-        return jnp.any(jnp.asarray(strength(self.scale, t)) != 1)
+        return differs(self.scale, t)
 
     def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
         """U + w (c - u)."""

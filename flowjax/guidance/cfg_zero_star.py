@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._checks import whole
-from flowjax._pytree import pytree, static
+from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
-from flowjax.guidance.base import Rule, check_strength, inner, strength
+from flowjax.guidance.base import Rule, check_strength, differs, inner, strength
 from flowjax.paths.base import expand
 
 
@@ -47,7 +47,7 @@ class CFGZeroStar(Rule):
 
     space = "velocity"
 
-    scale: Any = 1.0
+    scale: Any = part("scale", 1.0)
     zero_steps: int = static(1)
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class CFGZeroStar(Rule):
 
     def active(self, t: Any) -> Any:
         """Always, as long as there are zeros to give; otherwise wherever w is not 1."""
-        return True if self.zero_steps else jnp.any(jnp.asarray(strength(self.scale, t)) != 1)
+        return True if self.zero_steps else differs(self.scale, t)
 
     def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
         """S u + w (c - s u), or zero."""

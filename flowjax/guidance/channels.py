@@ -48,7 +48,7 @@ class Channels(Wrapper):
         super().__post_init__()
         whole("[1, inf)", count=self.count)
 
-    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
+    def combine(self, t: Any, c: Array, u: Any, state: Any) -> tuple[Array, Any]:
         """The inner rule sees all channels; its result is used in the first ones."""
         if c.shape[-1] <= self.count:
             raise ValueError(f"the state has {c.shape[-1]} channels: with count={self.count} use the inner rule alone")

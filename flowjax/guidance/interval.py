@@ -62,7 +62,11 @@ class Interval(Wrapper):
         """Inside, if the inner rule is active."""
         return jnp.any(self._inside(t)) & self.rule.active(t)
 
-    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
+    def needed(self, t: Any) -> tuple[Any, ...]:
+        """Inside, what the inner rule needs."""
+        return tuple(jnp.any(self._inside(t)) & needed for needed in self.rule.needed(t))
+
+    def combine(self, t: Any, c: Array, u: Any, state: Any) -> tuple[Array, Any]:
         """The inner rule for the samples inside, c for the others."""
         value, state = self.rule.combine(t, c, u, state)
         return jnp.where(expand(self._inside(t), c).astype(bool), value, c), state

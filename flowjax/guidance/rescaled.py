@@ -57,7 +57,7 @@ class Rescaled(Wrapper):
         """The inner rule's, or the velocity."""
         return "velocity" if self.rule.space == "any" else self.rule.space
 
-    def combine(self, t: Any, c: Array, u: Array, state: Any) -> tuple[Array, Any]:
+    def combine(self, t: Any, c: Array, u: Any, state: Any) -> tuple[Array, Any]:
         """Phi (std(c)/std(v0)) v0 + (1 - phi) v0."""
         guided, state = self.rule.combine(t, c, u, state)
         axes = tuple(range(1, c.ndim))

@@ -17,6 +17,7 @@ from flowjax.models.layers import (
     TimeEmbedding,
     beside,
     build_stacked,
+    by_block,
     check_dropout,
     check_input,
     check_patches,
@@ -84,13 +85,19 @@ class Block(nnx.Module):
         self.modulation = dense(width, (6, width), ("embed", None, None), init=_ZERO, **options)
 
     def __call__(
-        self, h: Float[Array, "B N width"], c: Float[Array, "B width"], keys: Key[Array, " B"] | None = None
+        self,
+        h: Float[Array, "B N width"],
+        c: Float[Array, "B width"],
+        keys: Key[Array, " B"] | None = None,
+        perturbed: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B N width"]:
-        """Applies the block; `c` has gone through SiLU already."""
+        """Applies the block; `c` has gone through SiLU already. Where `perturbed` is 1, attention is the identity."""
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(self.modulation(c), 1, 0)
         with jax.named_scope("attention"):
             q, k, v = jnp.moveaxis(per_token(self.qkv, _modulate(h, shift1, scale1)), 2, 0)
             attended = attend(q, k, v, self.attention)
+            if perturbed is not None:
+                attended = jnp.where(perturbed[:, None, None, None] > 0, v, attended)
             h = h + gate1[:, None] * per_token(self.project, attended)
         with jax.named_scope("mlp"):
             hidden = jax.nn.gelu(per_token(self.inner, _modulate(h, shift2, scale2)))
@@ -98,8 +105,8 @@ class Block(nnx.Module):
         return h
 
 
-def _apply(block: Block, h: Array, c: Array, keys: Array | None) -> Array:
-    return block(h, c, keys)
+def _apply(block: Block, h: Array, c: Array, keys: Array | None, perturbed: Array | None) -> Array:
+    return block(h, c, keys, perturbed)
 
 
 @fact(
@@ -284,6 +291,7 @@ class DiT(nnx.Module):
         key: Key[Array, "..."] | None = None,
         guidance: Float[Array, " B"] | None = None,
         velocity: Float[Array, "B ..."] | None = None,
+        perturbed: Float[Array, "B blocks"] | None = None,
     ) -> Float[Array, "B H W out"]:
         """Evaluates the network.
 
@@ -295,6 +303,8 @@ class DiT(nnx.Module):
             key: One key per example, (B,); with them, and `dropout` above 0, values are dropped.
             guidance: Scales of guidance, (B,), at least 0; None means 1. Only with `guidance`.
             velocity: A velocity, of the shape of x. With `velocity`, and only then.
+            perturbed: 1 where attention passes the values of each token on as they are, 0 where not, for the first
+                blocks of each example (`flowjax.guidance.PerturbedAttention`).
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
@@ -308,7 +318,8 @@ class DiT(nnx.Module):
             c = jax.nn.silu(c)
         apply = recomputed(_apply, self.remat, self.scan)
         keys = None if key is None else layer_keys(key, batch, self.depth)
-        h = run_blocks(self.blocks, lambda block, h, key: apply(block, h, c, key), h, keys)
+        cut = None if perturbed is None else by_block(perturbed, self.depth)
+        h = run_blocks(self.blocks, lambda block, h, own: apply(block, h, c, *own), h, (keys, cut))
         with jax.named_scope("unembed"):
             shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)
             y = from_patches(per_token(self.unembed, _modulate(h, shift, scale)), self.image_shape, self.patch)

@@ -250,6 +250,17 @@ def build_stacked(build: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) 
     return _rename(stacked, lambda names: ("layers", *names))
 
 
+def by_block(perturbed: Float[Array, "B blocks"], depth: int) -> Float[Array, "depth B"]:
+    """What `perturbed` says of each block, 0 for those behind its last.
+
+    Raises:
+        ValueError: It has more blocks than there are.
+    """
+    if perturbed.shape[1] > depth:
+        raise ValueError(f"block {perturbed.shape[1] - 1} is perturbed, and the network has 0 to {depth - 1}")
+    return jnp.pad(perturbed.T, ((0, depth - perturbed.shape[1]), (0, 0)))
+
+
 def run_blocks(blocks: Any, apply: Callable[..., Array], h: Array, keys: Any = None, name: str = "block") -> Array:
     """h <- apply(block, h, key) for each block in turn: of a list, or stacked, in one compiled loop.
 
@@ -257,7 +268,7 @@ def run_blocks(blocks: Any, apply: Callable[..., Array], h: Array, keys: Any = N
         blocks: Modules, or one made by `build_stacked`.
         apply: Applies one.
         h: (B, ...).
-        keys: From `layer_keys`, or None for none.
+        keys: From `layer_keys`, or None for none; a pytree of what each block gets, blocks first, in general.
         name: What a block is called in profiles.
     """
     if isinstance(blocks, nnx.Module):
@@ -265,7 +276,7 @@ def run_blocks(blocks: Any, apply: Callable[..., Array], h: Array, keys: Any = N
             return jax.lax.scan(lambda h, layer: (apply(layer[0], h, layer[1]), None), h, (blocks, keys))[0]
     for index, block in enumerate(blocks):
         with jax.named_scope(f"{name}{index}"):
-            h = apply(block, h, None if keys is None else keys[index])
+            h = apply(block, h, jax.tree.map(lambda own, index=index: own[index], keys))
     return h
 
 

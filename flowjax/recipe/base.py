@@ -79,6 +79,11 @@ class Request:
         times: Spec of a grid.
         steps: Number of solver steps.
         guidance: A scale, or the spec of a rule.
+        against: Texts by name of the negative condition: what the guidance leads away from, in the place of the null.
+            Names that are not given are null.
+        second: Texts by name of a second condition, for the rule `composed` and for edits; names that are not given are
+            those of `conditions`.
+        edit: Spec of an edit. It declares conditions of its own: "picture", "mask", and "picture" among `second`.
         fields: Specs of fields around the flow, the first innermost.
         calibration: A file of `flowjax.calibrate`, which brings solver and times.
         straightness: Steps of the trajectories along which `assess` measures how straight they are; None does not.
@@ -98,6 +103,9 @@ class Request:
     times: Any = None
     steps: int | None = None
     guidance: Any = None
+    against: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    second: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    edit: Any = None
     fields: Sequence[Any] | None = None
     calibration: str | None = None
     straightness: int | None = None
@@ -262,6 +270,7 @@ class Base(abc.ABC):
             request: What is asked for.
         """
         asked = {k: v for k, v in dataclasses.asdict(request).items() if v is not None and k not in ("num", "batch")}
+        asked = {k: v for k, v in asked.items() if v or k not in ("against", "second")}
         if request.calibration is not None:
             asked["calibration"] = hashlib.sha256(Path(request.calibration).read_bytes()).hexdigest()
         recipe = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)

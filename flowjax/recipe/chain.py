@@ -104,8 +104,9 @@ class Chain(Base):
         Raises:
             ValueError: Another solver, grid, guidance, ... is asked for, or a condition that no stage has.
         """
-        for name in ("solver", "times", "steps", "guidance", "fields", "calibration", "straightness"):
-            if getattr(request, name) is not None:
+        asked = ("solver", "times", "steps", "guidance", "fields", "calibration", "straightness")
+        for name in (*asked, "against", "second", "edit"):
+            if getattr(request, name) not in (None, {}):
                 raise ValueError(f"{name} is given, but each stage of a chain is sampled as its own recipe says")
         for recipe, conditions in zip(self.recipes, self._conditions(request), strict=True):
             recipe.check(dataclasses.replace(request, conditions=conditions))

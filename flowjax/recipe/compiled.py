@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from flowjax._files import replacing
 from flowjax.data.records import check_memory
+from flowjax.guidance import in_turn
 from flowjax.keys import noise
 from flowjax.recipe.base import Request, Samples
 from flowjax.recipe.flow import Recipe
@@ -72,6 +73,8 @@ def compile_sampler(
     if (folder / RECORD).exists():
         raise ValueError(f"{folder} has a program already: name another folder")
     recipe.check(request)
+    if other := [name for name in ("edit", "against", "second") if getattr(request, name)]:
+        raise ValueError(f"a program samples from noise under one condition: leave {other[0]} out")
     if recipe.starts_from_data:
         raise ValueError("a program samples from noise, and this flow starts from data")
     mesh = make_mesh() if mesh is None else mesh
@@ -86,7 +89,7 @@ def compile_sampler(
         keys = jax.random.split(jax.random.wrap_key_data(key))
         x0 = noise(keys[0], shape, index, entries=recipe.padded is not None)
         x0 = field.path.start(x0, float(grid[0])) if start is None else start.start(x0, float(grid[0]), cond)
-        result = solve(field, solver, x0, grid, cond=cond, key=keys[1], index=index)
+        result = solve(in_turn(field, index, shape[0]), solver, x0, grid, cond=cond, key=keys[1], index=index)
         return recipe.decoded(own.get("codec"), result.x), result.evaluations, result.network_calls
 
     cond = put_batch(recipe.read_conditions({}, shape[0]), mesh)

@@ -47,6 +47,7 @@ class Definition(Base):
     solver: Mapping[str, Any]
     steps: int
     guidance: float | Mapping[str, Any] = 1.0
+    against: Mapping[str, str] = dataclasses.field(default_factory=dict)
     times: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "uniform", "options": {}})
     fields: tuple[Mapping[str, Any], ...] = ()
     conditions: Mapping[str, Any] | None = None
@@ -88,6 +89,7 @@ class Definition(Base):
         self.build_rule()
         self.build_times()
         self.build_solver()
+        self.asked_for(self.against, 1)
         for spec in self.fields:
             specs.find("field", spec["name"])
         if self.adapters is not None:
@@ -357,15 +359,32 @@ class Definition(Base):
             raise ValueError(f"calibrations are for plain guidance, not {specs.text(chosen)}: pass a scale")
         return float(chosen)
 
-    def field(self, flow: Any, guidance: Any = None, fields: Sequence[Any] | None = None) -> Any:
+    def field(
+        self,
+        flow: Any,
+        guidance: Any = None,
+        fields: Sequence[Any] | None = None,
+        against: Any = None,
+        also: tuple[Any, ...] = (),
+    ) -> Any:
         """The field to solve: `flow`, guided where there are conditions and the scale is not 1, and fields around it.
 
         Args:
             flow: From `flow`.
             guidance: A scale, a rule or the spec of one; the recipe's by default.
             fields: Specs of fields put around it, the first innermost; the recipe's by default.
+            against: What stands against the condition in place of the null; by default what the recipe says.
+            also: Further conditions, for rules that take them.
+
+        Raises:
+            ValueError: A spec that is none, or conditions that nothing uses.
         """
         rule = self.build_rule(guidance)
+        if (against is not None or also) and (rule is None or not self.inputs):
+            raise ValueError(
+                "a negative or second condition is given, but no rule that uses it: ask for guidance, such as "
+                "cfg(scale=2) or composed(scales=(2, -1)), of a network that is guided by a pair"
+            )
         if self.embedded is not None:
             (low, high), asked = self.embedded, self.guidance if guidance is None else guidance
             own = self._embed(asked if isinstance(asked, int | float) else specs.build("rule", asked))
@@ -373,10 +392,23 @@ class Definition(Base):
                 raise ValueError(f"guidance={own['guidance']}: the network has learned scales from {low:g} to {high:g}")
             field: Any = Embedded(flow, **own)
         else:
-            field = flow if rule is None or not self.inputs else guide(flow, rule)
+            if against is None and self.against and rule is not None and rule.compares:
+                against = jax.tree.map(lambda rows: rows[0], self.negative(self.against, 1))
+            asked = rule is not None and (self.inputs or not rule.compares)
+            field = guide(flow, rule, against, also=also) if rule and asked else flow
         for spec in self.fields if fields is None else fields:
             field = specs.build("field", spec, field=field)
         return field
+
+    def negative(self, asked: Mapping[str, str], num: int) -> Any:
+        """The negative condition of `num` samples from texts by name; names that are not given are null.
+
+        Raises:
+            ValueError: See `asked_for`.
+        """
+        nulls = {name: condition.null for name, condition in self.inputs.items() if name not in asked}
+        given = {name: np.broadcast_to(null, (num, *np.shape(null))) for name, null in nulls.items()}
+        return self.read_conditions(asked, num, given)
 
     def balanced(self, num: int, classes: tuple[int, ...] | None = None) -> Any:
         """Conditions of samples 0..num-1: the classes in turn (all of them by default); None without conditions."""

@@ -17,12 +17,13 @@ from flowjax.calibration.use import calibrated
 from flowjax.data import Source
 from flowjax.facts import entries
 from flowjax.flow import Field
+from flowjax.guidance import in_turn
+from flowjax.recipe import edits
 from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.decoding import Elements, decode_tiles
 from flowjax.recipe.definition import Definition
-from flowjax.recipe.sampling import blocks, gather, starts
-from flowjax.solving import solve
+from flowjax.recipe.sampling import AsDrawn, blocks, gather, starts
 from flowjax.times import uniform
 from flowjax.training.mesh import fill, make_mesh, over
 
@@ -39,6 +40,7 @@ class Recipe(Definition):
         steps: Default number of solver steps, at least 1.
         guidance: Default guidance: a scale of classifier-free guidance, of which 1 asks the conditional network alone,
             or a rule of the catalogue.
+        against: Texts by name of the default negative condition, in place of the null; other names are null.
         times: Default grid, from the catalogue; it is given the path and the number of steps.
         fields: Fields of the catalogue put around the guided flow, the first innermost.
         conditions: What can be asked for by name, from the catalogue; None is one bare label, where there are classes.
@@ -93,21 +95,22 @@ class Recipe(Definition):
             raise ValueError("a calibration brings its own solver and times; leave out solver and times")
         if isinstance(request.solver, str) and request.solver in ("dpm_solver_v3", "usf"):
             raise ValueError(f"solver={request.solver} needs a calibration: pass a file of flowjax.calibrate")
-        if request.guidance is not None and not self.inputs:
+        rule = self.build_rule(request.guidance)
+        if request.guidance is not None and not self.inputs and getattr(rule, "compares", True):
             raise ValueError("guidance is given, but the data of this run has no classes")
         solver = self.build_solver(request.solver, self.flows(self._shapes, request.guidance))
-        if "end" in solver.asks and self.build_rule(request.guidance) is not None:
+        if "end" in solver.asks and rule is not None:
             raise ValueError(
                 f"{type(solver).__name__} asks for average velocities, whose guidance is that of training: leave "
                 "guidance at 1, or take another solver, such as heun"
             )
-        self.build_times(request.times, request.steps, solver)
+        grid = self.build_times(request.times, request.steps, solver)
         if request.straightness is not None:
             _checks.whole(_checks.STEPS, straightness=request.straightness)
             if self.starts_from_data:
                 raise ValueError("straightness is measured on paths from noise, and this flow starts from data")
-        self.field(self._any_flow, request.guidance, request.fields)
-        self.asked_for(request.conditions, request.num)
+        self.asked_for(edits.own(request).conditions, request.num)
+        edits.check(self, request, solver, grid)
 
     @property
     def _any_flow(self) -> Field:
@@ -139,8 +142,10 @@ class Recipe(Definition):
             return self.generate(networks, request, mesh=mesh, cond=cond, **options)
         self.check(request)
         if cond is None:
-            cond = self.read_conditions(request.conditions, request.num, first=request.first)
+            cond = self.read_conditions(edits.own(request).conditions, request.num, first=request.first)
         field, solver, grid, start = self.prepared(networks, request)
+        if request.edit is not None and start is not None:
+            raise ValueError("this calibration brings start states of its own, and an edit starts from its picture")
         return self.generate(
             field,
             request.num,
@@ -153,6 +158,8 @@ class Recipe(Definition):
             batch=request.batch,
             mesh=mesh,
             codec=networks.get("codec"),
+            edit=request.edit,
+            given=edits.rows(self, request),
         )
 
     def prepared(self, networks: Mapping[str, Any], request: Request) -> tuple[Field, Any, np.ndarray, Any]:
@@ -173,7 +180,7 @@ class Recipe(Definition):
             scale = self.plain_scale(request.guidance)
             brought = calibrated(request.calibration, flow, scale, request.steps, fields)
             solver, grid, start = brought.solver or solver, brought.times, brought.start
-        field = self.field(flow, request.guidance, request.fields)
+        field = edits.asked_field(self, flow, request)
         return field, solver, self.times_of(grid, request.steps, solver), start
 
     def times_of(self, grid: Any, steps: int | None, solver: Any) -> np.ndarray:
@@ -181,7 +188,9 @@ class Recipe(Definition):
         return grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps, solver)
 
     def couples(self, request: Request) -> bool:
-        """Whether the solver or a field couples the samples of a block."""
+        """Whether the solver, the rule or a field couples the samples of a block."""
+        if getattr(self.build_rule(request.guidance), "couples_batch", False):
+            return True
         solver = type(self.build_solver(request.solver, self.flows(self._shapes, request.guidance)))
         fields = [spec["name"] for spec in (self.fields if request.fields is None else request.fields)]
         found = [entry for entry in entries("solver").values() if entry.make is solver]
@@ -190,9 +199,11 @@ class Recipe(Definition):
     def record(self, networks: Mapping[str, Any], request: Request) -> dict[str, Any]:
         """Everything that samples depend on but their numbers, and what is sampled in words."""
         known = super().record(networks, request)
-        conditions = self.read_conditions(request.conditions, request.num)
+        conditions = self.read_conditions(edits.own(request).conditions, request.num)
         if request.calibration is None:
             known |= self.way(request)
+        if request.edit is not None:
+            known["edit_sha256"] = model_hash(edits.rows(self, request))
         return known | {"conditions_sha256": model_hash(conditions)}
 
     def way(self, request: Request) -> dict[str, Any]:
@@ -255,7 +266,7 @@ class Recipe(Definition):
         self, networks: Mapping[str, Any], request: Request, cond: Any, mesh: Mesh | None
     ) -> dict[str, float]:
         """How straight the trajectories of the samples are that the request asks for, whatever its solver."""
-        field = self.field(self.flow(networks["network"]), request.guidance, request.fields)
+        field = edits.asked_field(self, self.flow(networks["network"]), request)
         times, key = uniform(request.straightness or 1), jax.random.split(jax.random.key(request.seed))[0]
         cond = self.read_conditions(request.conditions, request.num) if cond is None else cond
         mesh = make_mesh() if mesh is None else mesh
@@ -264,7 +275,8 @@ class Recipe(Definition):
         found: dict[str, list[Any]] = {}
         with over(mesh):
             for index, asked, first in blocks(range(request.num), cond, request.batch, mesh):
-                for name, values in evaluation.straightness(field, start(index, asked, first), times, asked).items():
+                here = in_turn(field, index, shape[0])
+                for name, values in evaluation.straightness(here, start(index, asked, first), times, asked).items():
                     found.setdefault(name, []).append(gather(values))
         return {name: float(np.mean(np.concatenate(rows)[: request.num])) for name, rows in found.items()}
 
@@ -283,6 +295,8 @@ class Recipe(Definition):
         batch: int = 200,
         mesh: Mesh | None = None,
         codec: Any = None,
+        edit: Any = None,
+        given: Any = None,
     ) -> Samples:
         """Generates samples first..first+num-1 in blocks; sample i depends on (key, i, its label) only.
 
@@ -301,6 +315,8 @@ class Recipe(Definition):
             batch: Samples per block, rounded up to a multiple of the devices.
             mesh: Splits each block over its devices; all devices by default.
             codec: The network of the run "codec", which a flow on latents needs.
+            edit: The spec of an edit, in place of sampling from noise.
+            given: What it is given of each sample, normalised examples and masks by name, (num, ...) each.
 
         Raises:
             ValueError: There is none.
@@ -312,8 +328,14 @@ class Recipe(Definition):
 
         rows, shown = range(first, first + num), functools.partial(self.decoded, codec)
         keys = (*jax.random.split(key),)
-        x, result = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown)
+        way = functools.partial(self._run, codec, edit)
+        x, result = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown, way, given or {})
         return self.samples(x, cond, int(result.evaluations), int(result.network_calls))
+
+    def _run(self, codec: Any, edit: Any, *block: Any) -> Any:
+        """One block, see `flowjax.recipe.edits.run`."""
+        *known, given = block
+        return edits.run(edit, *known, given=edits.latents(self, codec, given))  # type: ignore[misc]
 
     def decoded(self, codec: Any, x: Array) -> Array:
         """Normalised examples of states of the network: those of latents, or the states themselves."""
@@ -346,10 +368,14 @@ class Recipe(Definition):
         batch: int,
         mesh: Mesh | None,
         shown: Callable[[Array], Array] = lambda made: made,
+        way: Callable[..., Any] | None = None,
+        given: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, Any]:
         """Samples `rows`, as `shown` makes of the states of the network, and the last result.
 
-        The first of the keys is that of the noise, the second that of a solver with noise of its own.
+        The first of the keys is that of the noise, the second that of a solver with noise of its own. What is `given`
+        of the samples, (num, ...) each, goes block by block to the `way` that makes them; edits draw their noise as it
+        is.
         """
         if self.start is not None and (start is None or isinstance(start, Source)):
             start = self.start_rows(start, rows.stop)[rows.start :]
@@ -357,12 +383,13 @@ class Recipe(Definition):
             start = None
         mesh = make_mesh() if mesh is None else mesh
         shape = (fill(batch, mesh), *self.state_shape)
+        start, way = AsDrawn() if given else start, functools.partial(edits.run, None) if way is None else way
         begin = starts(field.path, shape, keys[0], float(grid[0]), start, mesh, self.padded is not None)
         found = []
         with over(mesh):
-            for index, asked, first in blocks(rows, cond, batch, mesh):
-                x0 = begin(index, asked, first)
-                result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
+            for index, (asked, more), first in blocks(rows, (cond, given or {}), batch, mesh):
+                x0, here = begin(index, asked, first), in_turn(field, index, shape[0])
+                result = way(here, solver, grid, x0, asked, jax.random.clone(keys[1]), index, more)
                 found.append(gather(shown(result.x)))
         return np.concatenate(found)[: len(rows)], result
 

@@ -13,6 +13,7 @@ from flowjax.calibration.store import model_hash
 from flowjax.data import Pairs
 from flowjax.keys import noise
 from flowjax.launch import check_shared, everywhere
+from flowjax.recipe import edits
 from flowjax.recipe.base import Request
 from flowjax.recipe.flow import Recipe
 from flowjax.training.mesh import fill, make_mesh
@@ -42,8 +43,10 @@ def draw_pairs(
     """
     recipe.check(request)
     flow = recipe.flow(networks["network"])
-    field = recipe.field(flow, request.guidance, request.fields)
+    field = edits.asked_field(recipe, flow, request)
     solver = recipe.build_solver(request.solver, recipe.flows(networks, request.guidance))
+    if request.edit is not None:
+        raise ValueError("pairs are noise and what a solver makes of it: leave edit out")
     if recipe.padded is not None:
         raise ValueError("pairs are of samples of one size, and those of this run are padded sets")
     if recipe.starts_from_data or solver.stochastic:

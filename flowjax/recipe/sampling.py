@@ -11,9 +11,26 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from flowjax._pytree import pytree
 from flowjax.conditions import resized
 from flowjax.keys import noise
 from flowjax.training.mesh import batch_sharding, fill, put_batch
+
+
+@pytree
+class AsDrawn:
+    """A start that is the noise itself.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flowjax.recipe.sampling import AsDrawn
+        >>> AsDrawn().start(jnp.ones((1, 1)), 0.5, None).tolist()
+        [[1.0]]
+    """
+
+    def start(self, noise: Array, time: float, cond: Any) -> Array:
+        """The noise."""
+        return noise
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,14 +10,18 @@ from jaxtyping import TypeCheckError
 
 import flowjax as fj
 from flowjax.fields import (
+    MMPS,
+    Added,
     Bounded,
     Converted,
     Curved,
     DriftPlusScore,
     Embedded,
     FieldWrapper,
+    Gradient,
     Guided,
     InterpolantFlow,
+    Posterior,
     Thresholded,
     sde_terms,
 )
@@ -58,6 +62,8 @@ WRAPPERS = {
     "drift": lambda field: DriftPlusScore(field, diffusion=0.3),
     "embedded": lambda field: Embedded(field, guidance=2.0),
     "bounded": lambda field: Bounded(field),
+    "added": lambda field: Added(field, added=Gradient(lambda x, t, cond: -jnp.sum(x**2, 1), path=LINEAR)),
+    "mmps": lambda field: MMPS(field, operator=jnp.tanh, measured=np.zeros((1, 2)), noise_std=0.5, iterations=1),
 }
 AROUND_DRIFTS = ("guided", "embedded")
 PAIRS = [  # the drift of an SDE is not converted any more, and a network takes one scale
@@ -73,7 +79,7 @@ def wrapped(outer, inner, field=None):
 
 
 def test_the_list_of_wrappers_is_complete():
-    made = {type(make(Probe())) for make in WRAPPERS.values()}
+    made = {type(make(Probe())) for make in WRAPPERS.values()} - {MMPS} | {Posterior}
     known = {*FieldWrapper.__subclasses__(), *DataWrapper.__subclasses__()} - {DataWrapper}
     assert made | {Curved} == {c for c in known if c.__module__.startswith("flowjax")}
 
