@@ -115,11 +115,12 @@ def import_dinov2(
         dtype: Type of the weights in the folder, for example "float16"; None keeps float32.
 
     Raises:
-        ValueError: The file is missing or does not fit, see `flowjax.weights.read_dinov2`.
+        FileNotFoundError: There is no such file; the line says where to put it.
+        ValueError: It does not fit, see `flowjax.weights.read_dinov2`.
         FileExistsError: The folder holds weights or a recipe already.
     """
     options = {**ViT.size(size), "image_shape": tuple(image_shape), "resize": resize}
     recipe = EncoderRecipe(network={"name": "vit", "options": options}, **of_images(image_shape))
     shapes = shapes_of(recipe.build_network)
     recipe.check_networks({"network": shapes})
-    export_run({"network": read_dinov2(path, shapes, sha256)}, recipe, folder, dtype)
+    export_run({"network": read_dinov2(path, shapes, sha256=sha256)}, recipe, folder, dtype)

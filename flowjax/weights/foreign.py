@@ -31,7 +31,7 @@ def read_foreign(
     origins: Mapping[str, Origin],
     *,
     sha256: str | None = None,
-    rename: Callable[[str], str] = lambda name: name,
+    rename: Callable[[str], str | None] = lambda name: name,
 ) -> Any:
     """The network in a file of another program, with the structure, the types and the shardings of `like`.
 
@@ -40,7 +40,7 @@ def read_foreign(
         like: Network of arrays or of shapes with shardings.
         origins: For the dotted name of every array of `like`, the names there and what makes it of these arrays.
         sha256: Digest of the whole file in hexadecimal digits, by which another file is refused; None takes any.
-        rename: Older names in the file to those of `origins`.
+        rename: Names in the file to those of `origins`; None for what is not read.
 
     Raises:
         FileNotFoundError: There is no such file; the line says where to put it.
@@ -68,7 +68,8 @@ def read_foreign(
     try:
         with safe_open(path, framework="flax") as file:
             # By jax, since numpy alone has no bfloat16.
-            arrays = {rename(name): np.asarray(file.get_tensor(name)) for name in file.keys()}
+            kept = {name: new for name in file.keys() if (new := rename(name)) is not None}
+            arrays = {new: np.asarray(file.get_tensor(name)) for name, new in kept.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     needed = {name for names, _ in (origins[own] for own in wanted) for name in names}

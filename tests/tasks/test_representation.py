@@ -252,5 +252,5 @@ def test_published_weights_become_a_run(tmp_path, monkeypatch, capsys):
     assert "an encoder is measured by what stands on it" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="export to another folder"):
         import_dinov2(tmp_path / "model.safetensors", folder, image_shape=(8, 8, 1), resize=4)
-    with pytest.raises(ValueError, match=r"the weights .*none are missing"):
+    with pytest.raises(FileNotFoundError, match="the weights none are not there"):
         import_dinov2(tmp_path / "none", tmp_path / "other", image_shape=(8, 8, 1), resize=4)
