@@ -377,6 +377,7 @@ def literals(kind, name):
 
 
 TIED = {("objective", "distribution_matching"): {"adversary"}}  # what another option of the example asks for
+TIED |= {("codec", name): {"sample"} for name in ("identity", "patch")}  # which have no posterior
 
 
 def others(value):
