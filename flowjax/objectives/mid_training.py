@@ -79,13 +79,13 @@ class ConsistencyMidTraining:
 
     The grid of the teacher is shifted towards the noise for latents of many numbers, see
     `flowjax.times.dimension_shift`. The authors' program stops it just before the data, and tells the student not the
-    times of the states but equal ones: `grid=uniform(n=15, end=0.999)` with `labels=uniform(n=15)` does that too.
+    times of the states but equal ones: `grid=uniform(n=15, end=0.999)` with `told=uniform(n=15)` does that too.
 
     Attributes:
         teacher: A field without memory between evaluations: a `Flow`, or one inside guidance and other fields.
         grid: n + 1 rising times or the spec of a grid, `uniform(n=15)`.
         shift: Of this grid, positive; 1 leaves it as it is, None is that of the dimension of the examples.
-        labels: The times that the student is told, as many as there are in the grid, rising; None is the grid, shifted.
+        told: The times that the student is told, as many as there are in the grid, rising; None is the grid, shifted.
         solver: How the teacher is followed, without noise of its own.
         pairs: Pairs drawn of each trajectory, all equally likely, with replacement; at least 1.
         label_dropout: Probability in [0, 1] that a condition is replaced by `null`, for teacher and student.
@@ -93,7 +93,7 @@ class ConsistencyMidTraining:
 
     Raises:
         ValueError: No field, one with a memory, of a two-sided path or without velocities on the grid, a solver that
-            draws noise, a grid that does not rise, labels of another number, a number outside its range.
+            draws noise, a grid that does not rise, another number of times to tell, a number outside its range.
 
     Example:
         >>> import flowjax as fj, jax, jax.numpy as jnp
@@ -111,7 +111,7 @@ class ConsistencyMidTraining:
     teacher: Field = part("field")
     grid: Any = part("times", tuple(uniform(15).tolist()), static=True)
     shift: float | None = static(None)
-    labels: Any = part("times", None, static=True)
+    told: Any = part("times", None, static=True)
     solver: Solver = part("solver", Euler(), static=True)
     pairs: int = static(8)
     label_dropout: float = 0.0
@@ -126,14 +126,14 @@ class ConsistencyMidTraining:
             raise ValueError("label_dropout needs null=, the condition that stands for none (num_classes for labels)")
         if self.shift is not None:
             real("(0, inf)", shift=self.shift)
-        for name in ("grid", "labels"):
+        for name in ("grid", "told"):
             if (given := getattr(self, name)) is not None:
                 times = check_times(given)
                 if not np.all(np.diff(times) > 0):
                     raise ValueError(f"the times of {name} must rise, got {times.tolist()}")
                 object.__setattr__(self, name, tuple(times.tolist()))
-        if self.labels is not None and len(self.labels) != len(self.grid):
-            raise ValueError(f"labels has {len(self.labels)} times, and grid {len(self.grid)}: one for each state")
+        if self.told is not None and len(self.told) != len(self.grid):
+            raise ValueError(f"told has {len(self.told)} times, and grid {len(self.grid)}: one for each state")
         if not isinstance(self.solver, Solver):
             raise ValueError(f"solver must be one on a fixed grid, such as flowjax.solvers.Euler(), got {self.solver}")
         bound = self.solver.bind(self.path, self.grid)
@@ -200,7 +200,7 @@ class ConsistencyMidTraining:
             ValueError: The student's answer has another shape than the examples.
         """
         states = self.trajectory(draws)
-        labels = self.grid_for(draws.x0.shape[1:]) if self.labels is None else np.asarray(self.labels)
+        labels = self.grid_for(draws.x0.shape[1:]) if self.told is None else np.asarray(self.told)
         first, last = np.triu_indices(len(labels), 1)
         count, kind = draws.pairs.shape[1], precision(draws.x0)
 

@@ -73,7 +73,7 @@ def target_of(objective, draws):
 @pytest.mark.parametrize("official", [False, True])
 def test_loss_and_gradient_on_fixed_inputs(x64, official):
     """By Euler's method and the pairs in NumPy; and by differences in the parameters."""
-    options = {"grid": uniform(15, end=0.999), "labels": uniform(15)} if official else {}
+    options = {"grid": uniform(15, end=0.999), "told": uniform(15)} if official else {}
     objective, theta = objective_of(shift=4.0, pairs=3, null=0.0, label_dropout=0.3, **options), parameters()
     draws = objective.draw(jax.random.key(0), batch())
     u = 1 - np.linspace(0, 0.999 if official else 1, 16)
@@ -182,7 +182,7 @@ def test_a_pair_that_is_none_has_no_loss():
     ("options", "message"),
     [
         ({"grid": (0.0, 0.5, 0.5, 1.0)}, "the times of grid must rise"),
-        ({"labels": (0.0, 1.0)}, "labels has 2 times, and grid 16"),
+        ({"told": (0.0, 1.0)}, "told has 2 times, and grid 16"),
         ({"pairs": 0}, "pairs"),
         ({"shift": 0.0}, "shift"),
         ({"label_dropout": 0.1}, "label_dropout needs null="),
