@@ -8,5 +8,7 @@ from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms
 from flowjax.fields.embedded import Embedded
 from flowjax.fields.gradient import Gradient
 from flowjax.fields.guided import Guided, guide
+from flowjax.fields.sada import SADA
+from flowjax.fields.saving import Saving
 from flowjax.fields.thresholded import Thresholded
 from flowjax.fields.wrapper import FieldWrapper
