@@ -8,6 +8,8 @@ from flowjax.fields.drift import DriftPlusScore, InterpolantFlow, sde_terms
 from flowjax.fields.embedded import Embedded
 from flowjax.fields.gradient import Gradient
 from flowjax.fields.guided import Guided, guide
+from flowjax.fields.held import EveryNth, FirstBlock, Held, MagCache, TeaCache
+from flowjax.fields.pruned import Pruned
 from flowjax.fields.sada import SADA
 from flowjax.fields.saving import Saving
 from flowjax.fields.thresholded import Thresholded

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from flowjax._checks import choose, pair, whole
+from flowjax._checks import SEED, choose, pair, sizes, whole
 from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
+from flowjax.fields.held import flow_of
+from flowjax.fields.pruned import Pruned, kept_tokens, token_scores
 from flowjax.fields.saving import Saving, Spared
-from flowjax.flow import Field
+from flowjax.flow import Field, Flow
 
 # x^ = x + h (v + a d + b D2), d and D2 the first and second difference of v.
 _EXTRAPOLATIONS = {"paper": (1 / 2, -2 / 3), "code": (0.0, -3 / 8)}
@@ -26,6 +28,7 @@ class _History:
     held: tuple[Array, ...]
     data: Array | None
     steps: Array | None
+    last: Array  # step that was skipped last, -1 before
 
 
 @fact("field", "sada", "calls skipped by a criterion of stability", cite="jiang2025sada", couples_batch=True)
@@ -47,26 +50,29 @@ class SADA(Saving):
     differences are divided ones, so that x^ is of second order on all of them.
 
     The decision is one for the whole batch, so that samples depend on their batch mates. Guidance goes inside:
-    SADA(guide(flow, rule)) skips whole pairs. For solvers of ODEs; under a stochastic one the criterion sees the noise of
-    each step as a velocity that changes its mind, and says little.
+    SADA(guide(flow, rule)) skips whole pairs. For solvers of ODEs; under a stochastic one the criterion sees the noise
+    of each step as a velocity that changes its mind, and says little.
 
     Args:
         field: the field, guidance included.
         acc_range: steps (first, last) after which a call may be skipped, at least 3. None is 0.2 N and 0.94 N, the
             published (10, 47) of 50.
         max_interval: most skipped calls in a row.
-        lagrange_step: first step of the regular phase, a multiple of lagrange_int. None is near 0.48 N, the published 24
-            of 50, or later where predictions are too few by then; Flux has 20.
+        lagrange_step: first step of the regular phase, a multiple of lagrange_int. None is near 0.48 N, the published
+            24 of 50, or later where predictions are too few by then; Flux has 20.
         lagrange_int: steps between calls in the regular phase.
-        lagrange_term: number of predictions that the polynomial goes through, 1 to 8; Flux has 3. 0 is no regular phase.
+        lagrange_term: number of predictions that the polynomial goes through, 1 to 8; Flux has 3. 0 is no regular
+            phase.
         criterion: "paper", or "flow_code": m = D2 v alone, of the published program for Flux, which changes its
             decisions with the sign of the data. A step that was skipped is stable there.
         coeffs: of x^: "paper", or "code": (0.625, 0.75, -0.375), of first order, whatever the steps.
         approx: what answers a skipped call: "paper", or "flow_code", of the program for Flux: 2 v_i - v_{i-1} at the
             first skipped call in a row and v_i at the others, in the regular phase too.
-        tokens: (cells, most) prunes tokens at steps that reach the network: of every cells x cells tokens one drawn at
-            random is computed, and as many as `most` unstable ones; blocks answer the others from their caches. Needs a
-            network with `tokens=` (`flowjax.models.DiT`), and equally many tokens are computed whatever is unstable.
+        tokens: (cells, most) prunes tokens in calls within acc_range: of every cells x cells tokens one drawn at random
+            is computed, and the `most` with the largest mean of m (3 and some in the paper); blocks answer the others
+            from what they said before, of which all is renewed after a skipped call and every max_interval steps.
+            Equally many are computed whatever is stable, at their own positions. Needs a network with `block_cache`
+            (`flowjax.models.DiT`) and keeps depth x B x N x width numbers.
         seed: of the tokens drawn.
 
     Raises:
@@ -94,6 +100,8 @@ class SADA(Saving):
     criterion: str = static("paper")
     coeffs: str = static("paper")
     approx: str = static("paper")
+    tokens: tuple[int, int] | None = static(None)
+    seed: int = static(0)
 
     def __post_init__(self) -> None:
         """Checks the field and the options."""
@@ -114,6 +122,22 @@ class SADA(Saving):
                     f"lagrange_step={self.lagrange_step} must be a multiple of lagrange_int={self.lagrange_int}, "
                     f"{full} or later, when {self.lagrange_term} predictions are stored"
                 )
+        whole(SEED, seed=self.seed)
+        if self.tokens is not None:
+            sizes(2, tokens=self.tokens)
+            _ = self.asked
+
+    @property
+    def asked(self) -> Field:
+        """The field, its flows with caches of tokens where tokens are pruned."""
+        if self.tokens is None:
+            return self.field
+        flow_of(self.field)
+        return jax.tree.map(
+            lambda part: Pruned(part) if isinstance(part, Flow) else part,
+            self.field,
+            is_leaf=lambda part: isinstance(part, Flow),
+        )
 
     def check(self, times: Any, to: str) -> None:
         """As for all that saves, and the range must lie within the run."""
@@ -142,18 +166,18 @@ class SADA(Saving):
             held=(zero,) * (1 if self.approx == "paper" else 2),
             data=jnp.zeros((term, *x.shape), x.dtype) if term else None,
             steps=-1 - jnp.arange(term, dtype=jnp.int32) if term else None,
+            last=jnp.int32(-1),
         )
 
     def decide(self, t: Any, x: Array, cond: Any, memory: Spared) -> tuple[Any, Any, Any]:
         """The criterion after the last step, and what the phase makes of it."""
-        own = memory.own
         ahead, second = self._extrapolate(memory)
         m = second if self.criterion == "flow_code" else -(x - ahead) * second
         measure = jnp.where(memory.step >= 3, jnp.mean(m), 0)
         if self.criterion == "flow_code":
             measure = jnp.where(memory.skipped, 0, measure)
         skip, lagrange = self.phases(measure <= 0, memory.step - 1, memory.run, memory.steps)
-        return skip, measure, (ahead, lagrange)
+        return skip, measure, (ahead, lagrange, m)
 
     def phases(self, stable: Any, i: Any, run: Any, steps: int) -> tuple[Array, Array]:
         """Whether the call after step i is skipped, and whether the polynomial answers it.
@@ -188,7 +212,7 @@ class SADA(Saving):
 
     def answer(self, t: Any, x: Array, memory: Spared, more: Any, to: str) -> Array:
         """From the noise that was last predicted, from stored predictions, or by a line through two velocities."""
-        (ahead, lagrange), own = more, memory.own
+        (ahead, lagrange, _), own = more, memory.own
         if self.approx == "flow_code":
             return self.path.convert(2 * own.held[0] - own.held[1], given="velocity", to=to, t=t, x=x)
 
@@ -209,7 +233,7 @@ class SADA(Saving):
         """The velocity that was given; of a call, its noise; at every lagrange_int-th step, the data prediction."""
         own = memory.own
         v = self.path.convert(value, given=to, to="velocity", t=t, x=x)
-        data, steps = own.data, own.steps
+        data, steps, held = own.data, own.steps, own.held
         if self.approx == "flow_code":
             held = (jnp.where(skip, own.held[0], v), own.held[0])
         else:
@@ -220,7 +244,21 @@ class SADA(Saving):
                 m = self.path.convert(value, given=to, to="data", t=t, x=x)
                 data = data.at[place].set(jnp.where(due, m, data[place]))
                 steps = steps.at[place].set(jnp.where(due, memory.step, steps[place]))
-        return _History(x=x, v=(v, *own.v[:2]), held=held, data=data, steps=steps)
+        return _History(
+            x=x, v=(v, *own.v[:2]), held=held, data=data, steps=steps, last=jnp.where(skip, memory.step, own.last)
+        )
+
+    def ask_for(self, x: Array, memory: Spared, more: Any) -> dict[str, Any]:
+        """Which tokens, and whether all of them after all."""
+        if self.tokens is None:
+            return {}
+        grid, (cells, most) = flow_of(self.field).network.token_grid, self.tokens
+        key = jax.random.fold_in(jax.random.key(self.seed), memory.step)
+        tokens = kept_tokens(token_scores(more[2], grid), grid, cells, most, key)
+        (first, last, _), j = self._ranges(memory.steps), memory.step
+        since = jnp.where(first > memory.own.last, first, memory.own.last + 1)
+        refresh = (j < first) | (j >= last) | ((j - since) % self.max_interval == 0)
+        return {"tokens": tokens, "refresh": refresh}
 
 
 def _round(number: float) -> int:

@@ -1,4 +1,4 @@
-"""The base of fields that save evaluations: some steps reach the network, the others are answered from what is known."""
+"""The base of fields that save evaluations: some steps reach the network, others are answered from what is known."""
 
 import abc
 from typing import Any
@@ -29,7 +29,7 @@ class Spared:
     Example:
         >>> import flowjax as fj, jax.numpy as jnp
         >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
-        >>> memory = fj.fields.EveryNth(flow, interval=2).init(jnp.ones((3, 2)), fj.times.uniform(10))
+        >>> memory = fj.fields.EveryNth(flow, n=2).init(jnp.ones((3, 2)), fj.times.uniform(10))
         >>> int(memory.step), memory.steps
         (0, 10)
     """
@@ -51,9 +51,10 @@ class Spared:
 class Saving(DataWrapper):
     """A field that asks the network at some steps only.
 
-    One decision for the whole batch, by a scalar that all devices have, and a `jax.lax.cond` around the network: a saved
-    evaluation costs nothing, and is not counted. Under `jax.vmap` a condition becomes a choice between two computed
-    values, and nothing is saved. `Solution.report["skipped"]` is the mask of saved steps, `["measure"]` what decided.
+    One decision for the whole batch, by a scalar that all devices have, and a `jax.lax.cond` around the network: a
+    saved evaluation costs nothing, and is not counted. Under `jax.vmap` a condition becomes a choice between two
+    computed values, and nothing is saved. `Solution.report["skipped"]` is the mask of saved steps, `["measure"]` what
+    decided.
 
     Example:
         >>> import flowjax as fj
@@ -78,6 +79,11 @@ class Saving(DataWrapper):
         if self.field.one_evaluation_per_step:
             raise ValueError(f"{type(self).__name__} and {type(self.field).__name__} both save evaluations: use one")
 
+    @property
+    def asked(self) -> Field:
+        """What is evaluated where the network is reached."""
+        return self.field
+
     @abc.abstractmethod
     def begin(self, x: Array, steps: int) -> Any:
         """`Spared.own` before the first of `steps` evaluations (0 outside of a run)."""
@@ -101,7 +107,7 @@ class Saving(DataWrapper):
         zero, no = jnp.int32(0), jnp.array(False)
         measure = jnp.zeros((), precision(x))
         return Spared(
-            field=self.field.init(x, times), times=grid, step=zero, run=zero, skipped=no, measure=measure, own=own
+            field=self.asked.init(x, times), times=grid, step=zero, run=zero, skipped=no, measure=measure, own=own
         )
 
     def check(self, times: Any, to: str) -> None:
@@ -122,7 +128,7 @@ class Saving(DataWrapper):
 
     def report(self, memory: Spared) -> Any:
         """{"skipped": whether the evaluation was saved, "measure": what decided}, and the field's as "field"."""
-        own, inner = {"skipped": memory.skipped, "measure": memory.measure}, self.field.report(memory.field)
+        own, inner = {"skipped": memory.skipped, "measure": memory.measure}, self.asked.report(memory.field)
         return own if inner is None else {**own, "field": inner}
 
     def evaluate(
@@ -143,7 +149,7 @@ class Saving(DataWrapper):
             return self.answer(t, x, memory, more, to).astype(x.dtype), inner
 
         def ask(inner: Any) -> tuple[Array, Any]:
-            return self.field.evaluate(t, x, cond, inner, to=to, **self.asked(memory, more), **extra)
+            return self.asked.evaluate(t, x, cond, inner, to=to, **self.ask_for(x, memory, more), **extra)
 
         value, inner = jax.lax.cond(skip, save, ask, memory.field)
         return value, Spared(
@@ -156,6 +162,6 @@ class Saving(DataWrapper):
             own=self.remember(t, x, value, to, skip, memory, more),
         )
 
-    def asked(self, memory: Spared, more: Any) -> dict[str, Any]:
+    def ask_for(self, x: Array, memory: Spared, more: Any) -> dict[str, Any]:
         """What the network is asked for besides."""
         return {}
