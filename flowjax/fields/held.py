@@ -88,7 +88,7 @@ class EveryNth(Held):
     """
 
     field: Field = part("field")
-    n: int = static(2)
+    n: Any = 2
     warmup: Any = 0.0
     keep: str = static("velocity")
 
@@ -110,7 +110,7 @@ class TeaCache(Held):
 
     With I_j the indicator at step j and |.| the mean size over everything, the batch included,
 
-        a <- a + p(|I_j - I_{j-1}|/|I_{j-1}|),    saved while a < threshold; a call sets a = 0.
+        a <- a + max(p(|I_j - I_{j-1}|/|I_{j-1}|), 0),    saved while a < threshold; a call sets a = 0.
 
     The polynomial p turns changes of the indicator into changes of the answer. It belongs to a model: a fit may explain
     nothing. `python -m flowjax.calibrate cache` fits it, measures the fit on noise that it has not seen, and refuses
@@ -168,7 +168,7 @@ class TeaCache(Held):
         now = probe(self.field, self.indicator, t, x, cond)
         change = relative_change(now, before)
         if self.coefficients is not None:
-            change = jnp.polyval(jnp.asarray(self.coefficients, change.dtype), change)
+            change = jnp.maximum(jnp.polyval(jnp.asarray(self.coefficients, change.dtype), change), 0)
         total = jnp.where(memory.step > 0, total + change, 0)
         return self.allowed(memory) & (total < self.threshold), total, (now, total)
 
@@ -277,7 +277,7 @@ class MagCache(Held):
     field: Field = part("field")
     ratios: Any = part("array")
     threshold: Any = 0.1
-    most_skips: int = static(4)
+    most_skips: Any = 4
     warmup: Any = 0.2
     keep: str = static("velocity")
 

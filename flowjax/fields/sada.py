@@ -93,7 +93,7 @@ class SADA(Saving):
 
     field: Field = part("field")
     acc_range: Any = None
-    max_interval: int = static(4)
+    max_interval: Any = 4
     lagrange_step: int | None = static(None)
     lagrange_int: int = static(4)
     lagrange_term: int = static(4)
@@ -199,7 +199,7 @@ class SADA(Saving):
         """x^ at the evaluation that comes, and D2 v of the last three."""
         (v0, v1, v2), grid, dtype = memory.own.v, memory.times, memory.own.x.dtype
         a, b = _EXTRAPOLATIONS[self.coeffs]
-        steps = jnp.diff(grid[jnp.clip(memory.step - jnp.arange(4), 0, memory.steps)][::-1])
+        steps = jnp.diff(grid[jnp.clip(memory.step - jnp.arange(4, dtype=jnp.int32), 0, memory.steps)][::-1])
         h2, h1, h = (steps[k].astype(dtype) for k in range(3))
         first, second = v0 - v1, v1 - v2
         if self.coeffs == "paper":  # as on steps of the length h

@@ -81,7 +81,8 @@ def compile_sampler(
 
     def block(leaves: Any, key: Any, index: Any, cond: Any) -> Any:
         own = jax.tree.unflatten(structure, leaves)
-        field, solver, _, _ = recipe.prepared(own, dataclasses.replace(request, calibration=None))
+        plain = dataclasses.replace(request, calibration=None, fields=recipe.all_fields(request))
+        field, solver, _, _ = recipe.prepared(own, plain)
         solver = brought if request.calibration is not None else solver
         keys = jax.random.split(jax.random.wrap_key_data(key))
         x0 = noise(keys[0], shape, index, entries=recipe.padded is not None)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 
 from flowjax import _checks, evaluation, specs
 from flowjax.calibration.store import model_hash
-from flowjax.calibration.use import calibrated
+from flowjax.calibration.use import calibrated, fields_of
 from flowjax.data import Source
 from flowjax.facts import entries
 from flowjax.flow import Field
@@ -169,17 +169,22 @@ class Recipe(Definition):
             scale = self.plain_scale(request.guidance)
             brought = calibrated(request.calibration, flow, scale, request.steps, fields)
             solver, grid, start = brought.solver or solver, brought.times, brought.start
-        field = self.field(flow, request.guidance, request.fields)
+        field = self.field(flow, request.guidance, self.all_fields(request))
         return field, solver, self.times_of(grid, request.steps, solver), start
 
     def times_of(self, grid: Any, steps: int | None, solver: Any) -> np.ndarray:
         """Times, which stay what they are, or those of a grid."""
         return grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps, solver)
 
+    def all_fields(self, request: Request) -> tuple[Any, ...]:
+        """Specs of the fields around the flow, those of a calibration outermost."""
+        own = self.fields if request.fields is None else request.fields
+        return (*own, *(() if request.calibration is None else fields_of(request.calibration)))
+
     def couples(self, request: Request) -> bool:
         """Whether the solver or a field couples the samples of a block."""
         solver = type(self.build_solver(request.solver, self.flows(self._shapes, request.guidance)))
-        fields = [spec["name"] for spec in (self.fields if request.fields is None else request.fields)]
+        fields = [specs.name_and_options(spec)[0] for spec in self.all_fields(request)]
         found = [entry for entry in entries("solver").values() if entry.make is solver]
         return any(entry.couples_batch for entry in (*found, *(entries("field")[name] for name in fields)))
 
