@@ -194,8 +194,8 @@ class Cache(Calibration):
         field, quality = fitted(field, some, others)
         if quality is not None and not quality >= self.fit:
             raise ValueError(
-                f"the fit of {name} explains R^2 = {quality:.2f} of what it is to predict on noise that it has not seen, "
-                f"less than fit={self.fit:g}: take another field, which needs none (sada, first_block, every_nth), or "
+                f"the fit of {name} explains R^2 = {quality:.2f} of what it is to predict on noise that it has not "
+                f"seen, less than fit={self.fit:g}: take another field, which needs none (sada, first_block, every_nth), or "
                 "more noises (num)"
             )
         settings = THRESHOLDS if option == "threshold" else WHOLE
@@ -246,9 +246,7 @@ class Cache(Calibration):
                 rows.append(f"{line['name']:28}refused: {line['refused']}")
                 continue
             fit = "" if line["fit"] is None else f"{line['fit']:.2f}"
-            rows.append(
-                f"{line['name']:28}{line['setting']:>20}{line['evaluations']:7d}{line['error']:9.4f}{fit:>7}"
-            )
+            rows.append(f"{line['name']:28}{line['setting']:>20}{line['evaluations']:7d}{line['error']:9.4f}{fit:>7}")
         rows.append(f"of {len(arrays['times']) - 1} calls, on noises that nothing was fitted to")
         return "\n".join(rows)
 

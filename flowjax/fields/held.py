@@ -237,7 +237,13 @@ class FirstBlock(Held):
         return jnp.where(skip, more[1], more[0])
 
 
-@fact("field", "magcache", "calls skipped while predictions keep their size", cite="ma2025magcache")
+@fact(
+    "field",
+    "magcache",
+    "calls skipped while predictions keep their size",
+    cite="ma2025magcache",
+    example=lambda: {"ratios": [0.97] * 10},
+)
 @pytree
 class MagCache(Held):
     """A field that skips calls by how the size of its prediction changes from step to step, measured beforehand.
@@ -346,7 +352,7 @@ def check_probe(field: Any, what: str) -> None:
     if what != "input" and not hasattr(flow_of(field).network, "probe"):
         raise ValueError(
             f"a {type(flow_of(field).network).__name__} has no probe(x, t, cond, what), which this decides by: "
-            "networks such as flowjax.models.DiT have one; teacache(indicator=input), sada and magcache go around any network"
+            "networks such as flowjax.models.DiT have one; sada, magcache and teacache(indicator=input) need none"
         )
 
 

@@ -49,6 +49,9 @@ class SADA(Saving):
     is one evaluation in a step: predictions convert, v is the velocity of the path, and on grids of unequal steps
     differences are divided ones, so that x^ is of second order on all of them.
 
+    For solvers of second order x_{i+1} - x^ is 2/3 h D2 v up to higher orders, so that every step is stable and the
+    counts alone decide; for Euler and DDIM the criterion does.
+
     The decision is one for the whole batch, so that samples depend on their batch mates. Guidance goes inside:
     SADA(guide(flow, rule)) skips whole pairs. For solvers of ODEs; under a stochastic one the criterion sees the noise
     of each step as a velocity that changes its mind, and says little.
@@ -69,10 +72,10 @@ class SADA(Saving):
         approx: what answers a skipped call: "paper", or "flow_code", of the program for Flux: 2 v_i - v_{i-1} at the
             first skipped call in a row and v_i at the others, in the regular phase too.
         tokens: (cells, most) prunes tokens in calls within acc_range: of every cells x cells tokens one drawn at random
-            is computed, and the `most` with the largest mean of m (3 and some in the paper); blocks answer the others
-            from what they said before, of which all is renewed after a skipped call and every max_interval steps.
-            Equally many are computed whatever is stable, at their own positions. Needs a network with `block_cache`
-            (`flowjax.models.DiT`) and keeps depth x B x N x width numbers.
+            is computed, and the `most` others with the largest means of m; blocks answer the rest from what they said
+            before, of which all is renewed after a skipped call and every max_interval steps. Equally many are computed
+            whatever is stable, at their own positions (the published program moves them). Needs a network with
+            `block_cache` (`flowjax.models.DiT`) and keeps depth x B x N x width numbers.
         seed: of the tokens drawn.
 
     Raises:

@@ -66,21 +66,6 @@ def test_fits_say_how_much_they_explain():
     assert field.ratios[0] == 1.0
     np.testing.assert_allclose(field.ratios[1:], np.linspace(1.1, 0.7, 11), rtol=0.01)
     assert caches.fitted(EveryNth(FLOW), *good) == (EveryNth(FLOW), None)
-    with pytest.raises(ValueError, match="no setting|skips nothing"):
-        caches.Cache(num=1)._tried("every_nth", DPMSolver(), _work(FLOW), *_zero_error())
-
-
-def _work(field):
-    class Work:
-        pass
-
-    work = Work()
-    work.field, work.grid, work.seed = field, TIMES, 0
-    return work
-
-
-def _zero_error():
-    return [caches.look(FLOW, DPMSolver(), fj.noise(jax.random.key(i), (4, 1)), TIMES, None) for i in (5, 6)]
 
 
 @pytest.fixture(scope="module")
