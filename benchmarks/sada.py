@@ -6,8 +6,8 @@ The flow of `benchmarks/models/mnist` with the guidance of its recipe, 50 equal 
 for SADA alone. Three seeds, each with noise of its own; MNIST is read from a file `mnist.npz` in the folder this is
 started from, for the features of the Frechet distance. Distances are between what a field makes of some noise and what
 all 50 calls make of the same noise; the margin is the Frechet distance between what all 50 calls make of it and of
-other noise. Uniform skipping, thresholds and magnitudes have the setting that comes nearest to the evaluations of SADA on
-noise of its own. Times are of whole runs, in alternation.
+other noise. Uniform skipping, thresholds and magnitudes have the setting that comes nearest to the evaluations of SADA
+on noise of its own. Times are of whole runs, in alternation.
 """
 
 import dataclasses

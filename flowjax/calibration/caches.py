@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from flowjax import _checks, specs
 from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
 from flowjax.calibration.best import interval
-from flowjax.fields.held import PROBES, Held, MagCache, TeaCache, flow_of, probe
+from flowjax.fields.held import PROBES, MagCache, TeaCache, flow_of, probe
 from flowjax.flow import Field
 from flowjax.solving import Solution, solve
 
@@ -83,12 +83,12 @@ def explained(predicted: Float[np.ndarray, "..."], found: Float[np.ndarray, "...
     return float(1 - np.sum((found - predicted) ** 2) / np.sum((found - np.mean(found)) ** 2))
 
 
-def fitted(field: Held, some: Noises, others: Noises) -> tuple[Held, float | None]:
+def fitted(field: Any, some: Noises, others: Noises) -> tuple[Any, float | None]:
     """A field with the polynomial or the ratios of some noises, and R^2 on others; None where nothing is fitted."""
     if isinstance(field, TeaCache) and field.coefficients is None:
         given, found = (part.changes for part in (some, others))
-        polynomial = np.polyfit(given[field.indicator].ravel(), given["velocity"].ravel(), DEGREE)
-        polynomial = [float(f"{number:.6g}") for number in polynomial]
+        raw = np.polyfit(given[field.indicator].ravel(), given["velocity"].ravel(), DEGREE)
+        polynomial = [float(f"{number:.6g}") for number in raw]
         quality = explained(np.polyval(polynomial, found[field.indicator]), found["velocity"])
         return dataclasses.replace(field, coefficients=polynomial), quality
     if isinstance(field, MagCache):
@@ -195,8 +195,8 @@ class Cache(Calibration):
         if quality is not None and not quality >= self.fit:
             raise ValueError(
                 f"the fit of {name} explains R^2 = {quality:.2f} of what it is to predict on noise that it has not "
-                f"seen, less than fit={self.fit:g}: take another field, which needs none (sada, first_block, every_nth), or "
-                "more noises (num)"
+                f"seen, less than fit={self.fit:g}: take a field that needs none (sada, first_block, every_nth), or more "
+                "noises (num)"
             )
         settings = THRESHOLDS if option == "threshold" else WHOLE
         runs: dict[Any, Any] = {}

@@ -84,7 +84,7 @@ def test_finds_a_setting_that_keeps_its_error_and_samples_with_it(capsys, tmp_pa
     assert (code, err) == (0, "")
     assert "of 12 calls, on noises that nothing was fitted to" in text
     file = workdir / "calibration" / "cache-g1-12steps.npz"
-    arrays, record = store.load(file, {"error": 0.2, "what": "cache"})
+    arrays, _ = store.load(file, {"error": 0.2, "what": "cache"})
     table = json.loads(str(arrays["table"]))
     assert [line["name"] for line in table] == list(caches.FIELDS)
     good = [line for line in table if "refused" not in line]

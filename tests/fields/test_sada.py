@@ -71,7 +71,7 @@ def test_defaults_are_those_of_fifty_steps(options):
 
 
 def test_ranges_follow_the_number_of_steps():
-    """Of 28 steps 6 to 26, the regular phase where four predictions are stored; of few steps nothing is skipped early."""
+    """Of 28 steps 6 to 26, and the regular phase begins where four predictions are stored."""
     assert [int(part) for part in SADA(FLOW)._ranges(28)] == [6, 26, 16]
     assert [int(part) for part in SADA(FLOW)._ranges(50)] == [10, 47, 24]
     assert [int(part) for part in SADA(FLOW)._ranges(5)] == [3, 5, 16]
