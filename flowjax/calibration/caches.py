@@ -195,8 +195,8 @@ class Cache(Calibration):
         if quality is not None and not quality >= self.fit:
             raise ValueError(
                 f"the fit of {name} explains R^2 = {quality:.2f} of what it is to predict on noise that it has not "
-                f"seen, less than fit={self.fit:g}: take a field that needs none (sada, first_block, every_nth), or more "
-                "noises (num)"
+                f"seen, less than fit={self.fit:g}: take a field that needs none (sada, first_block, every_nth), or "
+                "more noises (num)"
             )
         settings = THRESHOLDS if option == "threshold" else WHOLE
         runs: dict[Any, Any] = {}

@@ -20,7 +20,7 @@ from flowjax.flow import Field
 from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.definition import Definition
-from flowjax.recipe.sampling import blocks, gather, starts
+from flowjax.recipe.sampling import blocks, gather, mean_costs, starts
 from flowjax.solving import solve
 from flowjax.times import uniform
 from flowjax.training.mesh import fill, make_mesh, over
@@ -313,8 +313,8 @@ class Recipe(Definition):
 
         rows, shown = range(first, first + num), functools.partial(self.decoded, codec)
         keys = (*jax.random.split(key),)
-        x, result = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown)
-        return self.samples(x, cond, int(result.evaluations), int(result.network_calls))
+        x, costs = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown)
+        return self.samples(x, cond, *costs)
 
     def decoded(self, codec: Any, x: Array) -> Array:
         """Normalised examples of states of the network: those of latents, or the states themselves."""
@@ -339,8 +339,8 @@ class Recipe(Definition):
         batch: int,
         mesh: Mesh | None,
         shown: Callable[[Array], Array] = lambda made: made,
-    ) -> tuple[np.ndarray, Any]:
-        """Samples `rows`, as `shown` makes of the states of the network, and the last result.
+    ) -> tuple[np.ndarray, list[int]]:
+        """Samples `rows`, as `shown` makes of the states of the network, and their evaluations and network calls.
 
         The first of the keys is that of the noise, the second that of a solver with noise of its own.
         """
@@ -351,13 +351,14 @@ class Recipe(Definition):
         mesh = make_mesh() if mesh is None else mesh
         shape = (fill(batch, mesh), *self.state_shape)
         begin = starts(field.path, shape, keys[0], float(grid[0]), start, mesh, self.padded is not None)
-        found = []
+        found, costs = [], []
         with over(mesh):
             for index, asked, first in blocks(rows, cond, batch, mesh):
                 x0 = begin(index, asked, first)
                 result = solve(field, solver, x0, grid, cond=asked, key=jax.random.clone(keys[1]), index=index)
                 found.append(gather(shown(result.x)))
-        return np.concatenate(found)[: len(rows)], result
+                costs.append((result.evaluations, result.network_calls))
+        return np.concatenate(found)[: len(rows)], mean_costs(costs)
 
     def _shown(self, cond: Any) -> Any:
         """Conditions as people read them: tokens as texts."""
