@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 from flowjax import _checks, specs
 from flowjax.calibration.base import Calibrated, Calibration, Stored, Work, option
 from flowjax.calibration.best import interval
-from flowjax.fields.held import PROBES, MagCache, TeaCache, flow_of, probe
+from flowjax.fields import MagCache, TeaCache
+from flowjax.fields.probed import PROBES, flow_of, probe
 from flowjax.flow import Field
 from flowjax.solving import Solution, solve
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from flowjax._checks import SEED, choose, pair, sizes, whole
 from flowjax._pytree import part, pytree, static
 from flowjax.facts import fact
-from flowjax.fields.held import flow_of
+from flowjax.fields.probed import flow_of
 from flowjax.fields.pruned import Pruned, kept_tokens, token_scores
 from flowjax.fields.saving import Saving, Spared
 from flowjax.flow import Field, Flow

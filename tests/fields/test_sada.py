@@ -253,21 +253,13 @@ def distance(a, b):
     return float(jnp.sqrt(jnp.mean((a - b) ** 2)))
 
 
-@pytest.mark.parametrize("name", ["linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vp", "trig"))])
-def test_nearer_to_the_solver_than_as_many_steps_are_to_the_flow(name):
-    """And the more calls are skipped in a row, the farther."""
-    path = PATHS[name]
-    law = fj.oracles.Mixture.default(path)
-    flow = fj.Flow(law.network("velocity"), path=path)
-    x = path.start(fj.noise(jax.random.key(0), (256, 1)), 1e-3)
-    plain, errors = fj.solve(flow, Euler(), x, FIFTY).x, []
-    for most in (1, 2, 4, 8):
-        result = fj.solve(SADA(flow, max_interval=most, lagrange_term=0), DDIM(), x, FIFTY)
-        errors.append(distance(result.x, fj.solve(flow, DDIM(), x, FIFTY).x))
-    assert errors == sorted(errors)
-    result = fj.solve(SADA(flow), Euler(), x, FIFTY)
-    few = fj.solve(flow, Euler(), x, uniform(int(result.evaluations), 1e-3, 1 - 1e-3)).x
-    exact = law.flow_map(x, 1e-3, 1 - 1e-3)
+def test_nearer_to_the_solver_than_as_many_steps_are_to_the_flow():
+    """SADA in 33 calls to Euler in 50, against Euler in 33 to the exact flow."""
+    x = fj.noise(jax.random.key(0), (256, 1))
+    plain = fj.solve(FLOW, Euler(), x, FIFTY).x
+    result = fj.solve(SADA(FLOW), Euler(), x, FIFTY)
+    few = fj.solve(FLOW, Euler(), x, uniform(int(result.evaluations), 1e-3, 1 - 1e-3)).x
+    exact = LAW.flow_map(x, 1e-3, 1 - 1e-3)
     assert distance(result.x, plain) < 0.6 * distance(few, exact)
 
 
