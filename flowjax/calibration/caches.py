@@ -36,7 +36,22 @@ DEGREE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Noises:
-    """Some noises, and what all calls make of them."""
+    """Some noises, and what all calls make of them.
+
+    Attributes:
+        x: Start states.
+        cond: Their conditions.
+        target: Samples of all calls.
+        changes: By how much the velocity and what it could be known by change from step to step, relative mean sizes of
+            each sample, and as "ratio" that of the sizes of the velocity.
+
+    Example:
+        >>> import flowjax as fj, jax.numpy as jnp
+        >>> flow = fj.Flow(lambda x, t, cond: -x, path=fj.paths.Linear())
+        >>> some = look(flow, fj.solvers.Euler(), jnp.ones((2, 1)), fj.times.uniform(4), None)
+        >>> some.changes["velocity"].shape, some.changes["ratio"][0].tolist()  # x falls by a quarter
+        ((3, 2), [0.75, 0.75])
+    """
 
     x: Array
     cond: Any
@@ -70,6 +85,8 @@ def look(field: Field, solver: Any, x: Array, times: np.ndarray, cond: Any) -> N
         before, change = _look(field, jnp.asarray(t, x.dtype), state, cond, before)
         found.append(change)
     changes = {name: np.stack([np.asarray(part[name], np.float64) for part in found[1:]]) for name in found[-1]}
+    if not all(np.isfinite(part).all() for part in changes.values()):
+        raise ValueError("changes of predictions are not finite: the network answers with zeros, NaN or overflows")
     return Noises(x, cond, result.x, changes)
 
 
