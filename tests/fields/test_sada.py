@@ -198,7 +198,7 @@ def test_a_skipped_call_is_the_stale_noise_at_the_extrapolated_state(x64):
     noise = states[j - 1] - times[j - 1] * values[j - 1]
     m = (ahead - (1 - times[j]) * noise) / times[j]
     np.testing.assert_allclose(values[j], (m - states[j]) / (1 - times[j]), rtol=1e-9)
-    measure = np.mean(-(states[j] - ahead) * (values[j - 1] - 2 * values[j - 2] + values[j - 3]))
+    measure = float(jnp.mean(-(states[j] - ahead) * (values[j - 1] - 2 * values[j - 2] + values[j - 3])))
     assert float(memory.measure) == pytest.approx(measure, rel=1e-6)
 
 
