@@ -132,7 +132,7 @@ def test_a_fit_that_explains_nothing_is_refused(capsys, workdir):
 def test_refusals(capsys, workdir):
     for flag, message in (
         ("--field=thresholded", "saves no evaluations"),
-        ("--field=tea", "unknown field 'tea'; did you mean 'teacache'"),
+        ("--field=tecache", "unknown field 'tecache'; did you mean 'teacache'"),
         ("--error=0", "error must be"),
         ("--fit=2", "fit must be"),
         ("--steps=3", "nothing is skipped in fewer than 5 steps"),
