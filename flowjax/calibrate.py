@@ -7,14 +7,16 @@
     python -m flowjax.calibrate compensation --workdir=runs/digits --steps=5
     python -m flowjax.calibrate schedule --workdir=runs/digits --steps=5
     python -m flowjax.calibrate transport --workdir=runs/digits --start=0.5
+    python -m flowjax.calibrate cache --workdir=runs/digits --steps=50 --error=0.02
 
 best: tries all of this within the time given, prints what is nearest to a fine solution, and keeps the winner where
 `flowjax.sample --calibration=auto` finds it. learn: times and weights of a solver by least squares, for one number of
 evaluations; with --scales=1,2 for all scales of guidance between. grid: times with the least local errors, by dynamic
 programming. ems: the statistics of DPM-Solver-v3, from the training data, for any number of steps. compensation: the
 ratios of DC-Solver for one number of steps. schedule: a solver searched for one number of evaluations. transport: the
-map of DPM-OT from noise to training samples noised to --start, where sampling then begins (needs ott-jax). `python -m
-flowjax.calibrate learn --help` lists the options of one of them.
+map of DPM-OT from noise to training samples noised to --start, where sampling then begins (needs ott-jax). cache: the
+field that skips most calls of a solver and keeps an error on noise that it has not seen. `python -m flowjax.calibrate
+learn --help` lists the options of one of them.
 
 The result goes to calibration/ in the workdir, with a record of the weights, path, range, guidance and fields that it
 belongs to; sample with `flowjax.sample --calibration=FILE`. An interrupted calibration continues when it is started

@@ -6,6 +6,7 @@ from flax import nnx
 
 import flowjax as fj
 from flowjax import catalogue, specs
+from flowjax._pytree import pytree
 
 PATH = fj.paths.Linear()
 
@@ -20,6 +21,20 @@ def wide(x, channels):
     """An answer with more channels, all of them different."""
     number = jnp.arange(1, channels + 1, dtype=x.dtype)
     return jnp.sin(jnp.sum(x, axis=-1, keepdims=True) * number.reshape(*(1,) * (x.ndim - 1), -1))
+
+
+@pytree
+class Probed:
+    """`network` with what caches look at."""
+
+    def __call__(self, x, t, cond=None):
+        return network(x, t, cond)
+
+    def probe(self, x, t, cond, what):
+        return jnp.cos(network(x, t, cond))[:, None]
+
+    def block_cache(self, batch):
+        return jnp.zeros((1, batch, 1, 3))
 
 
 def log_density(x, t, cond):
@@ -46,6 +61,8 @@ def given_for(kind, name):
         rule, other = fj.guidance.CFG(scale=2.0), fj.paths.Trig()
         if name == "curved":
             return {"field": WIDE_FLOW}
+        if name in ("teacache", "first_block"):
+            return {"field": fj.Flow(Probed(), path=PATH, null=0.0)}
         field = FLOW if name != "converted" else fj.Flow(network, path=PATH, prediction="noise")
         added = fj.fields.Gradient(log_density, path=PATH)
         objects = {"field": field, "rule": rule, "against": 0.0, "path": other}

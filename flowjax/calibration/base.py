@@ -145,7 +145,7 @@ class Calibration(abc.ABC):
     Example:
         >>> from flowjax.calibration import KINDS
         >>> sorted(KINDS)
-        ['best', 'compensation', 'ems', 'grid', 'learn', 'schedule', 'transport']
+        ['best', 'cache', 'compensation', 'ems', 'grid', 'learn', 'schedule', 'transport']
     """
 
     start: float = option(1e-3, "First sampling time.")
@@ -181,6 +181,11 @@ class Calibration(abc.ABC):
     def summary(cls, arrays: Mapping[str, Any]) -> str:
         """What to tell people of a result."""
         return ""
+
+    @classmethod
+    def fields(cls, arrays: Mapping[str, Any]) -> tuple[str, ...]:
+        """Specs of the fields that a file brings, to be put around those that are sampled, the first innermost."""
+        return ()
 
     def sizes(self) -> dict[str, Any]:
         """The options that the result depends on, as JSON values."""

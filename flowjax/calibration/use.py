@@ -9,6 +9,7 @@ from flowjax._checks import choose
 from flowjax.calibration import store
 from flowjax.calibration.base import Calibrated, Calibration, Stored
 from flowjax.calibration.best import Best
+from flowjax.calibration.caches import Cache
 from flowjax.calibration.compensation import Compensation
 from flowjax.calibration.ems import EMS
 from flowjax.calibration.grids import Grid
@@ -25,6 +26,7 @@ KINDS: dict[str, type[Calibration]] = {
     "transport": Transport,
     "grid": Grid,
     "learn": Learning,
+    "cache": Cache,
 }
 """What can be calibrated, by the name of its files."""
 
@@ -65,11 +67,15 @@ def _model(flow: Flow, guidance: float | None, fields: Sequence[str]) -> dict[st
 def best_file(workdir: str | Path, guidance: float, steps: int | None) -> Path:
     """The file of `flowjax.calibrate best` for a scale of guidance and a number of steps, or the only one there is.
 
+    Where `best` has none for these steps, that of `flowjax.calibrate cache`.
+
     Raises:
         ValueError: There is none, or without steps several.
     """
     folder = Path(workdir) / "calibration"
-    files = sorted(folder.glob(f"best-g{guidance:g}-{'*' if steps is None else steps}steps.npz"))
+    files: list[Path] = []
+    for name in ("best", "cache"):
+        files = files or sorted(folder.glob(f"{name}-g{guidance:g}-{'*' if steps is None else steps}steps.npz"))
     if len(files) == 1:
         return files[0]
     what = f"guidance {guidance:g}" + ("" if steps is None else f" and {steps} steps")
@@ -80,6 +86,21 @@ def best_file(workdir: str | Path, guidance: float, steps: int | None) -> Path:
         )
     known = ", ".join(file.stem for file in files)
     raise ValueError(f"{folder} has advice for several numbers of steps, say which: {known}")
+
+
+def fields_of(file: str | Path) -> tuple[str, ...]:
+    """Specs of the fields that a calibration file brings.
+
+    Raises:
+        ValueError: the file is none.
+        FileNotFoundError: no such file.
+    """
+    arrays, known = store.load(file, {})
+    kind = KINDS[choose("calibration", known.get("what"), KINDS)]
+    try:
+        return kind.fields(arrays)
+    except KeyError as error:
+        raise ValueError(f"{file} is not a whole file of flowjax.calibrate: {error}") from error
 
 
 def calibrated(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from flowjax._checks import COUNT, real, sizes, whole
+from flowjax._checks import COUNT, choose, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.layers import (
@@ -29,6 +29,7 @@ from flowjax.models.layers import (
     normalize,
     per_token,
     run_blocks,
+    run_cached,
     stack,
     to_patches,
     unstack,
@@ -292,7 +293,9 @@ class DiT(nnx.Module):
         guidance: Float[Array, " B"] | None = None,
         velocity: Float[Array, "B ..."] | None = None,
         perturbed: Float[Array, "B blocks"] | None = None,
-    ) -> Float[Array, "B H W out"]:
+        tokens: Int[Array, "B kept"] | None = None,
+        cache: Float[Array, "depth B N width"] | None = None,
+    ) -> Any:
         """Evaluates the network.
 
         Args:
@@ -305,22 +308,68 @@ class DiT(nnx.Module):
             velocity: A velocity, of the shape of x. With `velocity`, and only then.
             perturbed: 1 where attention passes the values of each token on as they are, 0 where not, for the first
                 blocks of each example (`flowjax.guidance.PerturbedAttention`).
+            tokens: With `cache`, the numbers of the tokens that the blocks compute, different ones for each example,
+                row by row of patches; a block answers the others from its cache. Attention is among these tokens.
+            cache: What the blocks answered before, from `block_cache` or the call before.
+
+        Returns:
+            The answer (B, H, W, out), and with `cache` also the next cache.
 
         Raises:
             ValueError: Shapes do not fit, or a condition or an end is given to a network built without it.
         """
-        check_input(x, self.image_shape, t)
-        batch, rows, columns = x.shape[0], *(side // self.patch for side in self.image_shape[:2])
-        with jax.named_scope("embed"):
-            h = per_token(self.embed, to_patches(beside(self, x, velocity).astype(self.dtype), self.patch))
-            h = h + jnp.asarray(positions(rows, columns, h.shape[-1]), h.dtype)[None]
-            c = embed_times(self, t, end, guidance) + self.condition(cond, batch)
-            c = jax.nn.silu(c)
+        h, c = self._embedded(x, t, cond, end, guidance, velocity)
         apply = recomputed(_apply, self.remat, self.scan)
-        keys = None if key is None else layer_keys(key, batch, self.depth)
-        cut = None if perturbed is None else by_block(perturbed, self.depth)
-        h = run_blocks(self.blocks, lambda block, h, own: apply(block, h, c, *own), h, (keys, cut))
+        keys = None if key is None else layer_keys(key, x.shape[0], self.depth)
+        if cache is not None:
+            if keys is not None or perturbed is not None:
+                raise ValueError("tokens are cached when a network is sampled plainly: leave out key= and perturbed=")
+            h, cache = run_cached(self.blocks, lambda block, h: apply(block, h, c, None, None), h, tokens, cache)
+        else:
+            cut = None if perturbed is None else by_block(perturbed, self.depth)
+            h = run_blocks(self.blocks, lambda block, h, own: apply(block, h, c, *own), h, (keys, cut))
         with jax.named_scope("unembed"):
             shift, scale = jnp.moveaxis(self.modulation(c), 1, 0)
             y = from_patches(per_token(self.unembed, _modulate(h, shift, scale)), self.image_shape, self.patch)
-        return y.astype(x.dtype)
+        y = y.astype(x.dtype)
+        return y if cache is None else (y, cache)
+
+    def _embedded(
+        self, x: Array, t: Array, cond: Any, end: Any = None, guidance: Any = None, velocity: Any = None
+    ) -> tuple[Array, Array]:
+        """The tokens that go into the first block, and what modulates all of them."""
+        check_input(x, self.image_shape, t)
+        with jax.named_scope("embed"):
+            h = per_token(self.embed, to_patches(beside(self, x, velocity).astype(self.dtype), self.patch))
+            h = h + jnp.asarray(positions(*self.token_grid, h.shape[-1]), h.dtype)[None]
+            c = embed_times(self, t, end, guidance) + self.condition(cond, x.shape[0])
+        return h, jax.nn.silu(c)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_shape[0] // self.patch, self.image_shape[1] // self.patch
+
+    def block_cache(self, batch: int) -> Float[Array, "depth B N width"]:
+        """Room for what all blocks answer to a batch; see `__call__`."""
+        rows, columns = self.token_grid
+        return jnp.zeros((self.depth, batch, rows * columns, self.embed.out_features[-1]), self.dtype)
+
+    def probe(
+        self, x: Float[Array, "B H W C"], t: Float[Array, " B"], cond: Any = None, what: str = "block"
+    ) -> Float[Array, "B N width"]:
+        """What caches of whole calls look at: a cheap part of the network, from the first block.
+
+        Args:
+            x: Noisy images.
+            t: Times in [0, 1].
+            cond: As for a call.
+            what: "modulated", what goes into the first block after the modulation by time and condition, or "block",
+                what this block adds.
+        """
+        h, c = self._embedded(x, t, cond)
+        block = jax.tree.map(lambda leaf: leaf[0], self.blocks) if self.scan else self.blocks[0]
+        if choose("probe", what, ("modulated", "block")) == "block":
+            return block(h, c) - h
+        shift, scale = jnp.moveaxis(block.modulation(c), 1, 0)[:2]
+        return _modulate(h, shift, scale)

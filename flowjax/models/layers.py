@@ -280,6 +280,42 @@ def run_blocks(blocks: Any, apply: Callable[..., Array], h: Array, keys: Any = N
     return h
 
 
+def run_cached(
+    blocks: Any, apply: Callable[..., Array], h: Array, tokens: Array | None, cache: Array
+) -> tuple[Array, Array]:
+    """`run_blocks` on some of the tokens, the others answered from what each block said before.
+
+    Args:
+        blocks: Modules, or one made by `build_stacked`.
+        apply: Applies one to (B, n, C), whatever n is.
+        h: (B, N, C).
+        tokens: (B, n) numbers of the tokens that are computed; None for all.
+        cache: (depth, B, N, C), what the blocks answered before.
+
+    Returns:
+        The answer of the last block, and the next cache.
+    """
+
+    def one(block: Any, h: Array, known: Array) -> Array:
+        if tokens is None:
+            return apply(block, h).astype(known.dtype)
+        new = apply(block, jnp.take_along_axis(h, tokens[..., None], axis=1)).astype(known.dtype)
+        return jax.vmap(lambda row, index, value: row.at[index].set(value))(known, tokens, new)
+
+    if isinstance(blocks, nnx.Module):
+
+        def body(h: Array, layer: Any) -> tuple[Array, Array]:
+            h = one(layer[0], h, layer[1])
+            return h, h
+
+        return jax.lax.scan(body, h.astype(cache.dtype), (blocks, cache))
+    found = []
+    for block, known in zip(blocks, cache, strict=True):
+        h = one(block, h, known)
+        found.append(h)
+    return h, jnp.stack(found) if found else cache
+
+
 def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array, "B size"]:
     """Cosines and sines of times: [cos(w_i t), sin(w_i t)], w_i = scale * 10000^(-2i/size), i < size/2.
 

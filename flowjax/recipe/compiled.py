@@ -31,7 +31,7 @@ from flowjax.guidance import in_turn
 from flowjax.keys import noise
 from flowjax.recipe.base import Request, Samples
 from flowjax.recipe.flow import Recipe
-from flowjax.recipe.sampling import blocks, gather
+from flowjax.recipe.sampling import blocks, gather, mean_costs
 from flowjax.solving import solve
 from flowjax.training.mesh import batch_sharding, fill, make_mesh, over, put_batch
 
@@ -84,7 +84,8 @@ def compile_sampler(
 
     def block(leaves: Any, key: Any, index: Any, cond: Any) -> Any:
         own = jax.tree.unflatten(structure, leaves)
-        field, solver, _, _ = recipe.prepared(own, dataclasses.replace(request, calibration=None))
+        plain = dataclasses.replace(request, calibration=None, fields=recipe.all_fields(request))
+        field, solver, _, _ = recipe.prepared(own, plain)
         solver = brought if request.calibration is not None else solver
         keys = jax.random.split(jax.random.wrap_key_data(key))
         x0 = noise(keys[0], shape, index, entries=recipe.padded is not None)
@@ -210,9 +211,10 @@ class Compiled:
         rows = range(request.first, request.first + request.num)
         cond = recipe.read_conditions(request.conditions, request.num, first=request.first)
         leaves, key = jax.tree.leaves(dict(networks)), jax.random.key_data(jax.random.key(request.seed))
-        parts = []
+        parts, costs = [], []
         with over(mesh):
             for index, asked, _ in blocks(rows, cond, request.batch, mesh):
-                x, *costs = self.run(leaves, key, jnp.asarray(index), asked)
+                x, *cost = self.run(leaves, key, jnp.asarray(index), asked)
                 parts.append(gather(x))
-        return recipe.samples(np.concatenate(parts)[: len(rows)], cond, *map(int, costs))
+                costs.append(cost)
+        return recipe.samples(np.concatenate(parts)[: len(rows)], cond, *mean_costs(costs))

@@ -105,7 +105,7 @@ def asked_field(recipe: Any, flow: Any, request: Request) -> Any:
     if request.against:
         negative = recipe.negative(request.against, num)
         against = jax.tree.map(lambda values: Each(values=np.asarray(values)), negative)
-    return recipe.field(flow, request.guidance, request.fields, against, _beside(recipe, request))
+    return recipe.field(flow, request.guidance, recipe.all_fields(request), against, _beside(recipe, request))
 
 
 def rows(recipe: Any, request: Request, read_latents: bool = True) -> dict[str, Any]:

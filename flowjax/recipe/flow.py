@@ -13,7 +13,7 @@ from jaxtyping import Array, Key
 
 from flowjax import _checks, evaluation, specs
 from flowjax.calibration.store import model_hash
-from flowjax.calibration.use import calibrated
+from flowjax.calibration.use import calibrated, fields_of
 from flowjax.data import Source
 from flowjax.facts import entries
 from flowjax.flow import Field
@@ -23,7 +23,7 @@ from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.decoding import Elements, decode_tiles
 from flowjax.recipe.definition import Definition
-from flowjax.recipe.sampling import AsDrawn, blocks, gather, starts
+from flowjax.recipe.sampling import AsDrawn, blocks, gather, mean_costs, starts
 from flowjax.times import uniform
 from flowjax.training.mesh import fill, make_mesh, over
 
@@ -187,12 +187,17 @@ class Recipe(Definition):
         """Times, which stay what they are, or those of a grid."""
         return grid if isinstance(grid, np.ndarray) else self.build_times(grid, steps, solver)
 
+    def all_fields(self, request: Request) -> tuple[Any, ...]:
+        """Specs of the fields around the flow, those of a calibration outermost."""
+        own = self.fields if request.fields is None else request.fields
+        return (*own, *(() if request.calibration is None else fields_of(request.calibration)))
+
     def couples(self, request: Request) -> bool:
         """Whether the solver, the rule or a field couples the samples of a block."""
         if getattr(self.build_rule(request.guidance), "couples_batch", False):
             return True
         solver = type(self.build_solver(request.solver, self.flows(self._shapes, request.guidance)))
-        fields = [spec["name"] for spec in (self.fields if request.fields is None else request.fields)]
+        fields = [specs.name_and_options(spec)[0] for spec in self.all_fields(request)]
         found = [entry for entry in entries("solver").values() if entry.make is solver]
         return any(entry.couples_batch for entry in (*found, *(entries("field")[name] for name in fields)))
 
@@ -329,8 +334,8 @@ class Recipe(Definition):
         rows, shown = range(first, first + num), functools.partial(self.decoded, codec)
         keys = (*jax.random.split(key),)
         way = functools.partial(self._run, codec, edit)
-        x, result = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown, way, given or {})
-        return self.samples(x, cond, int(result.evaluations), int(result.network_calls))
+        x, costs = self.states(field, rows, keys, cond, solver, grid, start, batch, mesh, shown, way, given or {})
+        return self.samples(x, cond, *costs)
 
     def _run(self, codec: Any, edit: Any, *block: Any) -> Any:
         """One block, see `flowjax.recipe.edits.run`."""
@@ -370,8 +375,8 @@ class Recipe(Definition):
         shown: Callable[[Array], Array] = lambda made: made,
         way: Callable[..., Any] | None = None,
         given: Mapping[str, Any] | None = None,
-    ) -> tuple[np.ndarray, Any]:
-        """Samples `rows`, as `shown` makes of the states of the network, and the last result.
+    ) -> tuple[np.ndarray, list[int]]:
+        """Samples `rows`, as `shown` makes of the states of the network, and their evaluations and network calls.
 
         The first of the keys is that of the noise, the second that of a solver with noise of its own. What is `given`
         of the samples, (num, ...) each, goes block by block to the `way` that makes them; edits draw their noise as it
@@ -385,13 +390,14 @@ class Recipe(Definition):
         shape = (fill(batch, mesh), *self.state_shape)
         start, way = AsDrawn() if given else start, functools.partial(edits.run, None) if way is None else way
         begin = starts(field.path, shape, keys[0], float(grid[0]), start, mesh, self.padded is not None)
-        found = []
+        found, costs = [], []
         with over(mesh):
             for index, (asked, more), first in blocks(rows, (cond, given or {}), batch, mesh):
                 x0, here = begin(index, asked, first), in_turn(field, index, shape[0])
                 result = way(here, solver, grid, x0, asked, jax.random.clone(keys[1]), index, more)
                 found.append(gather(shown(result.x)))
-        return np.concatenate(found)[: len(rows)], result
+                costs.append((result.evaluations, result.network_calls))
+        return np.concatenate(found)[: len(rows)], mean_costs(costs)
 
     def _shown(self, cond: Any) -> Any:
         """Conditions as people read them: tokens as texts."""

@@ -1,7 +1,7 @@
 """The loop over blocks of samples: where they start, and what all processes get of them."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,3 +88,13 @@ def blocks(rows: range, cond: Any, batch: int, mesh: Mesh) -> Iterator[tuple[int
 def gather(value: Any) -> np.ndarray:
     """Rows of all devices, in every process."""
     return multihost_utils.process_allgather(value, tiled=True)
+
+
+def mean_costs(costs: Sequence[Sequence[Any]]) -> list[int]:
+    """Evaluations and network calls per sample of all blocks: rounded means, where each block decides how many.
+
+    Example:
+        >>> mean_costs([(20, 40), (21, 42), (21, 42)])
+        [21, 41]
+    """
+    return [round(float(np.mean([int(count) for count in column]))) for column in zip(*costs, strict=True)]
