@@ -109,6 +109,8 @@ OPTIONS |= {
     ("coupling", "semidiscrete_map"): {"targets": [[0.1, 0, 0], [0, 0.1, 0]], "heights": [0.0, 0.0], "time": 0.5}
 }
 OPTIONS |= {("data", "solids"): {"size": 8, "resolution": 8, "voxels": 64, "view": 8}}
+# Precise measurements are met by large numbers, in which rounding shows.
+OPTIONS |= {("field", name): {"noise_std": 1.0} for name in ("dps", "pgdm", "mmps")}
 OPTIONS |= {("field", "curved"): {"policy": "momentum(components=2)"}}
 OPTIONS |= {("data", name): {"shape": [2, 2, 1], "num_classes": 3, "size": 8} for name in ("blank", "synthetic")}
 OPTIONS |= {("objective", "distribution_matching"): {"adversary": True, "divergence": "jensen_shannon"}}

@@ -312,7 +312,8 @@ def test_attention_is_cut_in_the_blocks_and_rows_that_are_asked_for(scan):
 
 def cut_by_hand(x, t, cond, perturbed=None):
     """A network with the hook, whose attention adds the cosine."""
-    attention = jnp.cos(x) if perturbed is None else jnp.where(perturbed[:, 1:2] > 0, 0 * x, jnp.cos(x))
+    cut = jnp.zeros((len(x), 2)) if perturbed is None else jnp.pad(perturbed, ((0, 0), (0, 1)))
+    attention = jnp.where(cut[:, 1:2] > 0, 0 * x, jnp.cos(x))
     return one(x, t, cond) + attention
 
 
