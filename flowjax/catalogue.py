@@ -30,6 +30,7 @@ _MODULES = {
     "rule": "guidance.cfg guidance.interval guidance.rescaled guidance.channels guidance.cfg_zero_star guidance.raag "
     "guidance.autoguidance guidance",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
+    "search": "search.rbf search.svdd search.code search.smc search.best_of_n search.sop search",
     "coupling": "couplings",
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",
     "weight": "objectives",
@@ -45,7 +46,7 @@ _MODULES = {
     **dict.fromkeys(("runge_kutta", "schedule", "decision", "statistics", "rows"), "solvers"),
 }
 _SYSTEMS = "science geometry.point_sampling geometry.event_motion video"  # functions to call, of which no spec is made
-_CITED = ("solver", "rule", "field", "coupling", "objective", "system")
+_CITED = ("solver", "rule", "field", "search", "coupling", "objective", "system")
 
 
 def _collect(kind: str) -> Mapping[str, Entry]:
@@ -82,6 +83,7 @@ tables: Mapping[str, Mapping[str, Entry]] = _Tables()
 solvers: Mapping[str, Entry]
 rules: Mapping[str, Entry]
 fields: Mapping[str, Entry]
+searches: Mapping[str, Entry]
 couplings: Mapping[str, Entry]
 objectives: Mapping[str, Entry]
 systems: Mapping[str, Entry]
@@ -89,8 +91,9 @@ systems: Mapping[str, Entry]
 
 def __getattr__(name: str) -> Mapping[str, Entry]:
     """The tables of methods and systems, collected when they are asked for."""
-    if name in [f"{kind}s" for kind in _CITED]:
-        return _collect(name[:-1])
+    kinds = {f"{kind}es" if kind.endswith("h") else f"{kind}s": kind for kind in _CITED}
+    if name in kinds:
+        return _collect(kinds[name])
     raise AttributeError(f"module 'flowjax.catalogue' has no attribute {name!r}")
 
 

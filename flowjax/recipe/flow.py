@@ -21,6 +21,7 @@ from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
 from flowjax.recipe.definition import Definition
 from flowjax.recipe.sampling import blocks, gather, starts
+from flowjax.recipe.searching import check_search, search_samples, sources
 from flowjax.solving import solve
 from flowjax.times import uniform
 from flowjax.training.mesh import fill, make_mesh, over
@@ -85,6 +86,10 @@ class Recipe(Definition):
         """
         self.check_sizes(request.num, request.batch)
         _checks.whole("[0, 2147483647]", first=request.first)
+        if request.search is not None:
+            check_search(self, request)
+        elif request.reward is not None or request.held_out is not None:
+            raise ValueError("a reward is given, but no search: pass search, such as rbf(budget=500)")
         if request.calibration is not None and (request.solver is not None or request.times is not None):
             raise ValueError("a calibration brings its own solver and times; leave out solver and times")
         if isinstance(request.solver, str) and request.solver in ("dpm_solver_v3", "usf"):
@@ -136,6 +141,8 @@ class Recipe(Definition):
         self.check(request)
         if cond is None:
             cond = self.read_conditions(request.conditions, request.num, first=request.first)
+        if request.search is not None:
+            return search_samples(self, networks, request, cond, make_mesh() if mesh is None else mesh)
         field, solver, grid, start = self.prepared(networks, request)
         return self.generate(
             field,
@@ -187,7 +194,9 @@ class Recipe(Definition):
         """Everything that samples depend on but their numbers, and what is sampled in words."""
         known = super().record(networks, request)
         conditions = self.read_conditions(request.conditions, request.num)
-        if request.calibration is None:
+        if request.search is not None:
+            known |= {"search": specs.text(request.search), "rewards_sha256": sources(request)}
+        elif request.calibration is None:
             known |= self.way(request)
         return known | {"conditions_sha256": model_hash(conditions)}
 
@@ -320,7 +329,7 @@ class Recipe(Definition):
         x = x * np.float32(self.scale) + np.float32(self.shift)
         if self.padded is not None:
             x[~self.inputs[self.padded].mask(cond[self.padded])] = 0
-        return Samples(x=x, cond=self._shown(cond), evaluations=evaluations, network_calls=network_calls)
+        return Samples(x=x, cond=self.shown_conditions(cond), evaluations=evaluations, network_calls=network_calls)
 
     def states(
         self,
@@ -354,7 +363,7 @@ class Recipe(Definition):
                 found.append(gather(shown(result.x)))
         return np.concatenate(found)[: len(rows)], result
 
-    def _shown(self, cond: Any) -> Any:
+    def shown_conditions(self, cond: Any) -> Any:
         """Conditions as people read them: tokens as texts."""
         return {k: self.inputs[k].decode(v) for k, v in cond.items()} if isinstance(cond, dict) else cond
 
