@@ -102,6 +102,9 @@ class Decoded:
         return x * self.scale + self.shift
 
 
+_decoded = jax.jit(lambda decoded, x: decoded(x))
+
+
 def rewards_of(given: Any) -> dict[str, Reward]:
     """Rewards by name: of texts "module:function", separated by commas, of functions, or of a mapping of these.
 
@@ -195,7 +198,7 @@ def search_samples(recipe: Any, networks: Mapping[str, Any], request: Request, c
                 )
             except SearchError as error:
                 block, failure = error.found, error
-            found.append(jax.tree.map(whole, dataclasses.replace(block, x=shown(block.x))))
+            found.append(jax.tree.map(whole, dataclasses.replace(block, x=_decoded(shown, block.x))))
             if failure is not None:
                 break
     rounds = min(len(block.history["evaluations"]) for block in found)

@@ -45,6 +45,15 @@ class Cloud:
     new_weights: Array
 
 
+def _multinomial(key: Any, weights: Array) -> Array:
+    """As many indices as there are log weights, drawn by these; of none with weight 0."""
+    law = jax.nn.softmax(weights)
+    sums = jnp.cumsum(law)
+    uniform = jax.random.uniform(key, weights.shape, weights.dtype) * sums[-1]
+    last = jnp.max(jnp.where(law > 0, jnp.arange(law.size), 0))  # beyond it by rounding only
+    return jnp.minimum(jnp.searchsorted(sums, uniform, side="right"), last).astype(jnp.int32)
+
+
 @fact(
     "search",
     "smc",
@@ -163,7 +172,7 @@ class SMC(Stochastic):
         effective = 1 / jnp.sum(jax.nn.softmax(weights) ** 2)
         # Equal weights give the whole number up to the rounding of a sum, far below one in 10,000.
         again = effective < self.threshold * number * (1 - 1e-4)
-        drawn = jax.random.categorical(draws.of(self.starts, step), weights, shape=(self.starts,)).astype(jnp.int32)
+        drawn = _multinomial(draws.of(self.starts, step), weights)
         # Where the numbers fall, equally good particles are those in front.
         parents = jnp.where(again, drawn, jnp.arange(self.starts, dtype=jnp.int32))
         return parents, jnp.where(again, 0.0, weights)

@@ -78,7 +78,7 @@ class Staged(Stochastic):
         _checks.whole(_checks.COUNT, searches=self.searches, candidates=self.candidates)
         if self.at_once is not None:
             _checks.whole(_checks.COUNT, at_once=self.at_once)
-        self.judged  # noqa: B018 - refuses a budget that is too small
+        self.quotas, self.judged  # noqa: B018 - they refuse a budget that is too small
 
     @property
     def quotas(self) -> np.ndarray:
