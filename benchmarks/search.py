@@ -1,5 +1,4 @@
-"""Claim: at equal evaluations a search finds better samples than best-of-N, and RBF is ahead of SVDD where steps are
-many.
+"""Claim: at equal evaluations searches find better samples than best-of-N; RBF leads where steps are many.
 
     python benchmarks/search.py mixture
     python benchmarks/search.py mnist

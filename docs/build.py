@@ -83,6 +83,7 @@ def overview() -> str:
         "solvers": catalogue.solvers,
         "guidance": catalogue.rules,
         "fields": catalogue.fields,
+        "searches": catalogue.searches,
         "couplings": catalogue.couplings,
         "objectives": catalogue.objectives,
     }
@@ -350,6 +351,7 @@ TABLES = {
     "solvers": solvers,
     "rules": lambda: others(catalogue.rules),
     "fields": lambda: others(catalogue.fields),
+    "searches": lambda: others(catalogue.searches),
     "couplings": lambda: others(catalogue.couplings),
     "objectives": lambda: others(catalogue.objectives),
     "systems": systems,

@@ -251,6 +251,8 @@ def main(values: flags.FlagValues) -> None:
         if request.calibration == "auto" and isinstance(recipe, Recipe):
             scale = recipe.plain_scale(request.guidance)
             request = dataclasses.replace(request, calibration=str(best_file(values.workdir, scale, request.steps)))
+        if request.search is not None and not isinstance(recipe, Recipe):
+            raise _cli.UsageError(f"a search is of a flow, and {values.workdir} is of the kind {recipe.kind}")
         # A folder is filled part by part, of which each must have room in memory.
         recipe.check(request if out.suffix else request.part(range(min(request.num, request.batch))))
         form = recipe.build_form(values.form)

@@ -72,6 +72,8 @@ def compile_sampler(
     if (folder / RECORD).exists():
         raise ValueError(f"{folder} has a program already: name another folder")
     recipe.check(request)
+    if request.search is not None:
+        raise ValueError("a program samples by a solver, and this request has a search")
     if recipe.starts_from_data:
         raise ValueError("a program samples from noise, and this flow starts from data")
     mesh = make_mesh() if mesh is None else mesh

@@ -357,7 +357,7 @@ def _compiled(problem: Problem) -> Found:
         seen, costs = problem.look_next(carry, number, bool(asked[0]) if own is None else own)
         return problem.update(carry, seen, costs, number)
 
-    rounds = jnp.arange(len(asked)), None if len(set(asked.tolist())) == 1 else jnp.asarray(asked)
+    rounds = jnp.arange(len(asked), dtype=jnp.int32), None if len(set(asked.tolist())) == 1 else jnp.asarray(asked)
     carry, records = jax.lax.scan(body, carry, rounds)
     history = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), record, records)
     return _found(problem, problem.end(carry), history)
@@ -395,8 +395,8 @@ def _around_host(problem: Problem, reward: Any) -> tuple[Found, Any]:
     for number in range(search.rounds):
         if np.all(whole(carry[2])):
             break
-        seen, costs = _look_next(problem, carry, jnp.asarray(number))
-        carry, record = _update(problem, carry, told(seen, search.asked[number + 1]), costs, jnp.asarray(number))
+        seen, costs = _look_next(problem, carry, jnp.int32(number))
+        carry, record = _update(problem, carry, told(seen, search.asked[number + 1]), costs, jnp.int32(number))
         records.append(record)
     history = jax.tree.map(lambda *rows: jnp.stack(rows), *records)
     found = _found(problem, _end(problem, carry), history)

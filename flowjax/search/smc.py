@@ -50,8 +50,8 @@ def _multinomial(key: Any, weights: Array) -> Array:
     law = jax.nn.softmax(weights)
     sums = jnp.cumsum(law)
     uniform = jax.random.uniform(key, weights.shape, weights.dtype) * sums[-1]
-    last = jnp.max(jnp.where(law > 0, jnp.arange(law.size), 0))  # beyond it by rounding only
-    return jnp.minimum(jnp.searchsorted(sums, uniform, side="right"), last).astype(jnp.int32)
+    last = jnp.max(jnp.where(law > 0, jnp.arange(law.size, dtype=jnp.int32), 0))  # beyond it by rounding only
+    return jnp.minimum(jnp.searchsorted(sums, uniform, side="right").astype(jnp.int32), last)
 
 
 @fact(
