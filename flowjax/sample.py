@@ -210,7 +210,7 @@ def write_parts(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
 
 def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Draws pairs with a bar of what is done."""
-    for name in ("out", "overwrite", "data", "form", "search"):
+    for name in ("search", "out", "overwrite", "data", "form"):
         if values[name].present:
             raise _cli.UsageError(f"--{name} is given, but --pairs writes shards into its folder")
     _cli.use_compilation_cache()

@@ -276,7 +276,7 @@ def test_rewards_know_how_they_are_called():
 def test_order_of_searches_on_many_steps():
     """Eight modes on a circle, one is wanted; 40 steps, means over three seeds.
 
-    In as few as ten steps value-based decoding is ahead (benchmarks/search.py): every early proposal is better than all
+    In as few as ten steps value-based decoding is ahead: every early proposal is better than all
     before it there, so that RBF hardly selects.
     """
     angles = np.arange(8) * np.pi / 4
