@@ -84,6 +84,7 @@ def overview() -> str:
         "guidance": catalogue.rules,
         "fields": catalogue.fields,
         "edits": catalogue.edits,
+        "searches": catalogue.searches,
         "couplings": catalogue.couplings,
         "objectives": catalogue.objectives,
     }
@@ -353,6 +354,7 @@ TABLES = {
     "scales": lambda: others(catalogue.scales),
     "edits": lambda: others(catalogue.edits),
     "fields": lambda: others(catalogue.fields),
+    "searches": lambda: others(catalogue.searches),
     "couplings": lambda: others(catalogue.couplings),
     "objectives": lambda: others(catalogue.objectives),
     "systems": systems,

@@ -33,6 +33,7 @@ _MODULES = {
     "edit": "editing.sdedit editing.inpaint editing.interpolate editing.translate editing",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
     "operator": "fields",
+    "search": "search.rbf search.svdd search.code search.smc search.best_of_n search.sop search",
     "coupling": "couplings",
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",
     "weight": "objectives",
@@ -49,7 +50,7 @@ _MODULES = {
     **dict.fromkeys(("runge_kutta", "schedule", "decision", "statistics", "rows"), "solvers"),
 }
 _SYSTEMS = "science geometry.point_sampling geometry.event_motion video"  # functions to call, of which no spec is made
-_CITED = ("solver", "rule", "scale", "edit", "field", "coupling", "objective", "system")
+_CITED = ("solver", "rule", "scale", "edit", "field", "search", "coupling", "objective", "system")
 
 
 def _collect(kind: str) -> Mapping[str, Entry]:
@@ -88,6 +89,7 @@ rules: Mapping[str, Entry]
 scales: Mapping[str, Entry]
 edits: Mapping[str, Entry]
 fields: Mapping[str, Entry]
+searches: Mapping[str, Entry]
 couplings: Mapping[str, Entry]
 objectives: Mapping[str, Entry]
 systems: Mapping[str, Entry]
@@ -95,8 +97,9 @@ systems: Mapping[str, Entry]
 
 def __getattr__(name: str) -> Mapping[str, Entry]:
     """The tables of methods and systems, collected when they are asked for."""
-    if name in [f"{kind}s" for kind in _CITED]:
-        return _collect(name[:-1])
+    kinds = {f"{kind}es" if kind.endswith("h") else f"{kind}s": kind for kind in _CITED}
+    if name in kinds:
+        return _collect(kinds[name])
     raise AttributeError(f"module 'flowjax.catalogue' has no attribute {name!r}")
 
 

@@ -13,6 +13,7 @@
     python -m flowjax.sample --workdir=runs/digits --calibration=runs/digits/calibration/schedule-g1.4-5steps.npz
     python -m flowjax.sample --workdir=runs/digits --num=50000 --out=runs/many
     python -m flowjax.sample --workdir=runs/digits --pairs=runs/pairs --num=20000 --guidance=1.5
+    python -m flowjax.sample --workdir=runs/digits --num=8 --search="rbf(budget=500)" --reward=judges:brightness
 
 Solvers, grids, rules and fields are written name(option=value, ...), numbers of --guidance are scales;
 `python -m flowjax.doctor --list=solvers` (times, rules, fields) prints what there is. --cond.NAME=VALUE asks for what
@@ -41,6 +42,13 @@ measures them.
 --pairs=FOLDER writes noise and sample instead, in the scale of the network, as shards from which
 --config.coupling="stored(path='FOLDER')" trains. Stopped and started again, it goes on.
 
+--search=NAME(...) searches for samples with a large --reward=module:function, a function of samples (B, ...) in the
+scale of the data that returns (B,) numbers; the module is looked for in the current folder first, and runs. Several,
+separated by commas, count by their sum; --held_out=module:function judges the results only. The npz then holds
+`reward`, `held_out_NAME`, `evaluations` and `history` besides; steps and path are options of the search, and --batch is
+how many states the network is asked at once. A reward that fails leaves what was found until then in the file. See
+docs/search.md.
+
 Several processes sample together, see docs/pods.md: on a TPU pod, under Slurm, Open MPI and Kubernetes by the same
 command on every host, elsewhere with --coordinator, --num_processes and --process_id.
 """
@@ -67,6 +75,7 @@ from flowjax.recipe.compiled import ASKED, Compiled, compile_sampler
 from flowjax.recipe.pairs import draw_pairs
 from flowjax.recipe.parts import Parts, draw
 from flowjax.recipe.report import has_picture, picture
+from flowjax.search import SearchError
 from flowjax.training.workdir import Lock
 
 CONDITIONS = {"cond": "conditions", "against": "against", "second": "second"}
@@ -101,6 +110,12 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("form", None, text, flag_values=values)
     text = "Folder or file of the data that a flow between two laws starts from; recipe: what the recipe names."
     flags.DEFINE_string("data", None, text, flag_values=values)
+    text = "Search for samples with a large --reward, such as rbf(budget=500) or svdd(budget=500, steps=20)."
+    flags.DEFINE_string("search", None, text, flag_values=values)
+    text = "What to search for: module:function, from the current folder on; several separated by commas are added."
+    flags.DEFINE_string("reward", None, text, flag_values=values)
+    text = "Rewards that judge the results only, module:function."
+    flags.DEFINE_string("held_out", None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=values)
     flags.DEFINE_integer("batch", 200, "Samples generated at once.", flag_values=values)
     text = "Folder of a sampler that was compiled before, see --compile_only; brings all but numbers and conditions."
@@ -137,6 +152,9 @@ def asked(values: flags.FlagValues) -> Request:
             guidance=_cli.number_or_spec("guidance", values.guidance),
             fields=None if values.fields is None else _cli.named_specs(values.fields, "field"),
             calibration=values.calibration,
+            search=None if values.search is None else specs.parse(values.search),
+            reward=values.reward,
+            held_out=values.held_out,
         )
 
 
@@ -166,7 +184,7 @@ def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def write_program(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Compiles a sampler into a folder."""
-    for name in ("out", "pairs", "num", "seed", "labels", "overwrite", "data", "form"):
+    for name in ("out", "pairs", "num", "seed", "labels", "overwrite", "data", "form", "search", "reward"):
         if values[name].present or request.conditions:
             what = f"--{name}" if values[name].present else "a condition"
             raise _cli.UsageError(f"{what} is given, but --compile_only draws nothing")
@@ -211,7 +229,7 @@ def write_parts(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
 
 def write_pairs(values: flags.FlagValues, request: Request, mesh: Mesh) -> None:
     """Draws pairs with a bar of what is done."""
-    for name in ("out", "overwrite", "data", "form"):
+    for name in ("search", "out", "overwrite", "data", "form"):
         if values[name].present:
             raise _cli.UsageError(f"--{name} is given, but --pairs writes shards into its folder")
     _cli.use_compilation_cache()
@@ -238,7 +256,8 @@ def main(values: flags.FlagValues) -> None:
         raise _cli.UsageError(f"--out must end in .npz, or be a folder, a name without an ending; got {out}")
     request, program = asked(values), None
     if values.program is not None and not values.compile_only:
-        for name in (*ASKED, "pairs", "edit", *(name for name in values if name.startswith(("against.", "second.")))):
+        asked_besides = (name for name in values if name.startswith(("against.", "second.")))
+        for name in (*ASKED, "pairs", "edit", "search", "reward", *asked_besides):
             if values[name].present:
                 raise _cli.UsageError(f"--{name} is given, but the program in {values.program} has its own")
         with _cli.usage_errors():
@@ -252,6 +271,8 @@ def main(values: flags.FlagValues) -> None:
         if request.calibration == "auto" and isinstance(recipe, Recipe):
             scale = recipe.plain_scale(request.guidance)
             request = dataclasses.replace(request, calibration=str(best_file(values.workdir, scale, request.steps)))
+        if request.search is not None and not isinstance(recipe, Recipe):
+            raise _cli.UsageError(f"a search is of a flow, and {values.workdir} is of the kind {recipe.kind}")
         # A folder is filled part by part, of which each must have room in memory.
         recipe.check(request if out.suffix else request.part(range(min(request.num, request.batch))))
         form = recipe.build_form(values.form)
@@ -280,8 +301,14 @@ def main(values: flags.FlagValues) -> None:
     first, clock = jax.process_index() == 0, time.perf_counter()
     # The file is made before the work, so that a place that cannot be written costs nothing.
     with _cli.usage_errors(), replacing(out) if first else contextlib.nullcontext(out) as part:
+        failure = None
         if program is None:
-            samples = recipe.sample(networks, request, source, mesh)
+            try:
+                samples = recipe.sample(networks, request, source, mesh)
+            except SearchError as error:
+                if error.found is None or not len((samples := error.found.finite()).x):
+                    raise _cli.UsageError(f"{error.reason}; nothing was found until then") from error
+                failure = f"{error.reason}; the {len(samples.x)} samples found until then are in {out}"
         else:
             samples = program.sample(recipe, networks, request, mesh)
         if samples.bad:
@@ -295,8 +322,8 @@ def main(values: flags.FlagValues) -> None:
     seconds = time.perf_counter() - clock
     if first:
         print(
-            f"{out}: {values.num} samples, {samples.evaluations} evaluations "
-            f"({samples.network_calls} network calls) each, {seconds:.1f} s with compilation"
+            f"{out}: {len(samples.x)} samples, {samples.evaluations} evaluations "
+            f"({samples.network_calls} network calls) each{samples.notes}, {seconds:.1f} s with compilation"
         )
         if png is not None:
             try:
@@ -309,6 +336,8 @@ def main(values: flags.FlagValues) -> None:
         if folder is not None:
             with _cli.usage_errors():
                 print(f"{folder}: {form.write(samples, folder)}")
+    if failure is not None:
+        raise _cli.UsageError(failure)
 
 
 def cli() -> None:

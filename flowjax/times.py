@@ -34,6 +34,14 @@ def quadratic(n: int, start: float = 0.0, end: float = 1.0) -> Times:
     return _exact_ends(1 - np.linspace(np.sqrt(1 - start), np.sqrt(1 - end), n + 1) ** 2, start, end)
 
 
+@fact("times", "circular", "equal steps of a quarter circle, small ones near the noise", cite="kim2025inference")
+def circular(n: int, start: float = 0.0, end: float = 1.0) -> Times:
+    """Points t = 1 - sqrt(1 - q^2) with equal steps in q: small steps near the noise ("exp" of RBF, 2503.19385)."""
+    _check(n, start, end)
+    q = np.linspace(np.sqrt(1 - (1 - start) ** 2), np.sqrt(1 - (1 - end) ** 2), n + 1)
+    return _exact_ends(1 - np.sqrt(1 - q**2), start, end)
+
+
 @fact("times", "log_snr", "equal steps in log(alpha/sigma)", cite="lu2022dpmsolver")
 def log_snr(path: GaussianPath, n: int, start: float = 1e-3, end: float = 1 - 1e-3) -> Times:
     """Uniform in lam = log(alpha / sigma) (`logSNR` of DPM-Solver, 2206.00927).

@@ -163,6 +163,13 @@ def use_field(field, key, x):
     return value, field.report(memory)
 
 
+def use_search(search, key, x):
+    """Of as many results as there are states, from the key."""
+    reward = lambda x: -jnp.sum((x - 0.3) ** 2, axis=1)  # noqa: E731
+    found = fj.search.find(SEARCHED, search, reward, x.shape, key=key, dtype=x.dtype)
+    return found.x, found.reward
+
+
 def inputs(name, x):
     """What a network or encoder takes: the state, its times and its condition."""
     n, t = len(x), jax.nn.sigmoid(x[:, 0])
@@ -225,6 +232,7 @@ USES = {
     "field": use_field,
     "coupling": use_coupling,
     "time_law": use_time_law,
+    "search": use_search,
     "weight": lambda weight, key, x: weight(jax.nn.sigmoid(x[:, 0])),
     "diffusion": lambda diffusion, key, x: diffusion.value(PATH, jax.nn.sigmoid(x[:, 0])),
 }
@@ -256,6 +264,9 @@ HOST = {
 
 def used(kind, name):
     return USES.get(kind) or MAKERS[kind](name)
+
+
+SEARCHED = fj.Flow(lambda x, t, cond: jnp.tanh(x) - x + t[:, None], path=PATH)
 
 
 def states(n=8, dtype=jnp.float32):
@@ -334,6 +345,7 @@ def test_an_example_depends_on_its_batch_only_where_the_entry_says_so(kind, name
 
 
 RANDOM = {"time_law": set(catalogue.tables["time_law"]), "coupling": {"sinkhorn"}}
+RANDOM["search"] = set(catalogue.tables["search"])
 RANDOM["objective"] = set(catalogue.objectives) - {"classification", "regression"}
 
 

@@ -61,6 +61,11 @@ class Samples:
         )
 
     @property
+    def notes(self) -> str:
+        """What is to be said of them besides."""
+        return ""
+
+    @property
     def bad(self) -> int:
         """Number of samples with NaN or infinite values."""
         return len(self.x) - int(np.isfinite(self.x.reshape(len(self.x), -1)).all(1).sum())
@@ -88,6 +93,10 @@ class Request:
         calibration: A file of `flowjax.calibrate`, which brings solver and times.
         straightness: Steps of the trajectories along which `assess` measures how straight they are; None does not.
         first: Number of the first sample; sample i is the same in every request that has it.
+        search: Spec of a search for samples with a high reward, or None.
+        reward: What it searches for: "module:function", several separated by commas, or functions in Python. It is
+            code, which no file of a run can name.
+        held_out: Rewards that judge the results only.
 
     Example:
         >>> request = Request(num=100, steps=8, solver="dpm_solver(order=3)", guidance=4.0)
@@ -110,6 +119,9 @@ class Request:
     calibration: str | None = None
     straightness: int | None = None
     first: int = 0
+    search: Any = None
+    reward: Any = None
+    held_out: Any = None
 
     def part(self, rows: range) -> "Request":
         """The request for some of its samples."""

@@ -73,8 +73,8 @@ def compile_sampler(
     if (folder / RECORD).exists():
         raise ValueError(f"{folder} has a program already: name another folder")
     recipe.check(request)
-    if other := [name for name in ("edit", "against", "second") if getattr(request, name)]:
-        raise ValueError(f"a program samples from noise under one condition: leave {other[0]} out")
+    if other := [name for name in ("edit", "against", "second", "search") if getattr(request, name)]:
+        raise ValueError(f"a program samples from noise under one condition by a solver: leave {other[0]} out")
     if recipe.starts_from_data:
         raise ValueError("a program samples from noise, and this flow starts from data")
     mesh = make_mesh() if mesh is None else mesh

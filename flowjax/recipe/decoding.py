@@ -1,6 +1,7 @@
 """From the states of a flow on latents to examples: out of their scale, whole or in tiles."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from flowjax._files import replacing
 from flowjax._pytree import pytree
 from flowjax.calibration.store import model_hash
 from flowjax.data.files import BROKEN, read_arrays
+from flowjax.recipe.autoencoder import decode
 
 ELEMENTS = "statistics.npz"
 """Shift and scale of every entry of the latents, in the folder of a flow."""
@@ -51,6 +53,30 @@ class Elements:
         """
         with replacing(Path(folder) / ELEMENTS) as part, part.open("wb") as file:
             np.savez(file, shift=self.shift, scale=self.scale)
+
+
+def unscaled(codec: Any, known: Mapping[str, Any]) -> tuple[Any, Any, Any, tuple[int, int] | None]:
+    """What decodes, shift and scale of its latents, and side and overlap of tiles, where there are any.
+
+    Args:
+        codec: From `load_run`.
+        known: What the recipe of the flow says of its codec.
+
+    Raises:
+        ValueError: Statistics of every entry are meant, and these are not there.
+    """
+    shift, scale, tiles = known["shift"], known["scale"], known.get("tiles")
+    if "elements" in known:
+        if not isinstance(codec, Elements):
+            raise ValueError("latents of this flow are normalised entry by entry: pass codec= from load_run")
+        codec, shift, scale = codec.network, codec.shift[None], codec.scale[None]
+    return codec, shift, scale, None if tiles is None else tuple(tiles)
+
+
+def decoded(network: Any, shift: Any, scale: Any, tiles: tuple[int, int] | None, x: Array) -> Array:
+    """Normalised examples of states of a flow on latents; arguments as `unscaled` gives them."""
+    z = x * scale + shift
+    return decode(network, z) if tiles is None else decode_tiles(network, z, *tiles)
 
 
 def read_elements(folder: str | Path, known: str, shape: tuple[int, ...], network: Any) -> Elements:

@@ -19,11 +19,11 @@ from flowjax.facts import entries
 from flowjax.flow import Field
 from flowjax.guidance import in_turn
 from flowjax.recipe import edits
-from flowjax.recipe.autoencoder import decode
 from flowjax.recipe.base import Request, Samples, compare
-from flowjax.recipe.decoding import Elements, decode_tiles
+from flowjax.recipe.decoding import decoded, unscaled
 from flowjax.recipe.definition import Definition
 from flowjax.recipe.sampling import AsDrawn, blocks, gather, mean_costs, starts
+from flowjax.recipe.searching import check_search, search_samples, sources
 from flowjax.times import uniform
 from flowjax.training.mesh import fill, make_mesh, over
 
@@ -91,6 +91,10 @@ class Recipe(Definition):
         """
         self.check_sizes(request.num, request.batch)
         _checks.whole("[0, 2147483647]", first=request.first)
+        if request.search is not None:
+            check_search(self, request)
+        elif request.reward is not None or request.held_out is not None:
+            raise ValueError("a reward is given, but no search: pass search, such as rbf(budget=500)")
         if request.calibration is not None and (request.solver is not None or request.times is not None):
             raise ValueError("a calibration brings its own solver and times; leave out solver and times")
         if isinstance(request.solver, str) and request.solver in ("dpm_solver_v3", "usf"):
@@ -143,6 +147,8 @@ class Recipe(Definition):
         self.check(request)
         if cond is None:
             cond = self.read_conditions(edits.own(request).conditions, request.num, first=request.first)
+        if request.search is not None:
+            return search_samples(self, networks, request, cond, make_mesh() if mesh is None else mesh)
         field, solver, grid, start = self.prepared(networks, request)
         if request.edit is not None and start is not None:
             raise ValueError("this calibration brings start states of its own, and an edit starts from its picture")
@@ -205,7 +211,9 @@ class Recipe(Definition):
         """Everything that samples depend on but their numbers, and what is sampled in words."""
         known = super().record(networks, request)
         conditions = self.read_conditions(edits.own(request).conditions, request.num)
-        if request.calibration is None:
+        if request.search is not None:
+            known |= {"search": specs.text(request.search), "rewards_sha256": sources(request)}
+        elif request.calibration is None:
             known |= self.way(request)
         if request.edit is not None:
             known["edit_sha256"] = model_hash(edits.rows(self, request))
@@ -346,20 +354,14 @@ class Recipe(Definition):
         """Normalised examples of states of the network: those of latents, or the states themselves."""
         if self.codec is None:
             return x
-        shift, scale = self.codec["shift"], self.codec["scale"]
-        if "elements" in self.codec:
-            if not isinstance(codec, Elements):
-                raise ValueError("latents of this flow are normalised entry by entry: pass codec= from load_run")
-            codec, shift, scale = codec.network, codec.shift[None], codec.scale[None]
-        z = x * scale + shift
-        return decode_tiles(codec, z, *self.codec["tiles"]) if "tiles" in self.codec else decode(codec, z)
+        return decoded(*unscaled(codec, self.codec), x)
 
     def samples(self, x: np.ndarray, cond: Any, evaluations: int, network_calls: int) -> Samples:
         """Samples in the scale of the data, of normalised ones and what they cost."""
         x = x * np.float32(self.scale) + np.float32(self.shift)
         if self.padded is not None:
             x[~self.inputs[self.padded].mask(cond[self.padded])] = 0
-        return Samples(x=x, cond=self._shown(cond), evaluations=evaluations, network_calls=network_calls)
+        return Samples(x=x, cond=self.shown_conditions(cond), evaluations=evaluations, network_calls=network_calls)
 
     def states(
         self,
@@ -399,7 +401,7 @@ class Recipe(Definition):
                 costs.append((result.evaluations, result.network_calls))
         return np.concatenate(found)[: len(rows)], mean_costs(costs)
 
-    def _shown(self, cond: Any) -> Any:
+    def shown_conditions(self, cond: Any) -> Any:
         """Conditions as people read them: tokens as texts."""
         return {k: self.inputs[k].decode(v) for k, v in cond.items()} if isinstance(cond, dict) else cond
 

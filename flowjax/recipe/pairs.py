@@ -42,6 +42,8 @@ def draw_pairs(
             function of their noise; a folder of something else; samples that are not finite.
     """
     recipe.check(request)
+    if request.search is not None:
+        raise ValueError("pairs are drawn by a solver, and this request has a search")
     flow = recipe.flow(networks["network"])
     field = edits.asked_field(recipe, flow, request)
     solver = recipe.build_solver(request.solver, recipe.flows(networks, request.guidance))

@@ -1,6 +1,6 @@
 """Samplers on fixed grids, one method per file, and diffrax's adaptive ones."""
 
-from flowjax.paths.sde import Diffusion
+from flowjax.paths.sde import Diffusion, Factor
 from flowjax.solvers.adams_bashforth import AdamsBashforth
 from flowjax.solvers.adaptive import Adaptive
 from flowjax.solvers.bound import Bound, StepTo
