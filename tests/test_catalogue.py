@@ -24,6 +24,8 @@ TABLES = {
 }
 ENTRIES = {f"{table}-{name}": entry for table, entries in TABLES.items() for name, entry in entries.items()}
 
+FOLKLORE = {"every_nth", "first_block"}  # nobody's paper
+
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_can_be_made_and_cited(name):
@@ -35,7 +37,10 @@ def test_every_entry_can_be_made_and_cited(name):
     jax.tree.flatten(made)
     assert entry.summary
     assert not entry.summary.endswith(".")
-    assert entry.make is not type(made) or entry.reference.key in fj.cite(made)  # a recipe is cited as what it makes
+    if entry.make is type(made) and entry.reference is not None:  # a recipe is cited as what it makes
+        assert entry.reference.key in fj.cite(made)
+    if entry.reference is None:
+        return
     assert re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/\S+)", entry.reference.url)
     assert 1800 < entry.reference.year < 2100
 
@@ -63,8 +68,11 @@ def test_every_objective_says_in_which_tasks_it_makes_sense():
 
 def test_one_reference_for_each_key():
     references = {}
-    for entry in ENTRIES.values():
-        assert references.setdefault(entry.reference.key, entry.reference) == entry.reference
+    for name, entry in ENTRIES.items():
+        if entry.reference is None:
+            assert name.split("-")[1] in FOLKLORE
+        else:
+            assert references.setdefault(entry.reference.key, entry.reference) == entry.reference
 
 
 def test_names_in_any_spelling():

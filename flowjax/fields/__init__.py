@@ -19,7 +19,6 @@ from flowjax.fields.mmps import MMPS
 from flowjax.fields.operators import Blurred, Masked, Pooled
 from flowjax.fields.pgdm import PGDM
 from flowjax.fields.posterior import Posterior
-from flowjax.fields.pruned import Pruned
 from flowjax.fields.sada import SADA
 from flowjax.fields.saving import Saving
 from flowjax.fields.teacache import TeaCache

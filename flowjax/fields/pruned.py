@@ -29,7 +29,7 @@ class Pruned(FieldWrapper):
         >>> import flowjax as fj, jax, jax.numpy as jnp
         >>> from flax import nnx
         >>> network = fj.models.DiT((4, 4, 1), patch=2, width=8, depth=2, heads=2, rngs=nnx.Rngs(0))
-        >>> field = fj.fields.Pruned(fj.Flow(network, path=fj.paths.Linear()))
+        >>> field = Pruned(fj.Flow(network, path=fj.paths.Linear()))
         >>> counts, cache = field.init(jnp.ones((3, 4, 4, 1)))
         >>> cache.shape  # depth, batch, tokens, width
         (2, 3, 4, 8)

@@ -50,7 +50,7 @@ def check(recipe: Any, request: Request, solver: Any, grid: np.ndarray) -> None:
             it refuses.
     """
     rule, plain = recipe.build_rule(request.guidance), own(request)
-    field = asked_field(recipe, recipe._any_flow, request)
+    field = asked_field(recipe, recipe.flow_in_shapes, request)
     if rule is not None and recipe.inputs:
         asked = recipe.read_conditions({}, 1)
         rule.questions(asked, recipe.null, (asked,) * bool(_beside(recipe, request)))
@@ -74,13 +74,13 @@ def check(recipe: Any, request: Request, solver: Any, grid: np.ndarray) -> None:
         shapes = {name: like for name in shapes}
     cond = recipe.read_conditions(own(one).conditions, one.num, first=one.first)
 
-    def edit(noise: Array, shapes: dict[str, Any], cond: Any, second: Any) -> Array:
+    def edit(field: Any, noise: Array, shapes: dict[str, Any], cond: Any, second: Any) -> Array:
         key = jax.random.key(0)
         return run(
             request.edit, in_turn(field, 0, 1), solver, grid, noise, cond, key, 0, shapes | {"second_cond": second}
         ).x
 
-    jax.eval_shape(edit, like, shapes, cond, given.get("second_cond"))
+    jax.eval_shape(edit, field, like, shapes, cond, given.get("second_cond"))
 
 
 def _beside(recipe: Any, request: Request) -> tuple[Any, ...]:

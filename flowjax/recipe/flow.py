@@ -19,7 +19,7 @@ from flowjax.facts import entries
 from flowjax.flow import Field
 from flowjax.guidance import in_turn
 from flowjax.recipe import edits
-from flowjax.recipe.base import Request, Samples, compare
+from flowjax.recipe.base import Request, Samples, compare, shapes_of
 from flowjax.recipe.decoding import decoded, unscaled
 from flowjax.recipe.definition import Definition
 from flowjax.recipe.sampling import AsDrawn, blocks, gather, mean_costs, starts
@@ -116,9 +116,10 @@ class Recipe(Definition):
         self.asked_for(edits.own(request).conditions, request.num)
         edits.check(self, request, solver, grid)
 
-    @property
-    def _any_flow(self) -> Field:
-        return self.flow(lambda x, t, cond=None, **extra: x)
+    @functools.cached_property
+    def flow_in_shapes(self) -> Field:
+        """The flow of a network in shapes, to check what goes around it."""
+        return self.flow(shapes_of(self.build_network))
 
     def sample(
         self,

@@ -152,8 +152,7 @@ def check_search(recipe: Any, request: Request) -> Search:
         coupled.append("this rule of guidance")
     if coupled:
         raise ValueError(f"{coupled[0]} couples the samples of a batch, which a search compares")
-    flow = recipe.flow(lambda x, t, cond=None, **extra: x)
-    prepared(recipe.field(flow, request.guidance, request.fields), search)
+    prepared(recipe.field(recipe.flow_in_shapes, request.guidance, request.fields), search)
     rewards_of(request.reward), rewards_of(request.held_out)
     return search
 

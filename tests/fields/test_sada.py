@@ -442,5 +442,5 @@ def test_kept_tokens_are_one_of_each_cell_and_the_least_stable():
 def test_tokens_need_a_network_that_keeps_them():
     with pytest.raises(ValueError, match="block_cache"):
         SADA(FLOW, tokens=(2, 3))
-    with pytest.raises(ValueError, match="network is used, not trained"):
+    with pytest.raises(ValueError, match="leave out key= and perturbed="):
         transformer()(IMAGES, T, key=jax.random.split(jax.random.key(0), 3), cache=transformer().block_cache(3))

@@ -25,6 +25,8 @@ from flowjax.fields import (
     Thresholded,
     sde_terms,
 )
+from flowjax.fields.pruned import Pruned
+from flowjax.fields.saving import Saving
 from flowjax.fields.wrapper import DataWrapper
 from flowjax.flow import Counts, Field
 from flowjax.guidance import APG, CFG, RAAG
@@ -81,7 +83,7 @@ def wrapped(outer, inner, field=None):
 def test_the_list_of_wrappers_is_complete():
     made = {type(make(Probe())) for make in WRAPPERS.values()} - {MMPS} | {Posterior}
     known = {*FieldWrapper.__subclasses__(), *DataWrapper.__subclasses__()} - {DataWrapper}
-    assert made | {Curved} == {c for c in known if c.__module__.startswith("flowjax")}
+    assert made | {Curved, Pruned, Saving} == {c for c in known if c.__module__.startswith("flowjax")}
 
 
 def curved(flow=None):
@@ -142,7 +144,7 @@ def test_solvers_hear_of_it(outer, inner):
     with pytest.raises(ValueError, match="one evaluation per step"):
         fj.solve(field, fj.solvers.Heun(), X, fj.times.uniform(2, 0.1, 0.4), cond=COND)
     with pytest.raises(ValueError, match="the probe refuses"):
-        fj.solve(field, fj.solvers.Euler(), X, fj.times.uniform(4), cond=COND)
+        fj.solve(field, fj.solvers.Euler(), X, fj.times.uniform(4, 0.1, 0.9), cond=COND)
 
 
 def test_a_network_takes_one_scale():

@@ -174,7 +174,7 @@ def test_any_encoder_of_the_protocol_will_do():
         def encode(self, images):
             return images.reshape(len(images), 4, 2, 2, 2, 2).mean(5).swapaxes(2, 3).reshape(len(images), 4, 2, 4)
 
-    network = RepresentationAutoencoder(Means(), jax.eval_shape(lambda: decoder(latent=4)))
+    network = RepresentationAutoencoder(Means(), decoder(latent=4))
     assert jax.eval_shape(lambda x: network.decode(network.encode(x)), jnp.zeros((2, *SHAPE))).shape == (2, *SHAPE)
     with pytest.raises(ValueError, match="the encoder, a Linear, has no encode: an encoder makes tokens"):
         RepresentationAutoencoder(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), decoder())
