@@ -95,6 +95,7 @@ def test_rewards_evaluations_and_history_are_beside_the_samples(capsys, monkeypa
     np.testing.assert_allclose(arrays["parts"]["x"], found["x"], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_gone_leaves_what_was_found(capsys, monkeypatch, tmp_path, workdir):
     out = tmp_path / "some.npz"
     arguments = ("--num=4", f"--search={SEARCH}", f"--out={out}", "--batch=6")
@@ -143,6 +144,7 @@ def test_bad_input_is_one_line(capsys, monkeypatch, tmp_path, workdir, arguments
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_folders_go_on_and_know_their_judge(capsys, monkeypatch, tmp_path, workdir):
     out = tmp_path / "many"
     arguments = ("--num=3", f"--search={SEARCH}", f"--out={out}", "--batch=18", "--reward=judges_of_tests:dark")
@@ -156,6 +158,7 @@ def test_folders_go_on_and_know_their_judge(capsys, monkeypatch, tmp_path, workd
     assert "judges_of_tests" in err
 
 
+@pytest.mark.slow
 def test_in_python_rewards_are_functions(workdir):
     networks, recipe = load_run(workdir)
     request = Request(num=1, search=SEARCH, reward=lambda x: x.mean((1, 2, 3)) * jax.numpy.nan)

@@ -85,6 +85,7 @@ def fresh(workdir, tmp_path):
 COMMON = ("--steps=12", "--num=8", "--held=8", "--guidance=1.0")
 
 
+@pytest.mark.slow
 def test_finds_a_setting_that_keeps_its_error_and_samples_with_it(capsys, tmp_path, workdir):
     options = [f"--workdir={workdir}", *COMMON, "--error=0.2", "--fit=-5"]
     code, text, err = run(capsys, calibrate, "cache", *options)

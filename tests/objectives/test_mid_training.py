@@ -101,6 +101,7 @@ def test_loss_and_gradient_on_fixed_inputs(x64, official):
         np.testing.assert_allclose(slope[name].sum(), jnp.mean(loss(ahead) - loss(behind)) / 2e-5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_targets_are_velocities_ways_to_the_end_and_add_up(x64):
     """Check 6 of the method: neighbours, the last state, and the sum over one-step targets."""
     objective = objective_of(shift=3.0)

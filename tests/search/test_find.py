@@ -99,6 +99,7 @@ def starts(rows, num=3):
     return jax.vmap(draw)(jnp.arange(num, dtype=jnp.uint32))
 
 
+@pytest.mark.slow
 def test_without_noise_it_is_the_ode():
     """All proposals of a search are the same then, and the answer is the better one of two Euler solutions."""
     euler = fj.solve(FLOW, fj.solvers.Euler(), starts(2).reshape(6, 2), fj.times.uniform(4)).x
@@ -113,6 +114,7 @@ def test_without_noise_it_is_the_ode():
         np.testing.assert_allclose(found.reward, near(best), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_one_step_and_parts_of_a_step_change_nothing():
     whole = find(FLOW, SMALL, near, (3, 2), key=KEY)
     blocks = CoDe(budget=26, searches=2, steps=4, block=1, path=None)
@@ -123,6 +125,7 @@ def test_blocks_of_one_step_and_parts_of_a_step_change_nothing():
         assert found.evaluations == whole.evaluations == 26
 
 
+@pytest.mark.slow
 def test_the_winner_is_finished():
     """Along the way to t = 1 a blurred prediction between two points becomes one of them."""
     law = fj.oracles.Mixture(weights=np.ones(2), means=np.array([[-1.0], [1.0]]), stds=0.01, path=LINEAR)
@@ -138,6 +141,7 @@ def test_the_winner_is_finished():
 # ------------------------------------------------------------------------------------------------------ rewards, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "search",
     [RBF(budget=30, candidates=2, steps=4), SoP(budget=60, searches=2, start=0.7, forward=0.5, backward=0.7)],
@@ -172,6 +176,7 @@ def test_a_guided_pair_is_one_evaluation_and_rewards_may_know_the_condition():
     np.testing.assert_allclose(found.rewards["label"] + found.rewards["near"], found.reward, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_help():
     far = lambda x: -jnp.sum((x - 3) ** 2, axis=1)  # noqa: E731
     plain, pushed = (
@@ -183,6 +188,7 @@ def test_gradients_help():
     assert int(pushed.reward_calls) == 26  # of the first states too
 
 
+@pytest.mark.slow
 def test_spread_over_devices_the_winner_is_the_same():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))

@@ -79,6 +79,7 @@ def test_it_computes_what_diffusers_does(published):
         np.testing.assert_allclose(a.numpy().transpose(0, 2, 3, 1), b, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_whole_model_has_the_published_arrays():
     """Names and shapes of all 248 arrays, those of Stable Diffusion."""
     whole = nnx.eval_shape(lambda: KLAutoencoder((512, 512, 3), rngs=nnx.Rngs(0)))
