@@ -42,6 +42,7 @@ def log_density(x, t, cond):
 
 
 FLOW = fj.Flow(network, path=PATH, null=0.0)
+PROBED_FLOW = fj.Flow(Probed(), path=PATH, null=0.0)
 WIDE_FLOW = fj.Flow(lambda x, t, cond: wide(network(x, t, cond), 9), path=PATH)  # two components of three numbers
 TRIG_FLOW = fj.Flow(network, path=fj.paths.Trig(), null=0.0)
 
@@ -62,7 +63,7 @@ def given_for(kind, name):
         if name == "curved":
             return {"field": WIDE_FLOW}
         if name in ("teacache", "first_block"):
-            return {"field": fj.Flow(Probed(), path=PATH, null=0.0)}
+            return {"field": PROBED_FLOW}
         field = FLOW if name != "converted" else fj.Flow(network, path=PATH, prediction="noise")
         added = fj.fields.Gradient(log_density, path=PATH)
         objects = {"field": field, "rule": rule, "against": 0.0, "path": other}
@@ -104,6 +105,7 @@ FILES = {
     ("array", "npz"),
 }
 OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
+OPTIONS |= {("diffusion", "g_constant"): {"norm": 0.7}}
 OPTIONS |= {("data", "captions"): {"size": 8}, ("data", "laws"): {"size": 8}}
 OPTIONS |= {
     ("coupling", "semidiscrete_map"): {"targets": [[0.1, 0, 0], [0, 0.1, 0]], "heights": [0.0, 0.0], "time": 0.5}

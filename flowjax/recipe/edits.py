@@ -52,8 +52,7 @@ def check(recipe: Any, request: Request, solver: Any, grid: np.ndarray) -> None:
     rule, plain = recipe.build_rule(request.guidance), own(request)
     field = asked_field(recipe, recipe.flow_in_shapes, request)
     if rule is not None and recipe.inputs:
-        asked = recipe.read_conditions({}, 1)
-        rule.questions(asked, recipe.null, (asked,) * bool(_beside(recipe, request)))
+        rule.questions(recipe.null, recipe.null, (recipe.null,) * bool(_beside(recipe, request)))
     if request.edit is None:
         if plain.second and not _beside(recipe, request):
             raise ValueError("a second condition is given, but neither a rule nor an edit that uses it")

@@ -86,7 +86,7 @@ class Decoded:
 
     Example:
         >>> from flowjax.recipe.searching import Decoded
-        >>> Decoded(shift=1.0, scale=4.0)(0.5)
+        >>> float(Decoded(shift=1.0, scale=4.0)(jax.numpy.array(0.5)))
         3.0
     """
 

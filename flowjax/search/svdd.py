@@ -55,7 +55,7 @@ class SVDD(Staged):
         >>> search.quotas.tolist()
         [27, 27, 27, 27, 27, 27, 27, 27, 27]
         >>> fj.search.SVDD(budget=500, adaptive=True).quotas.tolist()
-        [52, 46, 40, 34, 28, 22, 16, 9, 3]
+        [52, 46, 40, 34, 28, 22, 15, 9, 3]
     """
 
     path: Any = part("path", VP())
