@@ -186,8 +186,8 @@ class RepresentationAutoencoder(nnx.Module):
         >>> options = {"width": 8, "depth": 1, "heads": 2, "rngs": nnx.Rngs(0)}
         >>> encoder, decoder = ViT((8, 8, 1), 4, **options), ViTDecoder((8, 8, 1), 8, 4, **options)
         >>> network = RepresentationAutoencoder(encoder, decoder)
-        >>> z = network.encode(jnp.zeros((2, 8, 8, 1)))
-        >>> z.shape, network.decode(z).shape
+        >>> z = jax.eval_shape(network.encode, jnp.zeros((2, 8, 8, 1)))
+        >>> z.shape, jax.eval_shape(network.decode, z).shape
         ((2, 2, 2, 8), (2, 8, 8, 1))
     """
 

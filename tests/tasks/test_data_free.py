@@ -34,7 +34,7 @@ def train(config, teacher, workdir, *arguments):
 @pytest.mark.parametrize(
     "config",
     [
-        "arcflow:smoke",
+        pytest.param("arcflow:smoke", marks=pytest.mark.slow),
         pytest.param("arcflow:lora", marks=pytest.mark.slow),
         pytest.param("dmd2:smoke", marks=pytest.mark.slow),
     ],
