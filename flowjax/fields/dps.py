@@ -6,10 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._checks import choose
-from flowjax._pytree import part, pytree, static
+from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.fields.posterior import Map, Posterior
-from flowjax.flow import Field
 from flowjax.guidance.base import norm
 from flowjax.paths.base import divide, expand
 
@@ -48,13 +47,6 @@ class DPS(Posterior):
         [0.75, 0.0]
     """
 
-    positional = ("field",)
-
-    field: Field = part("field")
-    operator: Any = part("operator")
-    measured: Any = part("array")
-    noise_std: Any = 0.05
-    scale: Any = part("scale", 1.0)
     form: str = static("likelihood")
 
     def __post_init__(self) -> None:

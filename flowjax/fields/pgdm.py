@@ -5,10 +5,9 @@ from typing import Any
 from jaxtyping import Array
 
 from flowjax._checks import real, whole
-from flowjax._pytree import part, pytree, static
+from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.fields.posterior import Map, Posterior, conjugate_gradients
-from flowjax.flow import Field
 from flowjax.paths.base import divide, expand
 
 
@@ -48,13 +47,6 @@ class PGDM(Posterior):
         [2.4, 0.0]
     """
 
-    positional = ("field",)
-
-    field: Field = part("field")
-    operator: Any = part("operator")
-    measured: Any = part("array")
-    noise_std: Any = 0.05
-    scale: Any = part("scale", 1.0)
     data_std: Any = 1.0
     iterations: int = static(3)
 

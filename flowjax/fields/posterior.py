@@ -19,14 +19,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flowjax._checks import real
+from flowjax._pytree import part, pytree
 from flowjax.fields.wrapper import DataWrapper
-from flowjax.flow import check_determined
+from flowjax.flow import Field, check_determined
 from flowjax.guidance.base import check_strength, inner, strength
 from flowjax.paths.base import divide, expand
 
 Map = Callable[[Array], Array]
 
 
+@pytree
 class Posterior(DataWrapper):
     """A field given a measurement; subclasses say how they solve for the covariance.
 
@@ -42,10 +44,13 @@ class Posterior(DataWrapper):
         True
     """
 
-    operator: Any
-    measured: Any
-    noise_std: Any
-    scale: Any
+    positional = ("field",)
+
+    field: Field = part("field")
+    operator: Any = part("operator")
+    measured: Any = part("array")
+    noise_std: Any = 0.05
+    scale: Any = part("scale", 1.0)
 
     def __post_init__(self) -> None:
         """Checks what can be checked.

@@ -44,11 +44,15 @@ class Encoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B h w latent"], Float[Array, "B h w latent"]]:
         """Mean and log variance in at least float32; the log variance is held in [-30, 20]."""
+        mean, log_variance = jnp.split(at_least_single(self.moments(x)), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+    def moments(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w moments"]:
+        """Mean and log variance side by side, as the last layer gives them."""
         h = self.embed(x.astype(self.dtype))
         for layer in self.layers:
             h = layer(h)
-        mean, log_variance = jnp.split(at_least_single(self.unembed(jax.nn.silu(self.norm(h)))), 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
+        return self.unembed(jax.nn.silu(self.norm(h)))
 
 
 class Decoder(nnx.Module):

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from flowjax._checks import COUNT, sizes, whole
 from flowjax.facts import fact
-from flowjax.models.layers import conv, dense, look_up, named
+from flowjax.models.embeddings import look_up
+from flowjax.models.layers import conv, dense, named
 
 
 @fact("encoder", "label", "a vector for each class", example=lambda: {"num_classes": 3, "dim": 4})

@@ -11,30 +11,23 @@ from jaxtyping import Array, Float, Int, Key
 from flowjax._checks import COUNT, choose, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
+from flowjax.models.embeddings import Condition, TimeEmbedding, embed_times
 from flowjax.models.layers import (
     DEPTH,
-    Condition,
-    TimeEmbedding,
     beside,
-    build_stacked,
-    by_block,
     check_dropout,
     check_input,
     check_patches,
     dense,
     drop,
-    embed_times,
     from_patches,
     layer_keys,
     normalize,
     per_token,
-    run_blocks,
-    run_cached,
-    stack,
     to_patches,
-    unstack,
 )
 from flowjax.models.remat import check_remat, recomputed
+from flowjax.models.stacks import build_stacked, by_block, run_blocks, run_cached, stack, unstack
 
 _ZERO = nnx.initializers.zeros_init()
 

@@ -12,24 +12,20 @@ from flowjax._checks import COUNT, choose, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.dit import positions
+from flowjax.models.embeddings import Condition, FourierEmbedding, embed_times
 from flowjax.models.layers import (
     DEPTH,
-    Condition,
-    build_stacked,
     check_input,
     check_patches,
     dense,
-    embed_times,
     from_patches,
-    named,
     per_token,
     rms_norm,
-    run_blocks,
     to_patches,
 )
 from flowjax.models.remat import check_remat, recomputed
+from flowjax.models.stacks import build_stacked, run_blocks
 from flowjax.models.token_dit import rotate, turns
-from flowjax.paths.base import precision
 
 _HEAD = {"head_width": 2048, "head_depth": 2, "head_heads": 16}
 SIZES = {
@@ -46,47 +42,6 @@ def plane_turns(rows: int, columns: int, size: int) -> Float[np.ndarray, "tokens
     """Angles of rotary codes of places in a plane: the first half of `size` numbers turns by the row of a token."""
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     return np.concatenate([turns(axis.ravel(), size // 2) for axis in (row, column)], axis=1)
-
-
-class FourierEmbedding(nnx.Module):
-    """Random Fourier features of a time, [sin(2 pi t w), cos(2 pi t w)], through a two-layer SiLU network.
-
-    The frequencies w start as N(0, scale^2) and are not trained; weights start as N(0, 0.02^2), the last ones at 0 with
-    `zero`. Any number is a time, also one outside [0, 1].
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> embedding = FourierEmbedding(16, scale=1.0, zero=True, rngs=nnx.Rngs(0))
-        >>> float(embedding(jnp.array([0.5])).max())  # with `zero` it says nothing yet
-        0.0
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        scale: float,
-        features: int = 256,
-        zero: bool = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.dtype, options = dtype, {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        frequencies = scale * jax.random.normal(rngs.params(), (features,), param_dtype)
-        self.frequencies = nnx.Variable(frequencies, **named("time"))  # no nnx.Param, and so not trained
-        small = nnx.initializers.normal(0.02)
-        self.inner = dense(2 * features, width, ("time", "embed"), init=small, **options)
-        self.outer = dense(width, width, ("embed", None), init=_ZERO if zero else small, **options)
-
-    def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B width"]:
-        """Embeds times; the features are computed in at least float32."""
-        # Constants also where somebody asks for the gradient of everything.
-        frequencies = jax.lax.stop_gradient(self.frequencies[...]).astype(precision(t))
-        angles = 2 * np.pi * t.astype(precision(t))[:, None] * frequencies[None]
-        features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(self.dtype)
-        return self.outer(jax.nn.silu(self.inner(features)))
 
 
 def _modulate(h: Array, shift: Array, scale: Array) -> Array:

@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from flowjax.facts import fact
-from flowjax.models.autoencoder import Autoencoder
+from flowjax.models.autoencoder import Autoencoder, Decoder, Encoder
 from flowjax.models.layers import conv
 from flowjax.models.unet import Block, GroupNorm, double
-from flowjax.paths.base import at_least_single
 
 _EPS = 1e-6
 
@@ -35,7 +33,7 @@ class Doubling(nnx.Module):
         return self.conv(double(h))
 
 
-class KLEncoder(nnx.Module):
+class KLEncoder(Encoder):
     """Images (B, H, W, C) to mean and log variance of their latents, see `KLAutoencoder`.
 
     Example:
@@ -64,17 +62,12 @@ class KLEncoder(nnx.Module):
         self.unembed = conv(width, 2 * latent, 3, ("embed", None), **options)
         self.mix = conv(2 * latent, 2 * latent, 1, (None, None), **options)
 
-    def __call__(self, x: Float[Array, "B H W C"]) -> tuple[Float[Array, "B h w latent"], Float[Array, "B h w latent"]]:
-        """Mean and log variance in at least float32; the log variance is held in [-30, 20]."""
-        h = self.embed(x.astype(self.dtype))
-        for layer in self.layers:
-            h = layer(h)
-        moments = self.mix(self.unembed(jax.nn.silu(self.norm(h))))
-        mean, log_variance = jnp.split(at_least_single(moments), 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
+    def moments(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w moments"]:
+        """Mean and log variance side by side, mixed."""
+        return self.mix(super().moments(x))
 
 
-class KLDecoder(nnx.Module):
+class KLDecoder(Decoder):
     """Latents (B, h, w, latent) to images, see `KLAutoencoder`; `unembed(features(z))` like `Decoder`.
 
     Example:
@@ -104,14 +97,7 @@ class KLDecoder(nnx.Module):
 
     def features(self, z: Float[Array, "B h w latent"]) -> Float[Array, "B H W width"]:
         """What the last layer sees."""
-        h = self.embed(self.mix(z.astype(self.dtype)))
-        for layer in self.layers:
-            h = layer(h)
-        return jax.nn.silu(self.norm(h))
-
-    def __call__(self, z: Float[Array, "B h w latent"]) -> Float[Array, "B H W C"]:
-        """The images, in at least float32."""
-        return at_least_single(self.unembed(self.features(z)))
+        return super().features(self.mix(z.astype(self.dtype)))
 
 
 @fact(

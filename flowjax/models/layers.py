@@ -1,4 +1,4 @@
-"""Layers shared by the networks: named parameters, time features, embeddings.
+"""Layers shared by the networks, and their named parameters.
 
 Every parameter carries one logical axis name per dimension (None: never sharded) in the metadata
 `out_sharding` of its `nnx.Variable`; `flowjax.training.mesh` maps the names to mesh axes. The metadata
@@ -6,19 +6,18 @@ Every parameter carries one logical axis name per dimension (None: never sharded
 the network is built.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from flowjax._checks import COUNT, real, whole
-from flowjax.paths.base import at_least_single, precision
+from flowjax._checks import real
+from flowjax.paths.base import at_least_single
 
 DEPTH = "[1, 10000]"
 """Numbers of layers that networks accept: each costs Python time before anything can be measured."""
@@ -216,187 +215,6 @@ def drop(h: Float[Array, "B ..."], rate: float, keys: Key[Array, " B"] | None) -
     return jnp.where(kept, h / (1 - rate), 0)
 
 
-def _rename(stacked: Any, change: Callable[[tuple], tuple]) -> Any:
-    """Changes the axis names of all parameters of a freshly made module."""
-    return jax.tree.map(
-        lambda variable: rename(variable, change(variable.get_metadata()["out_sharding"])),
-        stacked,
-        is_leaf=lambda node: isinstance(node, nnx.Variable),
-    )
-
-
-def stack(modules: Sequence[Any]) -> Any:
-    """Modules of one shape as a single one, whose parameters have a leading axis named "layers"."""
-    return _rename(jax.tree.map(lambda *leaves: jnp.stack(leaves), *modules), lambda names: ("layers", *names))
-
-
-def unstack(stacked: Any) -> list[Any]:
-    """Undoes `stack`."""
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    return [_rename(jax.tree.map(lambda a, i=i: a[i], stacked), lambda names: names[1:]) for i in range(count)]
-
-
-def build_stacked(build: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) -> Any:
-    """`stack([build(rngs), build(rngs), ...])` with the same values; compile time does not grow with `count`."""
-    stream = rngs.params
-
-    def body(drawn, _):
-        local = nnx.Rngs(params=stream.key[...])
-        local.params.count[...] = drawn
-        module = build(local)
-        return local.params.count[...], module
-
-    stream.count[...], stacked = jax.lax.scan(body, stream.count[...], length=count)
-    return _rename(stacked, lambda names: ("layers", *names))
-
-
-def by_block(perturbed: Float[Array, "B blocks"], depth: int) -> Float[Array, "depth B"]:
-    """What `perturbed` says of each block, 0 for those behind its last.
-
-    Raises:
-        ValueError: It has more blocks than there are.
-    """
-    if perturbed.shape[1] > depth:
-        raise ValueError(f"block {perturbed.shape[1] - 1} is perturbed, and the network has 0 to {depth - 1}")
-    return jnp.pad(perturbed.T, ((0, depth - perturbed.shape[1]), (0, 0)))
-
-
-def run_blocks(blocks: Any, apply: Callable[..., Array], h: Array, keys: Any = None, name: str = "block") -> Array:
-    """h <- apply(block, h, key) for each block in turn: of a list, or stacked, in one compiled loop.
-
-    Args:
-        blocks: Modules, or one made by `build_stacked`.
-        apply: Applies one.
-        h: (B, ...).
-        keys: From `layer_keys`, or None for none; a pytree of what each block gets, blocks first, in general.
-        name: What a block is called in profiles.
-    """
-    if isinstance(blocks, nnx.Module):
-        with jax.named_scope(f"{name}s"):
-            return jax.lax.scan(lambda h, layer: (apply(layer[0], h, layer[1]), None), h, (blocks, keys))[0]
-    for index, block in enumerate(blocks):
-        with jax.named_scope(f"{name}{index}"):
-            h = apply(block, h, jax.tree.map(lambda own, index=index: own[index], keys))
-    return h
-
-
-def run_cached(
-    blocks: Any, apply: Callable[..., Array], h: Array, tokens: Array | None, cache: Array
-) -> tuple[Array, Array]:
-    """`run_blocks` on some of the tokens, the others answered from what each block said before.
-
-    Args:
-        blocks: Modules, or one made by `build_stacked`.
-        apply: Applies one to (B, n, C), whatever n is.
-        h: (B, N, C).
-        tokens: (B, n) numbers of the tokens that are computed; None for all.
-        cache: (depth, B, N, C), what the blocks answered before.
-
-    Returns:
-        The answer of the last block, and the next cache.
-    """
-
-    def one(block: Any, h: Array, known: Array) -> Array:
-        if tokens is None:
-            return apply(block, h).astype(known.dtype)
-        new = apply(block, jnp.take_along_axis(h, tokens[..., None], axis=1)).astype(known.dtype)
-        return jax.vmap(lambda row, index, value: row.at[index].set(value))(known, tokens, new)
-
-    if isinstance(blocks, nnx.Module):
-
-        def body(h: Array, layer: Any) -> tuple[Array, Array]:
-            h = one(layer[0], h, layer[1])
-            return h, h
-
-        return jax.lax.scan(body, h.astype(cache.dtype), (blocks, cache))
-    found = []
-    for block, known in zip(blocks, cache, strict=True):
-        h = one(block, h, known)
-        found.append(h)
-    return h, jnp.stack(found) if found else cache
-
-
-def time_features(t: Float[Array, " B"], size: int, scale: float) -> Float[Array, "B size"]:
-    """Cosines and sines of times: [cos(w_i t), sin(w_i t)], w_i = scale * 10000^(-2i/size), i < size/2.
-
-    Times are in [0, 1]; `scale` is the highest angular frequency in radians per unit of time. It bounds how
-    fast a network can vary in t, and therefore the size of its time derivative.
-
-    References:
-        Vaswani et al. (2017), Attention Is All You Need, section 3.5, arXiv:1706.03762.
-    """
-    frequencies = scale * 10_000.0 ** (-np.arange(size // 2) / (size // 2))
-    angles = at_least_single(t)[:, None] * jnp.asarray(frequencies, precision(t))[None]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class TimeEmbedding(nnx.Module):
-    """Time features through a two-layer SiLU network; weights start as N(0, 0.02^2), the last ones at 0 with `zero`.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax import nnx
-        >>> embedding = TimeEmbedding(16, scale=1000.0, zero=True, rngs=nnx.Rngs(0))
-        >>> float(embedding(jnp.array([0.5])).max())  # with `zero` it says nothing yet
-        0.0
-    """
-
-    def __init__(
-        self,
-        width: int,
-        *,
-        scale: float,
-        features: int = 256,
-        zero: bool = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.features, self.scale, self.dtype = features, scale, dtype
-        options = {
-            "init": nnx.initializers.normal(0.02),
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "rngs": rngs,
-        }
-        self.inner = dense(features, width, ("time", "embed"), **options)
-        if zero:
-            options["init"] = nnx.initializers.zeros_init()
-        self.outer = dense(width, width, ("embed", None), **options)
-
-    def __call__(self, t: Float[Array, " B"]) -> Float[Array, "B width"]:
-        """Embeds times in [0, 1]."""
-        features = time_features(t, self.features, self.scale).astype(self.dtype)
-        return self.outer(jax.nn.silu(self.inner(features)))
-
-
-def embed_times(
-    network: Any, t: Float[Array, " B"], end: Float[Array, " B"] | None, guidance: Float[Array, " B"] | None
-) -> Float[Array, "B width"]:
-    """Embeds what a network is asked for beside its condition: `network.time`, `network.span` and `network.strength`.
-
-    Args:
-        network: With these embeddings; `span` is that of end - t, `strength` that of w / (1 + w); or None.
-        t: Times.
-        end: Ends of the spans; None means t.
-        guidance: Scales w of guidance; None means 1, the conditional prediction.
-
-    Raises:
-        ValueError: An end or a scale is given to a network built without it.
-    """
-    if network.span is None and end is not None:
-        raise ValueError("end= needs a network built with second_time=True")
-    if network.strength is None and guidance is not None:
-        raise ValueError("guidance= needs a network built with guidance=True")
-    embedded = network.time(t)
-    if network.span is not None:
-        embedded = embedded + network.span(jnp.zeros_like(t) if end is None else end - t)
-    if network.strength is not None:
-        scale = jnp.ones_like(t) if guidance is None else guidance.astype(t.dtype)
-        embedded = embedded + network.strength(scale / (1 + scale))
-    return embedded
-
-
 def beside(network: Any, x: Array, velocity: Array | None) -> Array:
     """The input of a network with `refines`: state and velocity, one behind the other on the last axis.
 
@@ -411,75 +229,6 @@ def beside(network: Any, x: Array, velocity: Array | None) -> Array:
     if velocity.shape != x.shape:
         raise ValueError(f"velocity= has the shape of x, {x.shape}, got {velocity.shape}")
     return jnp.concatenate([x, velocity.astype(x.dtype)], axis=-1)
-
-
-def look_up(table: Float[Array, "N width"], index: Int[Array, "..."]) -> Float[Array, "... width"]:
-    """Rows of a table; NaN for an index outside 0..N-1, also for a negative one."""
-    return jnp.take(table, jnp.where(index < 0, len(table), index), axis=0, mode="fill", fill_value=jnp.nan)
-
-
-class Condition(nnx.Module):
-    """Embeds a class label, a vector, or both, as one vector.
-
-    With `num_classes` the condition is a label in 0..num_classes, the last of which means "no class"; with
-    `cond_dim` it is a vector; with both it is a dictionary with the keys "label" and "vector". None stands
-    for the null label and the zero vector. A label out of range gives NaN. The table starts as N(0, 0.02^2).
-
-    Raises:
-        ValueError: A number below 1.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> embed = Condition(16, num_classes=10, rngs=nnx.Rngs(0))
-        >>> bool(jnp.array_equal(embed(None, 2), embed(jnp.array([10, 10]), 2)))  # None is "no class"
-        True
-    """
-
-    def __init__(
-        self,
-        width: int,
-        num_classes: int | None,
-        cond_dim: int | None = None,
-        *,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        for name, value in (("num_classes", num_classes), ("cond_dim", cond_dim)):
-            if value is not None:
-                whole(COUNT, **{name: value})
-        self.num_classes, self.cond_dim, self.dtype = num_classes, cond_dim, dtype
-        if num_classes is not None:
-            values = nnx.initializers.normal(0.02)(rngs.params(), (num_classes + 1, width), param_dtype)
-            self.table = nnx.Param(values, **named("classes", "embed"))
-        if cond_dim is not None:
-            self.project = dense(cond_dim, width, (None, "embed"), dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-    def __call__(
-        self, cond: Int[Array, " B"] | Float[Array, "B cond_dim"] | dict[str, Array] | None, batch: int
-    ) -> Float[Array, "B width"] | float:
-        """Returns the embedding; 0.0 for a network without conditions."""
-        if self.num_classes is None and self.cond_dim is None:
-            if cond is not None:
-                raise ValueError("this network takes no condition; build it with num_classes= or cond_dim=")
-            return 0.0
-        parts: Any = cond
-        if cond is None:
-            parts = {
-                "label": jnp.full((batch,), self.num_classes or 0),
-                "vector": jnp.zeros((batch, self.cond_dim or 0)),
-            }
-        elif self.num_classes is None:
-            parts = {"vector": cond}
-        elif self.cond_dim is None:
-            parts = {"label": cond}
-        embedding = jnp.zeros((), self.dtype)
-        if self.num_classes is not None:
-            embedding = embedding + look_up(self.table[...], parts["label"]).astype(self.dtype)
-        if self.cond_dim is not None:
-            embedding = embedding + self.project(parts["vector"].astype(self.dtype))
-        return embedding
 
 
 def check_input(x: Array, shape: Sequence[int], t: Array) -> None:

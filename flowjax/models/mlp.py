@@ -9,18 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, real, whole
 from flowjax.facts import fact
-from flowjax.models.layers import (
-    DEPTH,
-    Condition,
-    TimeEmbedding,
-    beside,
-    check_dropout,
-    check_input,
-    dense,
-    drop,
-    embed_times,
-    layer_keys,
-)
+from flowjax.models.embeddings import Condition, TimeEmbedding, embed_times
+from flowjax.models.layers import DEPTH, beside, check_dropout, check_input, dense, drop, layer_keys
 
 
 class Layer(nnx.Module):

@@ -14,17 +14,9 @@ from flowjax.facts import fact
 from flowjax.models.attention import check_implementation
 from flowjax.models.autoencoder import check_shape
 from flowjax.models.dit import positions
-from flowjax.models.layers import (
-    DEPTH,
-    build_stacked,
-    check_patches,
-    dense,
-    from_patches,
-    named,
-    per_token,
-    run_blocks,
-)
+from flowjax.models.layers import DEPTH, check_patches, dense, from_patches, named, per_token
 from flowjax.models.remat import check_remat, recomputed
+from flowjax.models.stacks import build_stacked, run_blocks
 from flowjax.models.vit import Block, LayerNorm
 from flowjax.paths.base import at_least_single
 

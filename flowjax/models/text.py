@@ -16,7 +16,8 @@ from flowjax._checks import COUNT, sizes, whole
 from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.models.attention import attend
-from flowjax.models.layers import DEPTH, dense, look_up, named, normalize, per_token
+from flowjax.models.embeddings import look_up
+from flowjax.models.layers import DEPTH, dense, named, normalize, per_token
 
 PAD = 0
 _FIRST_WORD = 257  # behind the padding and the 256 bytes

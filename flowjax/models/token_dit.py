@@ -11,11 +11,9 @@ from jaxtyping import Array, Float
 from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
+from flowjax.models.embeddings import Condition, TimeEmbedding
 from flowjax.models.layers import (
     DEPTH,
-    Condition,
-    TimeEmbedding,
-    build_stacked,
     check_input,
     check_patches,
     dense,
@@ -23,10 +21,10 @@ from flowjax.models.layers import (
     named,
     per_token,
     rms_norm,
-    run_blocks,
     to_patches,
 )
 from flowjax.models.remat import check_remat, recomputed
+from flowjax.models.stacks import build_stacked, run_blocks
 from flowjax.paths.base import precision
 
 ORDER = ("cond", "guidance", "start", "stop", "time")

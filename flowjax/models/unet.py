@@ -11,19 +11,8 @@ from jaxtyping import Array, Float, Key
 from flowjax._checks import COUNT, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
-from flowjax.models.layers import (
-    Condition,
-    TimeEmbedding,
-    beside,
-    check_dropout,
-    check_input,
-    conv,
-    dense,
-    drop,
-    embed_times,
-    layer_keys,
-    named,
-)
+from flowjax.models.embeddings import Condition, TimeEmbedding, embed_times
+from flowjax.models.layers import beside, check_dropout, check_input, conv, dense, drop, layer_keys, named
 from flowjax.models.remat import check_remat, recomputed
 from flowjax.paths.base import at_least_single
 

@@ -12,8 +12,9 @@ from flowjax._checks import COUNT, choose, real, sizes, whole
 from flowjax.facts import fact
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.autoencoder import check_shape
-from flowjax.models.layers import DEPTH, check_patches, dense, named, normalize, per_token, run_blocks, to_patches
+from flowjax.models.layers import DEPTH, check_patches, dense, named, normalize, per_token, to_patches
 from flowjax.models.resampling import resized
+from flowjax.models.stacks import run_blocks
 from flowjax.paths.base import at_least_single
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

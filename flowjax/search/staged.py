@@ -3,6 +3,7 @@
 Stage k proposes states at the time k + 1 from one state at the time k, and keeps the best of its proposals.
 """
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,9 +82,9 @@ class Staged(Stochastic):
         self.quotas, self.judged  # noqa: B018 - they refuse a budget that is too small
 
     @property
+    @abc.abstractmethod
     def quotas(self) -> np.ndarray:
         """(steps - 1,) proposals of each stage."""
-        raise NotImplementedError
 
     @property
     def chunk(self) -> int:

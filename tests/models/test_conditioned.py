@@ -8,7 +8,7 @@ from flax import nnx
 
 import flowjax as fj
 from flowjax.models import MLP, Conditioned, ImageEncoder, LabelEncoder, TextEncoder, VectorEncoder
-from flowjax.models.layers import Condition
+from flowjax.models.embeddings import Condition
 
 ENCODERS = {
     "label": lambda **o: LabelEncoder(3, 4, **o),

@@ -9,7 +9,8 @@ from scipy.special import expit
 
 from flowjax._trees import flatten
 from flowjax.models import DiTDH
-from flowjax.models.dit_dh import FourierEmbedding, plane_turns
+from flowjax.models.dit_dh import plane_turns
+from flowjax.models.embeddings import FourierEmbedding
 from flowjax.models.token_dit import rotate
 from flowjax.training.trees import trainable
 

@@ -12,7 +12,8 @@ from networks import BatchNormed
 
 from flowjax.models import MLP, DiT, UNet
 from flowjax.models.dit import positions
-from flowjax.models.layers import Condition, TimeEmbedding, drop, embed_times, time_features
+from flowjax.models.embeddings import Condition, TimeEmbedding, embed_times, time_features
+from flowjax.models.layers import drop
 
 NAMES = {"layers", "embed", "mlp", "heads", "patch", "classes", "time", None}
 SMALL_DIT = {"image_shape": (8, 4, 2), "patch": 2, "width": 16, "depth": 2, "heads": 2}

@@ -15,19 +15,10 @@ from flowjax.facts import fact
 from flowjax.geometry.solids.structure import active, check_sizes, features
 from flowjax.models.attention import attend, check_implementation
 from flowjax.models.autoencoder import check_shape
-from flowjax.models.layers import (
-    DEPTH,
-    TimeEmbedding,
-    build_stacked,
-    check_patches,
-    dense,
-    name_parameters,
-    normalize,
-    per_token,
-    run_blocks,
-    to_patches,
-)
+from flowjax.models.embeddings import TimeEmbedding
+from flowjax.models.layers import DEPTH, check_patches, dense, name_parameters, normalize, per_token, to_patches
 from flowjax.models.remat import check_remat, recomputed
+from flowjax.models.stacks import build_stacked, run_blocks
 
 _ZERO = nnx.initializers.zeros_init()
 
