@@ -1,7 +1,7 @@
 """MeanFlow distillation and bootstrapping: average velocities by their identity, for latents of many numbers.
 
 As in `flowjax.objectives.mean_flow`, U = v + (e - t) dU/dt with the right side as a constant. In place of the velocity
-of an example, whose variance explodes gradients, v is the teacher's (MFD), until at last the student leaves the teacher
+of an example, which has a variance, v is the teacher's (MFD), until at last the student leaves the teacher
 behind with the velocity of the example again (MFT):
 
     dU/dt = [U(x + d v, t + d; e) - U(x - d v, t - d; e)] / (2 d),

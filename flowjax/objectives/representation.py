@@ -34,8 +34,8 @@ class RepresentationAutoencoding(Adversarial):
 
     where d is the distance of normalised features (`flowjax.objectives.distances.perceptual`) and the mean of absolute
     differences counts images in [0, 1], while networks see them in [-1, 1]. The losses of the discriminator and `last`
-    are those of `Autoencoding`. The noise makes a decoder that forgives what flows on the tokens get wrong; trained, it
-    decodes tokens as they are.
+    are those of `Autoencoding`. The noise is for what flows on the tokens get wrong; trained, it decodes tokens as they
+    are.
 
     `networks` is {"autoencoder": ..., "discriminator": D}, or the autoencoder alone with `adversary=None`. It has
     `encoder`, `encode(x) -> z` and `decode(z)`, as `flowjax.models.RepresentationAutoencoder`; no gradient reaches its

@@ -17,6 +17,7 @@ from flowjax.guidance import Each, in_turn
 from flowjax.paths.base import GaussianPath
 from flowjax.recipe.autoencoder import encode
 from flowjax.recipe.base import Request
+from flowjax.recipe.decoding import unscaled
 from flowjax.solving import Solution, solve
 
 # What an edit may declare: the argument of its function, where it is asked for, and under which name.
@@ -144,9 +145,10 @@ def latents(recipe: Any, codec: Any, given: Mapping[str, Any]) -> dict[str, Any]
     found = dict(given)
     if recipe.codec is None:
         return found
+    network, shift, scale, _ = unscaled(codec, recipe.codec)
     for name in ("picture", "second"):
         if name in found:
-            found[name] = (encode(codec, found[name])[0] - recipe.codec["shift"]) / recipe.codec["scale"]
+            found[name] = (encode(network, found[name])[0] - shift) / scale
     if "mask" in found:
         mask, (height, width) = found["mask"], recipe.state_shape[:2]
         if mask.shape[1] % height or mask.shape[2] % width or mask.shape[-1] != 1:

@@ -105,6 +105,17 @@ def test_patches_are_the_pixels_and_come_back(tmp_path):
     np.testing.assert_allclose(copy.sample(again, Request(num=4)).x, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_edits_know_the_scale_of_every_entry(tmp_path):
+    """What a mask keeps comes back as it was, through latents."""
+    networks, recipe = written(task("patch(size=2, statistics=elements)", "4,4,4"), tmp_path / "flow")
+    pictures = data.load("digits").x[:2].astype(np.float32)
+    np.savez(tmp_path / "pictures.npz", x=pictures)
+    np.savez(tmp_path / "mask.npz", x=np.ones((1, 8, 8, 1), np.float32))
+    asked = {name: str(tmp_path / f"{file}.npz") for name, file in (("picture", "pictures"), ("mask", "mask"))}
+    found = recipe.sample(networks, Request(num=2, batch=8, steps=2, edit="inpaint", conditions=asked))
+    np.testing.assert_allclose(found.x, pictures, atol=1e-3)
+
+
 def test_another_codec_than_that_of_the_training_is_refused(tmp_path):
     one = task("patch(size=2)", "4,4,4")
     written(one, tmp_path / "flow")
