@@ -11,7 +11,7 @@ import flowjax as fj
 from flowjax.calibration import ems, schedules
 from flowjax.fields import Converted, DriftPlusScore, Gradient, InterpolantFlow, Thresholded
 from flowjax.guidance import APG, CFG, RAAG, CFGZeroStar, Rescaled
-from flowjax.models import attention, layers, unet
+from flowjax.models import attention, embeddings, layers, unet
 from flowjax.objectives import FlowMatching, Interpolation, SchroedingerBridge, TeacherRegression
 from flowjax.oracles import Gaussian, Mixture
 from flowjax.paths import VP, Interpolant, Linear
@@ -158,8 +158,8 @@ def test_layers_of_networks():
     frequencies = 50 * 10_000.0 ** (-np.arange(4) / 4)
     angles = np.asarray(t)[:, None] * frequencies
     features = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-    np.testing.assert_allclose(layers.time_features(t, 8, 50.0), features, rtol=1e-13)
-    assert layers.time_features(t.astype(jnp.bfloat16), 8, 50.0).dtype == jnp.float32
+    np.testing.assert_allclose(embeddings.time_features(t, 8, 50.0), features, rtol=1e-13)
+    assert embeddings.time_features(t.astype(jnp.bfloat16), 8, 50.0).dtype == jnp.float32
     a = np.asarray(h)
     centred = a - a.mean(-1, keepdims=True)
     normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
