@@ -60,6 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
     quick = config.option.markexpr == "not slow"
     jax.config.update("jax_disable_most_optimizations", quick)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    if quick:  # half of the time to compile is XLA's search for better loops; JAX 0.12 has no choice of it
+        flags = "--xla_cpu_parallel_codegen_split_count=1"
+        flags += " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+        os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
     cache = str(config.rootpath / ".pytest_cache" / "jax")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
