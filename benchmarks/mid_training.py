@@ -1,7 +1,7 @@
 """Claim: one evaluation after CMT and MFD beats MeanFlow from scratch at the same cost, with lower gradient peaks.
 
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
-    python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae
+    python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
 
 Three seeds of `configs/mf_rae.py`: a teacher, mid-training, distillation, and the teacher's network with a span trained
 by MeanFlow from random weights. Costs are calls of a network for one example, a backward pass counted as two; MeanFlow
@@ -37,7 +37,7 @@ def options(stage, args, seed):
     given += [f"--config.train.steps={max(2, round(args.scale * STEPS[stage]))}", "--config.train.report_every=1"]
     given += DIGITS[:1] if args.data == "digits" else []
     if stage in ("teacher", "scratch"):
-        codec = "none" if args.data == "digits" else f"run(workdir='{args.codec.resolve()}')"
+        codec = "none" if args.data == "digits" else f"run(workdir='{args.codec.resolve()}', statistics=elements)"
         given += [f"--config.codec={codec}", *(DIGITS[1:] if args.data == "digits" else [])]
     else:
         given.append(f"--config.teacher.options.workdir={folder / f'teacher_{seed}'}")
@@ -88,7 +88,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("digits", "fashion"), required=True)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--codec", type=Path, default=Path("runs/rae"), help="the autoencoder of Fashion-MNIST")
+    parser.add_argument("--codec", type=Path, default=Path("runs/rae/decoder"), help="the autoencoder of Fashion-MNIST")
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; other than 1 is a trial")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds")
     args = parser.parse_args()

@@ -7,9 +7,10 @@
     python -m flowjax.sample --workdir=runs/mf_rae/mfd
 
 or `train/stages.sh`, which runs them one after the other and goes on where it stopped. A flow is trained on latents of
-the autoencoder in `runs/rae` (Fashion-MNIST); a student of it is prepared on its trajectories, distilled, and
-may at last leave it behind. `--config.codec=""` on the data themselves, with a network of their shape, is the same
-without an autoencoder; images in another place are `--config.data.options.path=FOLDER`, for every stage.
+the autoencoder in `runs/rae/decoder` (Fashion-MNIST), each entry in a scale of its own; a student of it is prepared on
+its trajectories, distilled, and may at last leave it behind. `--config.codec=""` on the data themselves, with a network
+of their shape, is the same without an autoencoder; images in another place are `--config.data.options.path=FOLDER`, for
+every stage.
 
 Expected on 2 CPU cores: not measured yet, neither distances nor seconds; `benchmarks/mid_training.py` compares the
 stages with MeanFlow from scratch.
@@ -45,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
             argument=argument,
             arguments=arguments,
             data=data,
-            codec=spec() if tiny else spec("run", workdir="runs/rae"),
+            codec=spec() if tiny else spec("run", workdir="runs/rae/decoder", statistics="elements"),
             network=spec("dit_dh", image_shape=shape, num_classes=10, **network),
             objective=spec(
                 "flow_matching", times=spec("shifted", times=spec("logit_normal"), shift=shift), label_dropout=0.1

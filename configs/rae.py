@@ -1,14 +1,14 @@
 """A representation autoencoder of Fashion-MNIST, 28x28, in two stages: a ViT that tells classes, then its decoder.
 
-    python -m flowjax.train --config=rae:encoder --workdir=runs/encoder
-    python -m flowjax.train --config=rae:decoder --workdir=runs/rae
-    python -m flowjax.evaluate --workdir=runs/rae
+    python -m flowjax.train --config=rae:encoder --workdir=runs/rae/encoder
+    python -m flowjax.train --config=rae:decoder --workdir=runs/rae/decoder
+    python -m flowjax.evaluate --workdir=runs/rae/decoder
 
 The encoder is trained as a classifier, 7x7 tokens of 64 channels from patches of 4x4 pixels, and then frozen; the
 decoder learns to make images of its tokens, with noise on them. `--config.data.options.path=FOLDER` reads the images
-from elsewhere. A flow on the tokens is `--config=fashion --config.codec="run(workdir=runs/rae)"` with a network for
-images (7, 7, 64) of patch 1. Published encoders are imported by `flowjax.recipe.import_dinov2`
-(docs/autoencoders.md).
+from elsewhere. A flow on the tokens is `--config=mf_rae`, or `--config=fashion` with
+`--config.codec="run(workdir=runs/rae/decoder)"` and a network for images (7, 7, 64) of patch 1. Published encoders are
+imported by `flowjax.recipe.import_dinov2` (docs/autoencoders.md).
 
 Expected on 2 CPU cores: no run is stored yet that says what both stages reach, and in how many seconds.
 """
@@ -47,7 +47,7 @@ def get_config(argument: str = "") -> ConfigDict:
         stages,
         data=data,
         network=spec("vit_decoder", image_shape=shape, latent=width, patch=4, width=96, depth=4, heads=4),
-        encoder=spec("run", workdir="runs/encoder"),
+        encoder=spec("run", workdir="runs/rae/encoder"),
         discriminator=spec("discriminator", image_shape=shape, channels=16, layers=2, groups=8),
         objective=spec("representation_autoencoding", noise=0.8, discriminator_start=750, start=1000),
         optimizer={

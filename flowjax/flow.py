@@ -192,6 +192,8 @@ class Flow(Field):
         t = check_time_and_state(t, x)
         check_takes(self.network, [name for name, value in extra.items() if value is not None])
         if extra.get("end") is not None:
+            if to not in ("raw", self.prediction):
+                raise ValueError(f"an average {self.prediction} up to an end time does not determine the {to}")
             extra["end"] = network_times(extra["end"], x)
         value = self.network(x, network_times(t, x), cond, **extra)
         if to != "raw":

@@ -257,7 +257,7 @@ def main(values: flags.FlagValues) -> None:
     request, program = asked(values), None
     if values.program is not None and not values.compile_only:
         asked_besides = (name for name in values if name.startswith(("against.", "second.")))
-        for name in (*ASKED, "pairs", "edit", "search", "reward", *asked_besides):
+        for name in (*ASKED, "pairs", "edit", "search", "reward", "held_out", *asked_besides):
             if values[name].present:
                 raise _cli.UsageError(f"--{name} is given, but the program in {values.program} has its own")
         with _cli.usage_errors():

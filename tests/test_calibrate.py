@@ -50,8 +50,18 @@ def run(capsys, main, *arguments):
         ("ems", ["--points=20", "--num=128", "--mode=scalar", "--start=0.1", "--end=0.9"], 3),
         ("compensation", ["--steps=3", "--num=8"], None),
         ("grid", ["--steps=3", "--num=8", "--fine=20", "--solver=euler"], None),
-        ("learn", ["--steps=3", "--num=16", "--held=8", "--fine=20", "--iterations=2", "--solver=euler"], None),
-        ("learn", ["--steps=4", "--points=2", "--num=16", "--held=8", "--fine=20", "--iterations=2"], None),
+        pytest.param(
+            "learn",
+            ["--steps=3", "--num=16", "--held=8", "--fine=20", "--iterations=2", "--solver=euler"],
+            None,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "learn",
+            ["--steps=4", "--points=2", "--num=16", "--held=8", "--fine=20", "--iterations=2"],
+            None,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_calibrates_once_and_samples_with_the_file(capsys, tmp_path, workdir, what, options, steps):

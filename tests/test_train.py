@@ -116,6 +116,7 @@ def test_workdir_is_required(capsys):
     assert "--workdir=FOLDER is required" in err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring:UserWarning")
 def test_killed_training_resumes_to_the_same_bits(tmp_path):
     """SIGKILL in the middle and a new start give the parameters of an uninterrupted run, bit for bit."""
@@ -203,6 +204,7 @@ def test_a_run_survives_the_loss_of_its_small_files(capsys, tmp_path, tiny):
     assert "training is complete" in out
 
 
+@pytest.mark.slow
 def test_samples_that_are_not_finite_are_no_report(capsys, tmp_path, tiny, monkeypatch):
     sample = Recipe.generate
 
@@ -368,7 +370,8 @@ def test_debug_stops_at_the_nan(capsys, tiny, monkeypatch):
             jax.config.update(name, value)
 
 
-@pytest.mark.parametrize("cause", ["SIGTERM", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cause", ["SIGTERM", "Ctrl-C"])
 def test_a_signal_saves_and_exits_with_zero(tmp_path, cause):
     number = signal.SIGTERM if cause == "SIGTERM" else signal.SIGINT
     command = [sys.executable, "-m", "flowjax.train", "--config=toy2d:smoke", f"--workdir={tmp_path / 'run'}"]

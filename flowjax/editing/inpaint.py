@@ -70,6 +70,7 @@ def inpaint(
     mask = jnp.broadcast_to(
         jnp.asarray(mask, picture.dtype).reshape((1,) * (picture.ndim - mask.ndim) + mask.shape), picture.shape
     )
+    picture = jnp.where(mask == 0, 0, picture)
     grid = np.asarray(times, np.float64)
     keep = jax.tree_util.Partial(_keep, field.path, mask, picture, noise, jnp.asarray(grid[-1], jnp.float32))
     x = keep(grid[0], field.path.start(noise, grid[0]).astype(picture.dtype))

@@ -9,6 +9,7 @@ from flowjax import specs
 from flowjax._checks import real
 from flowjax.editing._given import check_given, from_time
 from flowjax.facts import fact
+from flowjax.fields import Masked
 from flowjax.solving import Solution, solve
 
 
@@ -75,9 +76,12 @@ def restore(
     """
     real("(0, 1)", start=start)
     check_given(field, picture=picture, noise=noise)
+    if mask is not None and callable(operator):
+        raise ValueError(f"a mask is given beside an operator that is ready, {type(operator).__name__}: leave one out")
     given = {} if mask is None else {"mask": mask}
     operator = specs.build("operator", operator, **given)
-    y = picture if measured else operator(picture)
+    # What a mask cuts off is not measured, whatever the picture shows there.
+    y = picture if measured and not isinstance(operator, Masked) else operator(picture)
     guided = specs.build("field", method, field=field, operator=operator, measured=jnp.asarray(y), noise_std=noise_std)
     grid = from_time(times, max(start, float(times[0])))
     x = field.path.interpolate(grid[0], noise, jnp.zeros_like(picture)).astype(picture.dtype)

@@ -131,7 +131,7 @@ class Guided(FieldWrapper):
         def single(memory: Any) -> tuple[Array, Any]:
             own, others, state = memory
             value, own = self.field.evaluate(t, x, cond, own, to=to, **extra)
-            return value, (own, others, state)
+            return value, (own, others, self.rule.idle(state))
 
         count = sum(one.astype(int) if isinstance(one, jax.Array) else int(one) for one in needed)
         ways = [single, *(lambda memory, k=k: guided(k, memory) for k in range(1, len(needed) + 1))]

@@ -40,7 +40,8 @@ class Held(Saving):
 
     def allowed(self, memory: Spared) -> Array:
         """Whether the step that comes may be saved at all."""
-        first = jnp.ceil(jnp.asarray(self.warmup, jnp.float32) * memory.steps).astype(jnp.int32)
+        share = jnp.asarray(self.warmup, jnp.float32) * memory.steps
+        first = jnp.ceil(share - 1e-3).astype(jnp.int32)  # 0.15 of 100 steps are 15, whatever the rounding says
         return (memory.step >= first) & (memory.step < memory.steps - 1) & (memory.step > 0)
 
     def answer(self, t: Any, x: Array, memory: Spared, more: Any, to: str) -> Array:

@@ -78,6 +78,8 @@ class MagCache(Held):
                 f"these are the ratios of {len(self.ratios)} steps, and the run has {len(times)}: ratios belong to "
                 "their grid (flowjax.calibrate cache measures those of another)"
             )
+        if len(times) > 1 and times[0] > times[-1]:
+            raise ValueError("these are the ratios of a run to the data, and this one leads to the noise")
 
     def state(self, x: Array) -> Any:
         """R and e."""

@@ -36,7 +36,8 @@ class Masked:
     def __call__(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """Mask times x."""
         mask = jnp.asarray(self.mask, x.dtype)
-        return jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape) * x
+        mask = jnp.broadcast_to(mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape), x.shape)
+        return mask * jnp.where(mask == 0, 0, x)
 
 
 @fact("operator", "pooled", "a picture with fewer pixels", example=lambda: {"factor": 1})

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._checks import real, whole
@@ -58,8 +59,8 @@ class PGDM(Posterior):
 
     def solve(self, t: Any, residual: Array, forward: Map, backward: Map, covariance: Map) -> Array:
         """By conjugate gradients."""
-        noise, data = self.path.sigma(t) ** 2, self.path.alpha(t) ** 2 * self.data_std**2
-        variance = expand(divide(noise * self.data_std**2, noise + data), residual)
+        noise, spread = self.path.sigma(t) ** 2, jnp.asarray(self.data_std) ** 2
+        variance = expand(divide(noise * spread, noise + self.path.alpha(t) ** 2 * spread), residual)
         return conjugate_gradients(
             lambda v: self.noise_std**2 * v + variance * forward(backward(v)), residual, self.iterations
         )

@@ -63,6 +63,7 @@ class Posterior(DataWrapper):
         if not callable(self.operator):
             raise ValueError(f"operator must be a function of states (B, ...), got {self.operator!r}")
         real("(0, inf)", noise_std=self.noise_std)
+        real("(-inf, inf)", measured=self.measured)
         check_strength(self.scale)
 
     def check(self, times: Any, to: str) -> None:
@@ -112,7 +113,7 @@ class Posterior(DataWrapper):
 
 
 def conjugate_gradients(apply: Map, b: Float[Array, "B ..."], iterations: int) -> Float[Array, "B ..."]:
-    """The solution of apply(v) = b, each sample by itself; `apply` is symmetric and positive."""
+    """The solution of apply(v) = b, each sample by itself, NaN where b is; `apply` is symmetric and positive."""
     enough = 1e-12 * inner(b, b)
 
     def step(_: Any, carry: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -126,4 +127,5 @@ def conjugate_gradients(apply: Map, b: Float[Array, "B ..."], iterations: int) -
         p = jnp.where(going, r + (new / jnp.where(going, rr, 1)).astype(b.dtype) * p, p)
         return v, r, p, jnp.where(going, new, 0)
 
-    return jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(b), b, b, inner(b, b)))[0]
+    v = jax.lax.fori_loop(0, iterations, step, (jnp.zeros_like(b), b, b, inner(b, b)))[0]
+    return jnp.where(jnp.isfinite(inner(b, b)), v, jnp.nan)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from flowjax._checks import choose
+from flowjax.fields.converted import Converted
+from flowjax.fields.embedded import Embedded
 from flowjax.flow import Field, Flow, network_times
 
 PROBES = ("modulated", "block", "input")
@@ -29,9 +31,19 @@ def flow_of(field: Any) -> Flow:
 def check_probe(field: Any, what: str) -> None:
     """Raises ValueError unless the network inside of a field can be looked into."""
     choose("indicator", what, PROBES)
-    if what != "input" and not hasattr(flow_of(field).network, "probe"):
+    if what == "input":
+        return
+    inner = field
+    while not isinstance(inner, Flow):
+        if isinstance(inner, Converted | Embedded):
+            raise ValueError(
+                f"{what} is looked at where the network itself is asked, and a {type(inner).__name__} asks elsewhere: "
+                "take teacache(indicator=input), sada or magcache"
+            )
+        inner = getattr(inner, "field", None) or flow_of(inner)
+    if not hasattr(inner.network, "probe"):
         raise ValueError(
-            f"a {type(flow_of(field).network).__name__} has no probe(x, t, cond, what), which this decides by: "
+            f"a {type(inner.network).__name__} has no probe(x, t, cond, what), which this decides by: "
             "networks such as flowjax.models.DiT have one; sada, magcache and teacache(indicator=input) need none"
         )
 

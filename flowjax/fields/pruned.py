@@ -17,6 +17,7 @@ class Pruned(FieldWrapper):
 
     Asked with `tokens=` (B, n) and `refresh=` False, the network computes these tokens, the same in all blocks, and
     takes the others from the last answers; otherwise all, and keeps them. Its memory is depth x B x N x width numbers.
+    While nothing was kept yet, all are computed whatever is asked.
     `flowjax.fields.SADA(tokens=...)` puts it around the flows inside and asks; by itself it is the flow.
 
     Args:
@@ -30,7 +31,7 @@ class Pruned(FieldWrapper):
         >>> from flax import nnx
         >>> network = fj.models.DiT((4, 4, 1), patch=2, width=8, depth=2, heads=2, rngs=nnx.Rngs(0))
         >>> field = Pruned(fj.Flow(network, path=fj.paths.Linear()))
-        >>> counts, cache = field.init(jnp.ones((3, 4, 4, 1)))
+        >>> counts, cache, known = field.init(jnp.ones((3, 4, 4, 1)))
         >>> cache.shape  # depth, batch, tokens, width
         (2, 3, 4, 8)
     """
@@ -51,7 +52,7 @@ class Pruned(FieldWrapper):
 
     def init(self, x: Array, times: Any = None) -> Any:
         """The flow's counters, and no answers yet."""
-        return self.field.init(x, times), self.field.network.block_cache(x.shape[0])
+        return self.field.init(x, times), self.field.network.block_cache(x.shape[0]), jnp.array(False)
 
     def evaluate(
         self,
@@ -72,7 +73,7 @@ class Pruned(FieldWrapper):
         """
         if to == "raw":
             raise ValueError("the raw answer of a network with cached tokens is not one of predictions")
-        counts, cache = memory
+        counts, cache, known = memory
         flow = self.field
 
         def ask(**some: Any) -> Any:
@@ -82,9 +83,9 @@ class Pruned(FieldWrapper):
         if tokens is None:
             value, cache, counts = ask()
         else:
-            value, cache, counts = jax.lax.cond(refresh, ask, lambda: ask(tokens=tokens))
+            value, cache, counts = jax.lax.cond(refresh | ~known, ask, lambda: ask(tokens=tokens))
         value = check_answer(value, x).astype(x.dtype)
-        return self.path.convert(value, given=flow.prediction, to=to, t=t, x=x), (counts, cache)
+        return self.path.convert(value, given=flow.prediction, to=to, t=t, x=x), (counts, cache, jnp.array(True))
 
 
 def token_scores(m: Float[Array, "B H W C"], grid: tuple[int, int]) -> Float[Array, "B N"]:

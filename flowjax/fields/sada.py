@@ -40,7 +40,8 @@ class SADA(Saving):
 
         x^_{i+1} = x_i + h (5/6 v_i + 5/6 v_{i-1} - 2/3 v_{i-2}),    m = -(x_{i+1} - x^_{i+1}) * D2 v_i,
 
-    x_{i+1} the solver's result; the step is stable if the mean of m over everything, the batch included, is at most 0.
+    x_{i+1} the solver's result (where times fall, the sign is turned); the step is stable if the mean of m over
+    everything, the batch included, is at most 0.
     For Euler that says that first and second difference of v have opposite signs: its change is dying out. In
     acc_range a stable step skips the call of the next one, at most max_interval in a row. A skipped call is answered by
     the data prediction (x^ - sigma noise)/alpha of the noise that was last predicted. From `lagrange_step` on, the
@@ -175,7 +176,8 @@ class SADA(Saving):
     def decide(self, t: Any, x: Array, cond: Any, memory: Spared) -> tuple[Any, Any, Any]:
         """The criterion after the last step, and what the phase makes of it."""
         ahead, second = self._extrapolate(memory)
-        m = second if self.criterion == "flow_code" else -(x - ahead) * second
+        forward = jnp.sign(memory.times[memory.steps] - memory.times[0]).astype(x.dtype)
+        m = second if self.criterion == "flow_code" else -forward * (x - ahead) * second
         measure = jnp.where(memory.step >= 3, jnp.mean(m), 0)
         if self.criterion == "flow_code":
             measure = jnp.where(memory.skipped, 0, measure)

@@ -68,8 +68,8 @@ class APG(Rule):
 
     def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:
         """C + (w - 1) (orth + eta par)."""
-        m = (c - u) + self.beta * state
+        m = (c - u) + expand(self.beta, c) * state
         size = norm(m)
-        d = m * jnp.minimum(1.0, self.r / jnp.maximum(size, jnp.finfo(size.dtype).tiny)).astype(m.dtype)
+        d = m * jnp.minimum(1.0, expand(self.r, size) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)).astype(m.dtype)
         parallel = divide(inner(d, c), inner(c, c)).astype(c.dtype) * c
-        return c + (expand(strength(self.scale, t), c) - 1) * (d - parallel + self.eta * parallel), m
+        return c + (expand(strength(self.scale, t), c) - 1) * (d - parallel + expand(self.eta, c) * parallel), m

@@ -75,6 +75,10 @@ class Rule(abc.ABC):
         Of predictions that are not needed u holds c in their place.
         """
 
+    def idle(self, state: Any) -> Any:
+        """The state after an evaluation for which the rule was not asked."""
+        return state
+
     def report(self, state: Any) -> Any:
         """What to report of an evaluation, or None."""
         return None
@@ -168,6 +172,10 @@ class Wrapper(Rule):
     def questions(self, cond: Any, null: Any, also: tuple[Any, ...]) -> tuple[tuple[Any, dict[str, Any]], ...]:
         """What the inner rule asks."""
         return self.rule.questions(cond, null, also)
+
+    def idle(self, state: Any) -> Any:
+        """The inner rule's state."""
+        return self.rule.idle(state)
 
     def report(self, state: Any) -> Any:
         """The inner rule's."""

@@ -65,7 +65,7 @@ class CFGZeroStar(Rule):
         return jnp.int32(0)
 
     def active(self, t: Any) -> Any:
-        """Always, as long as there are zeros to give; otherwise wherever w is not 1."""
+        """Always with `zero_steps`, which count evaluations; otherwise wherever w is not 1."""
         return True if self.zero_steps else differs(self.scale, t)
 
     def combine(self, t: Any, c: Array, u: Array, state: Array) -> tuple[Array, Array]:

@@ -32,7 +32,7 @@ class Interval(Wrapper):
         end: end of the interval, in [0, 1]. A noise level k = sigma/alpha of the paper is t = path.time(-log k).
 
     Raises:
-        ValueError: a time outside [0, 1], or an end before the start.
+        ValueError: a time outside [0, 1], an end before the start, or a later start of a rule with zeros at first.
 
     Reference: Kynkaanniemi et al. (2404.07724).
 
@@ -54,6 +54,11 @@ class Interval(Wrapper):
         ends = (self.start, self.end)
         if not any(isinstance(t, jax.core.Tracer) for t in ends) and np.any(np.asarray(self.start) > self.end):
             raise ValueError(f"an interval needs start <= end, got start={self.start} and end={self.end}")
+        zeros = getattr(self.rule, "zero_steps", 0)
+        if zeros and not isinstance(self.start, jax.core.Tracer) and np.any(np.asarray(self.start) > 0):
+            raise ValueError(
+                f"zero_steps={zeros} are the first of a run, and the interval begins at {self.start}: take zero_steps=0"
+            )
 
     def _inside(self, t: Any) -> Any:
         return (jnp.asarray(t) >= self.start) & (jnp.asarray(t) < self.end)

@@ -67,8 +67,12 @@ class RAAG(Rule):
 
     def init(self, x: Array) -> dict[str, Array]:
         """Room for what is reported."""
-        zero = jnp.zeros(x.shape[0], precision(x))
-        return {"ratio": zero, "scale": zero}
+        return self.idle({"scale": jnp.zeros(x.shape[0], precision(x))})
+
+    def idle(self, state: Any) -> dict[str, Array]:
+        """Scale 1, and a ratio that nobody knows."""
+        one = jnp.ones_like(state["scale"])
+        return {"ratio": one * jnp.nan, "scale": one}
 
     def active(self, t: Any) -> Any:
         """Wherever the scale can differ from 1."""
@@ -80,12 +84,12 @@ class RAAG(Rule):
         if self.ratio == "batch":
             ratio = jnp.broadcast_to(jnp.mean(ratio), ratio.shape)
         ceiling = expand(strength(self.w_max, t), ratio) - (1 if self.form == "interpolating" else 0)
-        scale = 1 + ceiling * jnp.exp(-self.alpha * ratio)
+        scale = 1 + ceiling * jnp.exp(-expand(self.alpha, ratio) * ratio)
         report = {"ratio": ratio.reshape(-1), "scale": scale.reshape(-1)}
         return u + scale.astype(c.dtype) * (c - u), report
 
     def report(self, state: dict[str, Array]) -> dict[str, Array]:
-        """Ratio and scale of every sample, (B,) each."""
+        """Ratio and scale of every sample, (B,) each; NaN and 1 where the second evaluation was saved."""
         return state
 
 

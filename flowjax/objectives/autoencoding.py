@@ -10,7 +10,8 @@ from flowjax._checks import choose, real
 from flowjax._pytree import pytree, static
 from flowjax.facts import fact
 from flowjax.objectives.adversarial import Adversarial, AutoencodingDraws, total
-from flowjax.objectives.base import keys
+from flowjax.objectives.base import frozen, keys
+from flowjax.objectives.distances import perceptual
 from flowjax.paths.base import at_least_single
 
 
@@ -28,7 +29,8 @@ class Autoencoding(Adversarial):
 
     With z = mean + exp(log variance / 2) noise and y = decode(z), one example costs the autoencoder
 
-        nll + w_kl KL + w_adv lambda g,   nll = sum |x1 - y| (or its squares),   KL = KL(N(mean, variance), N(0, I)),
+        nll + w_kl KL + w_adv lambda g,   nll = sum (|x1 - y| + w_p LPIPS(x1, y))  (or squares in place of |x1 - y|),
+        KL = KL(N(mean, variance), N(0, I)),
         g = -mean over patches of D(y),   lambda = |d nll / d last| / (|d g / d last| + 1e-4), at most 1e4,
 
     where `last` is the kernel of the decoder's last layer: there the adversary pulls as hard as the reconstruction,
@@ -49,6 +51,8 @@ class Autoencoding(Adversarial):
     Attributes:
         kl_weight: w_kl, not negative.
         reconstruction: "l1" (absolute differences) or "l2" (squares).
+        perceptual_weight: w_p, not negative, of `flowjax.objectives.distances.perceptual`; published is 1.
+        extractor: Network with `features(images in [0, 1])` for it; a task gives that of a run.
         adversary: The discriminator's loss, "hinge" or "vanilla"; None for no discriminator.
         adversarial_weight: w_adv, not negative.
         start: First step with the adversary, counted from 0.
@@ -73,11 +77,13 @@ class Autoencoding(Adversarial):
 
     kl_weight: float = 1e-6
     reconstruction: str = static("l1")
+    perceptual_weight: float = static(0.0)
+    extractor: Any = None
 
     def __post_init__(self) -> None:
         """Checks the options."""
         choose("reconstruction", self.reconstruction, ("l1", "l2"))
-        real("[0, inf)", kl_weight=self.kl_weight)
+        real("[0, inf)", kl_weight=self.kl_weight, perceptual_weight=self.perceptual_weight)
         super().__post_init__()
 
     def latents(self, autoencoder: Any, draws: AutoencodingDraws) -> tuple[Array, Array, dict[str, Array]]:
@@ -89,5 +95,14 @@ class Autoencoding(Adversarial):
         return z, self.kl_weight * kl, {"kl": kl}
 
     def distance(self, autoencoder: Any, x: Array, y: Array) -> tuple[Float[Array, " B"], dict[str, Array]]:
-        """Sums of absolute differences, or of squares."""
-        return total(jnp.abs(x - y) if self.reconstruction == "l1" else (x - y) ** 2), {}
+        """Sums of absolute differences, or of squares; the distance of features counts once for each number."""
+        pixels = total(jnp.abs(x - y) if self.reconstruction == "l1" else (x - y) ** 2)
+        if self.perceptual_weight == 0:
+            return pixels, {}
+        if self.extractor is None:
+            raise ValueError(
+                f"perceptual_weight={self.perceptual_weight} needs a network with features: name the run of a vit, "
+                "config.task.options.extractor=run(workdir=...)"
+            )
+        seen = perceptual(frozen(self.extractor).features, (x + 1) / 2, (y + 1) / 2)
+        return pixels + self.perceptual_weight * x[0].size * seen, {"pixels": pixels, "perceptual": seen}

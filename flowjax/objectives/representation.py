@@ -56,8 +56,9 @@ class RepresentationAutoencoding(Adversarial):
 
     References:
         Zheng et al. (2025), Diffusion Transformers with Representation Autoencoders, section 3 and appendix,
-        arXiv:2510.11690. The published distance is LPIPS, with the trained weights of its own network, and the
-        published discriminator looks at features of DINO; both are networks that a run may name instead.
+        arXiv:2510.11690. The published distance is LPIPS, whose channels have trained weights, and the published
+        discriminator looks at features of DINO in augmented images; here channels count alike, and the discriminator
+        looks at the images themselves.
 
     Example:
         >>> import flowjax as fj

@@ -166,7 +166,9 @@ def _made(network: Any, source: Source) -> Source:
 def _cached(codec: Loaded, source: Source, mesh: Mesh, place: Path, sample: bool) -> Path:
     """The folder of the latents, made if it is not there."""
     network = codec.networks[codec.recipe.label]
-    record = {"codec": codec.model, "examples": hash_of(source.x), "size": len(source.x)}
+    how = [codec.recipe.network, codec.recipe.shift, codec.recipe.scale]
+    network_hash = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    record = {"codec": codec.model, "examples": hash_of(source.x), "size": len(source.x), "network": network_hash}
     name = f"{record['codec']}-{record['examples']}"
     if sample:
         record, name = record | {"posterior": True}, f"{name}-posterior"
@@ -199,7 +201,8 @@ def _known(folder: Path, record: dict[str, Any]) -> bool:
     if not folder.exists():
         return False
     try:
-        found = json.loads((folder / "metadata.json").read_text())
+        # Those of older versions do not say how the network was built.
+        found = {"network": record["network"]} | json.loads((folder / "metadata.json").read_text())
         if all(found[name] == value for name, value in record.items()):
             return True
     except (OSError, ValueError, KeyError, TypeError):

@@ -106,8 +106,11 @@ class RunCodec(Codec, Run):
     def __post_init__(self) -> None:
         """Checks the options."""
         Run.__post_init__(self)
-        if (self.which, self.average) != ("latest", None):
-            raise ValueError("a codec is the newest checkpoint with the default average: leave which and average out")
+        if (self.which, self.average, self.dtype) != ("latest", None, None):
+            raise ValueError(
+                "a codec is the newest checkpoint with the default average in its own precision: leave which, average "
+                "and dtype out"
+            )
         super().__post_init__()
 
     def open(self, of_data: Mapping[str, Any], mesh: Mesh | None) -> Loaded:

@@ -19,6 +19,7 @@ from flowjax.data.shards import Shards
 from flowjax.launch import check_shared, everywhere
 from flowjax.recipe.base import Base, Request, Samples
 from flowjax.recipe.flow import Recipe
+from flowjax.search import SearchError
 from flowjax.training.mesh import count_rows, make_mesh
 
 PACKAGES = ("flowjax-generative", "jax", "jaxlib", "flax", "numpy")
@@ -132,7 +133,10 @@ def draw(
     done = request.num - sum(map(len, missing))
     yield done, None
     for rows in missing:
-        samples = recipe.sample(networks, request.part(rows), source, mesh)
+        try:
+            samples = recipe.sample(networks, request.part(rows), source, mesh)
+        except SearchError as error:
+            raise ValueError(f"{error.reason}; {folder} has {done} of {request.num} samples so far") from error
         if samples.bad:
             raise ValueError(
                 f"{samples.bad} of the samples {rows.start}..{rows.stop - 1} have NaN or infinite values; try more "

@@ -118,6 +118,12 @@ def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> dic
             f"{workdir} was made with the run {label!r} at {place} when its weights had the hash {run['model']}; they "
             f"have {model} now: bring those weights back, or train again"
         )
+    then = from_values(run["recipe"])
+    for name in ("network", "shift", "scale"):
+        if (own := getattr(recipe, name)) != (before := getattr(then, name)):
+            raise ValueError(
+                f"{workdir} was made with the run {label!r} at {place} when its {name} was {before}; it is {own} now"
+            )
     return {label: network} | {f"{label}.{inner}": networks[inner] for inner in recipe.runs if inner in networks}
 
 
@@ -212,7 +218,10 @@ class Run:
         except FileNotFoundError as error:
             raise ValueError(str(error)) from error
         model = model_hash(networks[recipe.label])
-        networks = {label: cast(network, self.dtype) for label, network in networks.items()}
+        networks = {  # latents are those of the codec in its own precision
+            label: network if label.split(".")[-1] == "codec" else cast(network, self.dtype)
+            for label, network in networks.items()
+        }
         return Loaded(workdir=Path(self.workdir), networks=networks, recipe=recipe, model=model)
 
 

@@ -16,6 +16,7 @@ from flowjax import specs
 from flowjax._pytree import pytree, static
 from flowjax.conditions import resized
 from flowjax.facts import entries
+from flowjax.guidance import Each
 from flowjax.recipe.base import Request, Samples
 from flowjax.recipe.decoding import decoded, unscaled
 from flowjax.search import Reward, Search, SearchError, find
@@ -152,7 +153,10 @@ def check_search(recipe: Any, request: Request) -> Search:
         coupled.append("this rule of guidance")
     if coupled:
         raise ValueError(f"{coupled[0]} couples the samples of a batch, which a search compares")
-    prepared(recipe.field(recipe.flow_in_shapes, request.guidance, request.fields), search)
+    field = recipe.field(recipe.flow_in_shapes, request.guidance, request.fields)
+    if any(isinstance(leaf, Each) for leaf in jax.tree.leaves(field, is_leaf=lambda leaf: isinstance(leaf, Each))):
+        raise ValueError("a search makes many states of each sample: each(...) of guidance has no values for them")
+    prepared(field, search)
     rewards_of(request.reward), rewards_of(request.held_out)
     return search
 
@@ -168,7 +172,8 @@ def sources(request: Request) -> dict[str, str]:
         if given is not None and not isinstance(given, str):
             raise ValueError("samples in a folder are those of named rewards: write reward='module:function'")
         for name, reward in rewards_of(given).items() if given is not None else ():
-            file = inspect.getsourcefile(inspect.unwrap(reward.function))
+            function = inspect.unwrap(reward.function)
+            file = inspect.getsourcefile(function if inspect.isroutine(function) else type(function))
             found[name] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
     return found
 
@@ -212,7 +217,10 @@ def search_samples(recipe: Any, networks: Mapping[str, Any], request: Request, c
                     sharding=batch_sharding(mesh),
                 )
             except SearchError as error:
-                block, failure = error.found, error
+                block, left = error.found, request.num - first  # the last block is filled up
+                bad = [whole(block.failed), *(np.isnan(whole(values)) for values in block.rewards.values())]
+                if error.__cause__ is not None or any(rows[:left].any() for rows in bad):
+                    failure = error
             found.append(jax.tree.map(whole, dataclasses.replace(block, x=_decoded(shown, block.x))))
             if failure is not None:
                 break

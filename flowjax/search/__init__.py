@@ -5,7 +5,7 @@ from flowjax.search.best_of_n import BestOfN
 from flowjax.search.code import CoDe
 from flowjax.search.find import Found, find
 from flowjax.search.rbf import RBF
-from flowjax.search.rewards import Reward, SearchError, on_host
+from flowjax.search.rewards import Reward, SearchError, brightness, log_density, nearness, on_host
 from flowjax.search.smc import SMC
 from flowjax.search.sop import SoP
 from flowjax.search.svdd import SVDD

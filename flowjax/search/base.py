@@ -159,7 +159,7 @@ class Search(abc.ABC):
     Attributes:
         budget: most network evaluations of one result.
         path: the path to sample along instead of the field's own, or None.
-        finish: Euler steps from the winner to t = 1, of the budget; 0 gives its data prediction.
+        finish: DDIM steps from the winner to t = 1, of the budget; 0 gives its data prediction.
         dps: strength of gradient proposals, of searches that have them.
 
     Example:

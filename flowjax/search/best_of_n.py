@@ -34,7 +34,7 @@ class BestOfN(Stochastic):
         diffusion: eps(t); 0 is the ODE.
         dps: strength of gradient steps, see `flowjax.search.base.Stochastic`.
         dps_over: what gradients are divided by.
-        finish: Euler steps from the winner to t = 1, within the budget.
+        finish: DDIM steps from the winner to t = 1, within the budget.
 
     Raises:
         ValueError: a budget below N.

@@ -37,7 +37,7 @@ class CoDe(Stochastic):
         diffusion: eps(t); "g_square" is g = 3 r^2.
         dps: strength of gradient proposals, see `flowjax.search.base.Stochastic`.
         dps_over: what gradients are divided by.
-        finish: Euler steps from the winner to t = 1, within the budget.
+        finish: DDIM steps from the winner to t = 1, within the budget.
 
     Raises:
         ValueError: a budget too small for one particle.

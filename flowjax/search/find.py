@@ -15,7 +15,7 @@ from flowjax._pytree import pytree
 from flowjax.fields import Converted
 from flowjax.flow import Field, check_field
 from flowjax.keys import check_key
-from flowjax.search.base import Search, Seen, Way
+from flowjax.search.base import Search, Seen, Way, pick
 from flowjax.search.problem import Problem
 from flowjax.search.rewards import SearchError, Total, collected, judge, whole
 
@@ -133,6 +133,9 @@ def find(
         entries=entries,
         sharding=sharding,
     )
+    for function in others.values():
+        if not function.host:  # a held-out reward that cannot be asked is found out before the search
+            jax.eval_shape(_judged, problem, function, jax.ShapeDtypeStruct(problem.shape, problem.dtype))
     if total.host:
         found, error = _around_host(problem, total)
     else:
@@ -157,6 +160,12 @@ def prepared(field: Field, search: Search) -> tuple[Field, Way]:
     if not field.stateless or not field.convertible:
         why = "carries a memory" if not field.stateless else "does not determine the score"
         raise ValueError(f"{type(field).__name__} {why}: a search asks a field on a Gaussian path, at any time again")
+    inner: Any = field
+    while isinstance(inner, Field):
+        rule = getattr(inner, "rule", None)
+        if getattr(rule, "couples_batch", False):
+            raise ValueError(f"{type(rule).__name__} couples the samples of a batch, which a search compares")
+        inner = getattr(inner, "field", None)
     if search.path is not None and search.path != field.path:
         field = Converted(field, path=search.path)
     way = search.way(field.path)
@@ -223,7 +232,9 @@ def _around_host(problem: Problem, reward: Any) -> tuple[Found, Any]:
         values, caught = _values(problem, reward, found.x)
         error = error or (caught and (reward.name, caught))
         bad = found.failed | jnp.isnan(values) | (values == jnp.inf)
-        found = dataclasses.replace(found, failed=bad, reward=jnp.where(found.failed, found.reward, values))
+        kept = jnp.where(carry[1][1] == -jnp.inf, jnp.nan, carry[1][1])
+        x, reward = pick(bad, (carry[1][0], kept), (found.x, values.astype(found.reward.dtype)))
+        found = dataclasses.replace(found, x=x, reward=reward, failed=bad)
     return found, error
 
 

@@ -45,7 +45,7 @@ class RBF(Staged):
             counted.
         dps: strength of gradient proposals, see `flowjax.search.base.Stochastic`.
         dps_over: what gradients are divided by.
-        finish: Euler steps from the winner to t = 1, within the budget. The defaults are for flows of few steps, whose
+        finish: DDIM steps from the winner to t = 1, within the budget. The defaults are for flows of few steps, whose
             data predictions are samples; those of other flows are blurred, and are finished.
 
     Raises:

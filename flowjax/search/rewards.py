@@ -127,6 +127,21 @@ def on_host(function: Callable[..., Any]) -> Reward:
     return Reward(function, host=True, name=getattr(function, "__name__", "reward"))
 
 
+def brightness(x: Array) -> Array:
+    """The mean of all entries of each sample: a reward to try searches with."""
+    return x.reshape(len(x), -1).mean(axis=1)
+
+
+def nearness(target: Any) -> Callable[[Array], Array]:
+    """Minus the squared distance from a target, which broadcasts to the samples (B, ...)."""
+    return lambda x: -((x - target) ** 2).reshape(len(x), -1).sum(axis=1)
+
+
+def log_density(law: Any) -> Callable[[Array], Array]:
+    """The log density of data under a law of `flowjax.oracles`."""
+    return lambda x: law.log_density(jnp.ones((), precision(x)), x)
+
+
 def as_reward(given: Any, name: str = "reward") -> Reward:
     """A `Reward` of a function, or one itself."""
     return given if isinstance(given, Reward) else Reward(given, name=getattr(given, "__name__", name))

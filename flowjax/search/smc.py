@@ -86,7 +86,7 @@ class SMC(Stochastic):
         diffusion: eps(t); "g_square" is g = 3 r^2.
         dps: strength of gradient steps, see `flowjax.search.base.Stochastic`.
         dps_over: what gradients are divided by.
-        finish: Euler steps from the winner to t = 1, within the budget.
+        finish: DDIM steps from the winner to t = 1, within the budget.
 
     Raises:
         ValueError: an option outside its range, a budget below one particle for each step.

@@ -62,7 +62,7 @@ class SoP(Search):
         forward: by how much t goes back where noise is added, below `start`.
         backward: by how much it comes forth again, above `forward`.
         path: path to sample along; None is the field's own.
-        finish: Euler steps from the winner to t = 1, within the budget.
+        finish: DDIM steps from the winner to t = 1, within the budget.
 
     Raises:
         ValueError: times outside their range, a budget too small for one particle.

@@ -40,7 +40,7 @@ class SVDD(Staged):
             and 1 with `adaptive`. The result is the same.
         dps: strength of gradient proposals, see `flowjax.search.base.Stochastic`.
         dps_over: what gradients are divided by.
-        finish: Euler steps from the winner to t = 1, within the budget.
+        finish: DDIM steps from the winner to t = 1, within the budget.
 
     Raises:
         ValueError: a budget too small for one proposal in each step.

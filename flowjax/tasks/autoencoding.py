@@ -127,9 +127,10 @@ class Autoencoding(Task):
         if not spec["name"]:
             return None
         run = specs.build("run", spec)
-        if (run.which, run.average) != ("latest", None):
+        if (run.which, run.average, run.dtype) != ("latest", None, None):
             raise ValueError(
-                "an encoder is the newest checkpoint with the default average: leave which and average out"
+                "an encoder is the newest checkpoint with the default average in its own precision: leave which, "
+                "average and dtype out"
             )
         return run.load(self.mesh)
 
@@ -138,10 +139,10 @@ class Autoencoding(Task):
         """The run in whose features images are compared."""
         if self.extractor is None:
             return None
-        if not getattr(self._plain_objective, "frozen_encoder", False):
+        if not self._plain_objective.perceptual_weight:
             raise ValueError(
-                f"config.task.options.extractor is for distances of features, which objective "
-                f"{self.config.objective.name!r} has not: leave it out, or take representation_autoencoding"
+                "config.task.options.extractor is for distances of features, which count nothing with "
+                "config.objective.options.perceptual_weight=0: leave it out, or give them a weight"
             )
         found = specs.build("run", self.extractor).load(self.mesh)
         network = found.networks[found.recipe.label]

@@ -97,6 +97,10 @@ def started(
     return start
 
 
+def _scale(recipe: Recipe) -> dict[str, Any]:
+    return {name: value for name, value in (recipe.codec or {}).items() if name in ("shift", "scale", "elements")}
+
+
 def in_scale(source: Source, recipe: Recipe) -> Source:
     """The data as the trained flow sees them; its bounds are those of examples that nobody has."""
     low, high = (recipe.low, recipe.high) if source.blank else (source.low, source.high)
@@ -190,6 +194,8 @@ class Distillation(Generation):
             ("path", own.path, teacher.path),
             ("prediction", own.prediction, teacher.prediction),
             ("codec", *(recipe.runs.get("codec", {}).get("model") for recipe in (own, teacher))),
+            ("scale of latents", *(_scale(recipe) for recipe in (own, teacher))),
+            ("scale of data", *((recipe.shift, recipe.scale) for recipe in (own, teacher))),
         ):
             if here != there:
                 raise ValueError(
@@ -199,8 +205,8 @@ class Distillation(Generation):
     @functools.cached_property
     def codec(self) -> Loaded | None:
         """The teacher's."""
-        if self.config.codec.name:
-            raise ValueError("the codec is the teacher's: leave config.codec out")
+        if self.config.codec.name or set(self.config.codec.options) - {"cache"}:
+            raise ValueError("the codec is the teacher's: leave config.codec out, all but config.codec.options.cache")
         return codec_of(self.teacher)
 
     def _scaled(self, source: Source) -> Source:
@@ -209,7 +215,8 @@ class Distillation(Generation):
 
     @functools.cached_property
     def _how(self) -> Codec:
-        return Codec.of_recipe(self.teacher.recipe.codec or {})
+        cache = self.config.codec.options.get("cache")
+        return dataclasses.replace(Codec.of_recipe(self.teacher.recipe.codec or {}), cache=cache)
 
     @functools.cached_property
     def pairs(self) -> Pairs | None:
@@ -298,6 +305,12 @@ class Distillation(Generation):
             begun = self._begun if label == self._labels[0] else self.teacher
             found, wanted = flatten(begun.networks["network"]), flatten(shapes_of(parts[label].build))
             start = started(heads[label], found, wanted, begun.recipe, self.config.seed)
+            other = sorted((wanted.keys() & found.keys()) - start.keys())
+            if other and isinstance(self.start, Run) and begun is self._begun:
+                raise ValueError(
+                    f"the start {begun.workdir} does not fit: its {other[0]} has the shape {found[other[0]].shape}, "
+                    f"that of the student {wanted[other[0]].shape}"
+                )
             if not start:
                 raise ValueError(
                     "the student has no parameter of the teacher's names and shapes to start from; set "

@@ -159,6 +159,11 @@ class Generation(Task):
     @functools.cached_property
     def _how(self) -> Codec:
         """How latents are made and normalised."""
+        if not self.config.codec.name and self.config.codec.options:
+            given = ", ".join(self.config.codec.options)
+            raise ValueError(
+                f"config.codec.options has {given}, but there is no codec: name it, config.codec=NAME(...)"
+            )
         return specs.build("codec", self.config.codec.to_dict()) if self.config.codec.name else Codec()
 
     def _latents(self) -> dict[str, Any]:

@@ -219,6 +219,6 @@ def combination(snapshots: Sequence[tuple[int, float]], step: int, std: float) -
     return weights / weights.sum()
 
 
-def snapshot_items(laws: Mapping[str, Average], averages: Mapping[str, Any]) -> dict[str, Any]:
+def snapshot_items(laws: Mapping[str, tuple[Average, tuple[str, ...]]], averages: Mapping[str, Any]) -> dict[str, Any]:
     """The power averages among `averages`, by the name under which they are stored."""
-    return {f"power-{law.std}": averages[name] for name, law in laws.items() if isinstance(law, Power)}
+    return {f"power-{law.std}": averages[name] for name, (law, _) in laws.items() if isinstance(law, Power)}

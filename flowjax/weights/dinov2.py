@@ -12,6 +12,11 @@ from flowjax.weights.foreign import Origin, dense_kernel, read_foreign
 PREFIX = "dinov2_with_registers."
 """In front of all names where the file holds a classifier."""
 
+PUBLISHED = {
+    "facebook/dinov2-with-registers-base": "7a6f7b3b9fa4b8732e707476a03cd6cdce210048582f21aafb7991c17d98e362",
+}
+"""Digests of `model.safetensors`."""
+
 UNUSED = re.compile(r"embeddings\.mask_token|layernorm\.(weight|bias)|classifier\.(weight|bias)")
 """What an encoder of tokens has no use for; its last normalisation has neither scale nor shift."""
 
@@ -37,7 +42,7 @@ def read_dinov2(path: str | Path, network: ViT, *, sha256: str | None = None) ->
         name = name.removeprefix(PREFIX)
         return None if UNUSED.fullmatch(name) else name
 
-    return read_foreign(path, network, origins(network), sha256=sha256, rename=rename)
+    return read_foreign(path, network, origins(network), sha256=sha256, published=PUBLISHED, rename=rename)
 
 
 def origins(network: ViT) -> dict[str, Origin]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ def read_foreign(
     origins: Mapping[str, Origin],
     *,
     sha256: str | None = None,
+    published: Mapping[str, str] = MappingProxyType({}),
     rename: Callable[[str], str | None] = lambda name: name,
 ) -> Any:
     """The network in a file of another program, with the structure, the types and the shardings of `like`.
@@ -40,6 +42,7 @@ def read_foreign(
         like: Network of arrays or of shapes with shardings.
         origins: For the dotted name of every array of `like`, the names there and what makes it of these arrays.
         sha256: Digest of the whole file in hexadecimal digits, by which another file is refused; None takes any.
+        published: Digests of files that are known to fit, by their names, for the message.
         rename: Names in the file to those of `origins`; None for what is not read.
 
     Raises:
@@ -59,7 +62,10 @@ def read_foreign(
     path, wanted = Path(path), flatten(like)
     if not path.is_file():
         known = "" if sha256 is None else f" with the sha256 {sha256}"
-        raise FileNotFoundError(f"the weights {path.name}{known} are not there: get the file and put it at {path}")
+        others = "".join(f"; {name} has the sha256 {digest}" for name, digest in published.items() if not sha256)
+        raise FileNotFoundError(
+            f"the weights {path.name}{known} are not there: get the file and put it at {path}{others}"
+        )
     if sha256 is not None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

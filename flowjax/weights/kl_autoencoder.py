@@ -8,6 +8,11 @@ import numpy as np
 from flowjax.models import KLAutoencoder
 from flowjax.weights.foreign import Origin, conv_kernel, dense_kernel, read_foreign
 
+PUBLISHED = {
+    "stabilityai/sd-vae-ft-mse": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+}
+"""Digests of `diffusion_pytorch_model.safetensors`."""
+
 # The names of attention in the files of Stable Diffusion 1 and 2, and what later files call the same.
 _OLDER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -30,9 +35,9 @@ def read_kl_autoencoder(path: str | Path, like: KLAutoencoder, *, sha256: str | 
     Example:
         >>> from flax import nnx
         >>> like = nnx.eval_shape(lambda: KLAutoencoder((512, 512, 3), rngs=nnx.Rngs(0)))
-        >>> read_kl_autoencoder("sd/vae.safetensors", like)
+        >>> read_kl_autoencoder("sd/vae.safetensors", like)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        FileNotFoundError: the weights vae.safetensors are not there: get the file and put it at sd/vae.safetensors
+        FileNotFoundError: the weights vae.safetensors ... put it at sd/vae.safetensors; stabilityai/sd-vae-ft-mse ...
     """
 
     def rename(name: str) -> str:
@@ -40,7 +45,9 @@ def read_kl_autoencoder(path: str | Path, like: KLAutoencoder, *, sha256: str | 
         match = re.fullmatch(r"(query|key|value|proj_attn)\.(weight|bias)", after)
         return f"{before}{between}{_OLDER[match[1]]}.{match[2]}" if match else name
 
-    return read_foreign(path, like, origins(like.levels, like.blocks), sha256=sha256, rename=rename)
+    return read_foreign(
+        path, like, origins(like.levels, like.blocks), sha256=sha256, published=PUBLISHED, rename=rename
+    )
 
 
 def origins(levels: int, blocks: int) -> dict[str, Origin]:

@@ -57,6 +57,7 @@ def test_features_decide_what_is_near(pools):
     assert np.abs(after[:, :2]).mean() < np.abs(before[:, :2]).mean()
 
 
+@pytest.mark.slow
 def test_a_range_of_scales(pools):
     """One polynomial serves both ends and what lies between."""
     flow = mixture(LINEAR)

@@ -20,6 +20,7 @@ def test_notebook_equals_its_source(source):
     assert not any(cell.get("outputs") for cell in notebook.cells), "stored without outputs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 @pytest.mark.filterwarnings("ignore")  # of the notebook machinery; the code runs in a process of its own
 def test_notebook_runs(source, tmp_path, monkeypatch):

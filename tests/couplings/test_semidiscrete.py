@@ -71,6 +71,7 @@ def fitted(*arguments, **options):
         return fit(key(), *arguments, **options)
 
 
+@pytest.mark.slow
 def test_two_points_in_one_dimension():
     """Masses 0.3 and 0.7 of N(0, 1) at -1 and 1: the border is the 0.3 quantile, (h_0 - h_1)/2."""
     y = jnp.array([[-1.0], [1.0]])

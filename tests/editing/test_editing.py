@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flowjax as fj
-from flowjax.editing import inpaint, interpolate, invert, sdedit, slerp, translate
+from flowjax.editing import inpaint, interpolate, invert, restore, sdedit, slerp, translate
 from flowjax.oracles import Gaussian, Mixture
 
 LINEAR = fj.paths.Linear()
@@ -172,3 +172,56 @@ def test_refusals():
         with pytest.raises(ValueError, match=words) as error:
             make()
         assert "\n" not in str(error.value)
+
+
+def test_what_is_filled_in_may_hold_anything():
+    mask = jnp.array([[1.0, 0.0, 1.0]])
+    blank = jnp.where(mask == 0, jnp.nan, PICTURE)
+    found, expected = (
+        inpaint(FLOW, fj.solvers.Euler(), picture, mask, TIMES, noise=NOISE).x for picture in (blank, PICTURE)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("method", ["mmps", "pgdm", "dps(scale=0.2)"])
+@pytest.mark.parametrize("operator", ["masked", "pooled(factor=2)", "blurred(std=0.7)"])
+def test_restored_pictures_give_what_was_measured(method, operator):
+    law = Gaussian(mean=0.0, std=1.0, path=LINEAR)
+    flow = fj.Flow(law.network(), path=LINEAR)
+    picture = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32)
+    mask = jnp.zeros((4, 4, 1)).at[:2].set(1.0) if operator == "masked" else None
+    measure = fj.specs.build("operator", operator, **({} if mask is None else {"mask": mask}))
+    options = dict(noise=fj.noise(KEY, picture.shape), method=method, noise_std=0.05)
+    given = [(picture, operator, False)]
+    if operator == "masked":
+        given.append((jnp.where(mask == 0, jnp.nan, picture), operator, True))
+    else:
+        given.append((measure(picture), operator, True)) if operator != "pooled(factor=2)" else None
+    for shown, asked, measured in given:
+        found = restore(
+            flow,
+            fj.solvers.Euler(),
+            shown,
+            fj.times.uniform(60),
+            operator=asked,
+            mask=mask,
+            measured=measured,
+            start=2e-3,
+            **options,
+        ).x
+        error = float(jnp.sqrt(jnp.mean((measure(found) - measure(picture)) ** 2)))
+        assert error < (0.35 if method.startswith("dps") else 0.15), error
+
+
+def test_a_mask_beside_a_ready_operator_is_refused():
+    picture = jnp.zeros((1, 4, 4, 1))
+    with pytest.raises(ValueError, match="a mask is given beside an operator that is ready, Pooled"):
+        restore(
+            FLOW,
+            fj.solvers.Euler(),
+            picture,
+            TIMES,
+            noise=picture,
+            operator=fj.fields.Pooled(factor=2),
+            mask=jnp.ones((4, 4, 1)),
+        )

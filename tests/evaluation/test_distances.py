@@ -33,6 +33,7 @@ def test_kernel_distance_of_two_laws_in_one_dimension():
     np.testing.assert_allclose(estimate.value, 27, atol=0.5)
 
 
+@pytest.mark.slow
 def test_kernel_distance_is_zero_in_mean_and_its_interval_covers_zero():
     found = [evaluation.kernel_distance(normal(i, 120, 3), normal(1000 + i, 80, 3), seed=i) for i in range(100)]
     values = np.array([estimate.value for estimate in found])

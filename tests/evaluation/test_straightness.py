@@ -11,6 +11,7 @@ from flowjax.evaluation import straightness
 MEAN, STD = 0.7, 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [fj.paths.Linear(), fj.paths.Trig(), fj.paths.VP()], ids=lambda p: type(p).__name__)
 def test_of_gaussian_data_against_quadrature(x64, path):
     target = fj.oracles.Gaussian(mean=MEAN, std=STD, path=path)

@@ -20,6 +20,7 @@ def classifier(target):
     return log_density
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "linear", "ve"])
 @pytest.mark.parametrize("to", ["velocity", "noise", "data", "score", "v"])
 def test_a_classifier_adds_what_turns_a_prediction_into_that_of_the_class(to, name):

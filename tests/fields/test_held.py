@@ -133,3 +133,24 @@ def test_refusals():
     assert specs.text(specs.spec_of("field", field, field=FLOW)) == (
         "teacache(threshold=0.2, coefficients=[1.0, 0.0], indicator=input)"
     )
+
+
+def test_ratios_to_the_data_say_nothing_of_the_way_back():
+    field = MagCache(FLOW, ratios=[0.97] * 20)
+    with pytest.raises(ValueError, match="a run to the data, and this one leads to the noise"):
+        fj.solve(field, Euler(), X, TIMES[::-1], invert=True)
+
+
+def test_a_share_of_the_steps_is_not_rounded_up():
+    """0.15 of 100 is 15.000000596 in single precision."""
+    result = fj.solve(EveryNth(FLOW, n=50, warmup=0.15), Euler(), X, uniform(100, 1e-3, 1 - 1e-3))
+    assert int((~mask(result)[:20]).sum()) == 15
+
+
+def test_the_network_is_not_looked_into_where_it_is_asked_elsewhere():
+    network = fj.models.DiT((4, 4, 1), patch=2, width=8, depth=1, heads=2, rngs=nnx.Rngs(0))
+    converted = fj.fields.Converted(fj.Flow(network, path=LINEAR), path=fj.paths.VP())
+    for make in (FirstBlock, TeaCache):
+        with pytest.raises(ValueError, match="a Converted asks elsewhere"):
+            make(converted)
+    assert TeaCache(converted, indicator="input").path == fj.paths.VP()

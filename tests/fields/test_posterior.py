@@ -106,6 +106,7 @@ def test_pgdm_is_exact_for_data_of_one_variance_and_dps_overrates_the_measuremen
         np.testing.assert_allclose(half, (m + over) / 2, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_form_of_the_published_program_moves_the_velocity_by_the_gradient_of_the_norm():
     law = Mixture.default(LINEAR, dim=2)
     base, y = fj.Flow(law.network(), path=LINEAR), jnp.full((4, 2), 0.3)

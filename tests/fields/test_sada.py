@@ -14,6 +14,7 @@ from problem import PATHS, Executions, relative, through_diffrax
 import flowjax as fj
 from flowjax import catalogue, specs
 from flowjax.fields import SADA
+from flowjax.fields.pruned import Pruned
 from flowjax.solvers import DDIM, DPMSolver, Euler, Heun, UniPC
 from flowjax.times import log_snr, quadratic, uniform
 
@@ -444,3 +445,38 @@ def test_tokens_need_a_network_that_keeps_them():
         SADA(FLOW, tokens=(2, 3))
     with pytest.raises(ValueError, match="leave out key= and perturbed="):
         transformer()(IMAGES, T, key=jax.random.split(jax.random.key(0), 3), cache=transformer().block_cache(3))
+
+
+def test_tokens_that_were_never_computed_are_not_taken_from_nothing():
+    """Where a rule opens in the middle of a run, its other condition has been asked for nothing before."""
+    flow = fj.Flow(transformer(False), path=LINEAR)
+    field, tokens = Pruned(flow), jnp.zeros((3, 2), jnp.int32)
+    plain = flow.velocity(0.5, IMAGES)
+    value, memory = field.evaluate(0.5, IMAGES, None, field.init(IMAGES), tokens=tokens, refresh=False)
+    np.testing.assert_allclose(value, plain, rtol=1e-5, atol=1e-6)
+    other = field.evaluate(0.5, IMAGES + 1, None, memory, tokens=tokens, refresh=False)[0]
+    assert not np.allclose(other, flow.velocity(0.5, IMAGES + 1), atol=1e-4)
+
+
+def test_a_run_to_the_noise_is_judged_as_one_to_the_data():
+    """A change that grows has differences of one sign, in whichever direction: not stable."""
+    flow = fj.Flow(lambda x, t, cond: 0 * x + jnp.exp(3 * t)[:, None], path=LINEAR)
+    options = {"lagrange_term": 0, "acc_range": (3, 50)}
+    for velocity, times, invert, expected in (
+        (lambda t: jnp.exp(3 * t), FIFTY, False, 50),
+        (lambda t: jnp.exp(-3 * t), FIFTY[::-1], True, 50),
+        (lambda t: jnp.exp(-3 * t), FIFTY, False, 21),
+        (lambda t: jnp.exp(3 * t), FIFTY[::-1], True, 21),
+    ):
+        flow = fj.Flow(lambda x, t, cond, velocity=velocity: 0 * x + velocity(t)[:, None], path=LINEAR)
+        result = fj.solve(SADA(flow, **options), Euler(), X, times, invert=invert)
+        assert (int(result.evaluations) == 50) == (expected == 50), (expected, int(result.evaluations))
+
+
+def test_more_skipped_calls_in_a_row_are_farther_away():
+    plain = fj.solve(FLOW, DPMSolver(), X, FIFTY).x
+    away = [
+        distance(fj.solve(SADA(FLOW, lagrange_term=0, max_interval=most), DPMSolver(), X, FIFTY).x, plain)
+        for most in (1, 2, 4)
+    ]
+    assert away == sorted(away)

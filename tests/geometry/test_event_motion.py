@@ -66,6 +66,7 @@ def test_five_clean_events_are_enough_for_every_scene():
     assert (error > 0.1).mean() <= 0.005
 
 
+@pytest.mark.slow
 def test_geometry_of_the_solution():
     drawn = scenes(1000, 1, 5)
     lines = SOLVE(drawn.bearings, drawn.t)
@@ -197,6 +198,7 @@ def test_rotation_and_derotation():
     )
 
 
+@pytest.mark.slow
 def test_masked_and_broken_events_change_nothing():
     drawn = scenes(150, 10, 10, 0.5)
     f, t = drawn.bearings[0, 0], drawn.t[0, 0]

@@ -115,6 +115,7 @@ def turned(grid, rotation):
     return grid[i, j, k]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 7, 13, 23])
 def test_nothing_changes_when_camera_scene_and_light_turn_together(x64, number):
     rotation = rotations()[number]

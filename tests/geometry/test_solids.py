@@ -242,6 +242,7 @@ def test_padding_changes_no_gradient(details):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1, float(jnp.abs(a).max())))
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_places_are_heard(details):
     net, cond, t = network(), asked(details), jnp.full(4, 0.5)
     x = jnp.asarray(details.x[:4])

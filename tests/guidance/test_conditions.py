@@ -225,6 +225,7 @@ def test_refusals():
 IMAGES = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 8, 6, 2)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_tangential_damping_is_that_of_the_singular_vectors():
     """Against NumPy's decomposition of the two rows; c = u, u = 0 and orthogonal rows of one length are no holes."""
     c, u = IMAGES.reshape(2, 3, -1)

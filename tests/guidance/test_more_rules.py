@@ -140,3 +140,50 @@ def test_autoguidance_compares_with_a_field():
     assert (int(result.evaluations), int(result.network_calls)) == (3, 6)
     with pytest.raises(ValueError, match="weaker model"):
         fj.guide(good, Autoguidance(scale=2.0), against=5)
+
+
+def test_where_the_second_evaluation_is_saved_the_scale_is_one():
+    law = Mixture.default(fj.paths.Linear())
+    flow = fj.Flow(law.network("velocity"), path=law.path, null=law.num_classes)
+    x, cond = jnp.linspace(-1, 1, 4)[:, None], jnp.array([0, 1, 0, 1])
+    field = fj.guide(flow, Interval(rule=RAAG(w_max=5.0), start=0.3, end=0.7))
+    report = fj.solve(field, fj.solvers.Euler(), x, fj.times.uniform(10, 1e-3), cond).report
+    outside = np.array([True] * 3 + [False] * 4 + [True] * 3)
+    assert np.all(report["scale"][outside] == 1)
+    assert np.array_equal(np.isnan(report["ratio"]), np.tile(outside[:, None], (1, 4)))
+
+
+def test_zeros_at_first_belong_to_the_whole_run():
+    Interval(rule=CFGZeroStar(scale=2.0), end=0.5), Interval(rule=CFGZeroStar(scale=2.0, zero_steps=0), start=0.2)
+    with pytest.raises(ValueError, match=r"zero_steps=1 are the first of a run, and the interval begins at 0\.2"):
+        Interval(rule=CFGZeroStar(scale=2.0), start=0.2)
+
+
+def test_numbers_of_each_sample_belong_to_it():
+    """As many samples as entries of the last axis, which they must not be taken for."""
+    c, u = C[:3], U[:3]
+    numbers = jnp.array([0.5, 1.0, 2.0])
+    for make in (
+        lambda a: RAAG(w_max=7.0, alpha=a),
+        lambda a: APG(scale=3.0, r=a),
+        lambda a: APG(scale=3.0, eta=a, beta=a),
+    ):
+        together = combine(make(numbers), c, u)
+        for row, number in enumerate(numbers):
+            alone = combine(make(float(number)), c[row : row + 1], u[row : row + 1])
+            np.testing.assert_allclose(together[row : row + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_the_ratio_is_large_at_the_noise_and_falls_along_the_flow():
+    """Two classes at -m and m: at t = 0 both predictions know the mean only, c - u is m, and u is -x0."""
+    law = Mixture(weights=np.ones(2), means=np.array([[-2.0, 0.0], [2.0, 0.0]]), stds=0.1, path=fj.paths.Linear())
+    flow = fj.Flow(law.network("velocity"), path=law.path, null=law.num_classes)
+    x, cond = fj.noise(jax.random.key(0), (64, 2)), jnp.arange(64) % 2
+    field = fj.guide(flow, RAAG(w_max=1.0 + 1e-6))
+    report = fj.solve(field, fj.solvers.Euler(), x, fj.times.uniform(20, 0.0, 0.95), cond).report
+    np.testing.assert_allclose(report["ratio"][0], 2 / np.linalg.norm(x, axis=1), rtol=1e-3)
+    means = np.mean(report["ratio"], axis=1)
+    peak = int(np.argmax(means))
+    assert peak < 8
+    assert np.all(np.diff(means[peak:]) <= 0)
+    assert means[-1] < 0.01 * means[0]

@@ -60,6 +60,7 @@ def test_what_it_is_asked_matters_and_the_defaults_are_neutral(network):
         TokenDiT(**SMALL, rngs=nnx.Rngs(0))(x, t, guidance=t)
 
 
+@pytest.mark.slow
 def test_times_are_seen_in_the_image_alone(network):
     x, t, cond = inputs()
     np.testing.assert_array_equal(network(x, t, cond, end=t)["u"], network(x, t / 2, cond, end=t / 2)["u"])

@@ -103,6 +103,30 @@ def test_losses_by_hand(networks, played):
     np.testing.assert_allclose(metrics["kl"], np.reshape([divergence(*p) for p in pairs], (4, 2)).sum(1), rtol=1e-4)
 
 
+class Squares:
+    """One layer of features: the images and their squares."""
+
+    def features(self, images):
+        return [jnp.concatenate([images, images**2], axis=-1)]
+
+
+def test_the_distance_of_features_counts_for_each_number(networks):
+    objective = Autoencoding(start=7, kl_weight=0.1, perceptual_weight=2.0, extractor=Squares())
+    draws = objective.draw(jax.random.key(2), *ON[:1], step=7)
+    y = answer(objective, networks)[3]
+
+    def units(x):
+        h = np.concatenate([(x + 1) / 2, ((x + 1) / 2) ** 2], axis=-1)
+        return h / np.linalg.norm(h, axis=-1, keepdims=True)
+
+    apart = ((units(np.asarray(X)) - units(np.asarray(y))) ** 2).sum(-1)
+    _, metrics = objective.loss(networks, draws)
+    np.testing.assert_allclose(metrics["perceptual"], apart, rtol=1e-4)
+    np.testing.assert_allclose(metrics["reconstruction"], np.abs(X - y).sum(1) + 2 * 3 * apart, rtol=1e-4)
+    with pytest.raises(ValueError, match="needs a network with features"):
+        Autoencoding(perceptual_weight=1.0).loss(networks, draws)
+
+
 def test_squares_and_the_vanilla_loss(networks):
     objective = Autoencoding(reconstruction="l2", adversary="vanilla", start=7)
     _, metrics, gradient = evaluate(objective, networks, *ON)

@@ -152,6 +152,7 @@ def test_gradients_are_those_of_the_first_function_alone(x64, name):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow
 def test_weights_of_a_teacher_get_no_gradient(x64):
     def value(own, kind, path, **more):
         teacher = fj.Flow(jax.tree_util.Partial(network, own), path=path)

@@ -159,6 +159,7 @@ def test_nothing_moves_where_fake_and_teacher_agree():
     assert gradient["student"] == {"a": 0.0, "b": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("mean", [2.0, -2.0])
 def test_a_gaussian_moves_towards_the_data(divergence, mean):

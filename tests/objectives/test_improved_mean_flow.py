@@ -100,6 +100,7 @@ def test_along_the_examples_velocity_it_is_meanflow(x64):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_exact_average_velocities_make_the_exact_velocity(x64):
     """V of the exact U is the marginal velocity, so that both terms agree; the other sign does not."""
     objective = ImprovedMeanFlow(path=LINEAR, frac_flow_matching=0.0)

@@ -259,6 +259,7 @@ def test_time_laws_of_sd3():
     np.testing.assert_allclose(np.sort(moved), shifted(order, 3.0), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_schroedinger_bridge_between_gaussians():
     """N(0, 1) to N(0, 1), reference sqrt(2 eps) dW: the bridge keeps Var x_(1/2) near 1, straight lines halve it.
 

@@ -39,6 +39,7 @@ def grid(nx, ny):
     return jnp.stack(jnp.meshgrid(jnp.linspace(0, 2, nx), jnp.linspace(0, 1, ny), indexing="ij"), axis=-1)
 
 
+@pytest.mark.slow
 def test_closed_forms(x64):
     points = jnp.array([[0.3, 0.2], [0.0, 0.0]])
     for duration in (2.0, -1.0):
@@ -57,6 +58,7 @@ def test_largest_stretch_is_the_largest_singular_value(x64):
     assert np.isfinite(jax.grad(lambda j: cs.largest_stretch(j))(jnp.zeros((2, 2)))).all()
 
 
+@pytest.mark.slow
 def test_double_gyre(x64):
     # The corners are saddles of the wall with a closed form: pi^2 A |T -+ h| / |T|.
     h = 2 * 0.25 * (1 - np.cos(3 * np.pi)) / (2 * np.pi / 10)

@@ -290,9 +290,75 @@ def test_order_of_searches_on_many_steps():
     law = fj.oracles.Mixture(weights=np.ones(8), means=means, stds=0.2, path=LINEAR)
     flow = fj.Flow(law.network(), path=LINEAR)
     wanted = lambda x: -jnp.sum((x - jnp.array([3.0, 0.0])) ** 2, axis=1) / (2 * 0.2**2)  # noqa: E731
-    searches = {"rbf": RBF(steps=40), "svdd": SVDD(steps=40), "best": BestOfN(steps=40)}
+    searches = {
+        "rbf": RBF(steps=40),
+        "svdd": SVDD(steps=40),
+        "svdd, own path": SVDD(steps=40, path=None),
+        "best": BestOfN(steps=40),
+    }
     mean = {
         name: np.mean([find(flow, search, wanted, (32, 2), key=jax.random.key(k)).reward.mean() for k in range(3)])
         for name, search in searches.items()
     }
     assert mean["rbf"] > mean["svdd"] > mean["best"]
+    assert mean["rbf"] > mean["svdd, own path"]
+
+
+def test_what_is_held_out_is_found_out_before_the_search():
+    asked = []
+
+    @on_host
+    def server(x):
+        asked.append(len(x))
+        return -np.sum((x - 0.3) ** 2, axis=1)
+
+    with pytest.raises(ValueError, match="raises AttributeError"):
+        find(FLOW, SMALL, server, (2, 2), key=KEY, held_out={"h": lambda x: x.missing})
+    assert not asked
+
+
+def test_a_judge_that_is_gone_at_the_end_leaves_the_best_until_there():
+    calls, last = [], 0
+    search = SVDD(budget=30, searches=2, steps=4, path=None, finish=2)
+
+    @on_host
+    def server(x):
+        calls.append(len(x))
+        if len(calls) == last:
+            raise ConnectionError("the judge is gone")
+        return -np.sum((x - 0.3) ** 2, axis=1)
+
+    find(FLOW, search, server, (2, 2), key=KEY)
+    last = 2 * len(calls)
+    with pytest.raises(SearchError, match="the judge is gone") as error:
+        find(FLOW, search, server, (2, 2), key=KEY)
+    assert len(calls) == last
+    found = error.value.found
+    np.testing.assert_allclose(found.reward, found.history["reward"][:, -1])
+    np.testing.assert_allclose(found.reward, near(found.x), rtol=1e-5)
+
+
+def test_rules_that_couple_samples_are_refused():
+    law = fj.oracles.Mixture.default(LINEAR, dim=2)
+    flow = fj.Flow(law.network(), path=LINEAR, null=law.num_classes)
+    with pytest.raises(ValueError, match="RAAG couples the samples of a batch"):
+        find(fj.guide(flow, fj.guidance.RAAG(ratio="batch")), SMALL, near, (2, 2), key=KEY, cond=jnp.array([0, 1]))
+
+
+def test_toy_rewards():
+    x = jnp.array([[1.0, 3.0], [0.0, 0.0]])
+    assert fj.search.brightness(x).tolist() == [2.0, 0.0]
+    assert fj.search.nearness(jnp.array([[1.0, 1.0]]))(x).tolist() == [-4.0, -2.0]
+    np.testing.assert_allclose(fj.search.log_density(LAW)(x), LAW.log_density(1.0, x), rtol=1e-6)
+
+
+def test_the_way_of_another_path_ends_where_the_own_one_does():
+    """Both are the same flow map at equal noise."""
+    own = fj.solve(
+        FLOW, fj.solvers.RK4(), LINEAR.start(fj.noise(KEY, (16, 2)), 0.02), fj.times.uniform(100, 0.02, 0.98)
+    ).x
+    field = Converted(FLOW, path=VP)
+    times = np.linspace(float(VP.time(np.float64(LINEAR.lam(0.02)))), float(VP.time(np.float64(LINEAR.lam(0.98)))), 201)
+    start = LINEAR.start(fj.noise(KEY, (16, 2)), 0.02) * np.float32(VP.sigma(times[0]) / LINEAR.sigma(0.02))
+    other = fj.solve(field, fj.solvers.RK4(), start, times).x * np.float32(LINEAR.alpha(0.98) / VP.alpha(times[-1]))
+    np.testing.assert_allclose(other, own, atol=5e-3)

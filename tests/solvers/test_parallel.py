@@ -100,6 +100,7 @@ def test_consistent_steps_are_exact_for_constants(path, to):
             np.testing.assert_allclose(getattr(same, field.name), getattr(start, field.name), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_more_points_learn_more():
     law = fj.oracles.Mixture.default(PATHS["linear"], dim=2)
     flow = fj.Flow(law.network("velocity"), path=law.path)

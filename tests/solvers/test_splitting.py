@@ -72,6 +72,7 @@ def test_recorded_runs_of_the_authors_program(name):
     assert relative(found[:, 0], RECORDED["runs"][name]) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "vp", "ve"])
 @pytest.mark.parametrize("form", FORMS)
 def test_converges_to_the_flow_of_the_class_with_order_one(form, name):

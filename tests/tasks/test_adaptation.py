@@ -150,6 +150,7 @@ def test_what_does_not_fit_is_one_line(base, tmp_path, capsys, changes, message)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_adapters(base):
     task = task_of(config_of(base))
     part = task.networks()["network"]

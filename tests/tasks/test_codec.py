@@ -232,7 +232,10 @@ def test_codecs_that_do_not_fit_are_refused_before_anything_is_written(tmp_path,
         capsys, tmp_path, *wrong, "--config.codec=run(workdr=x)"
     )
     assert "name the trained run" in refusal(capsys, tmp_path, *wrong, "--config.codec=run(workdir='')")
-    assert "leave which and average out" in refusal(capsys, tmp_path, *wrong, "--config.codec.options.which=best")
+    for option in ("which=best", "dtype=bfloat16"):
+        assert "leave which, average and dtype out" in refusal(
+            capsys, tmp_path, *wrong, f"--config.codec.options.{option}"
+        )
     assert "does not take samples of shape (4, 4, 3)" in refusal(
         capsys, tmp_path, *wrong[:-1], "--config.network.options.width=8"
     )

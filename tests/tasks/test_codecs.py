@@ -114,6 +114,9 @@ def test_edits_know_the_scale_of_every_entry(tmp_path):
     asked = {name: str(tmp_path / f"{file}.npz") for name, file in (("picture", "pictures"), ("mask", "mask"))}
     found = recipe.sample(networks, Request(num=2, batch=8, steps=2, edit="inpaint", conditions=asked))
     np.testing.assert_allclose(found.x, pictures, atol=1e-3)
+    asked = {"picture": asked["picture"]}
+    with pytest.raises(ValueError, match="this flow moves latents, and its operators would measure these"):
+        recipe.check(Request(num=2, steps=2, edit="restore(operator=pooled(factor=2))", conditions=asked))
 
 
 def test_another_codec_than_that_of_the_training_is_refused(tmp_path):

@@ -73,6 +73,9 @@ def test_a_student_may_start_from_another_run(teacher, tmp_path):
         np.testing.assert_array_equal(start[name], leaf)
     assert any(np.any(start[name] != leaf) for name, leaf in own.items())
     small.write(tmp_path / "trig", path={"name": "trig", "options": {}})
+    small.write(tmp_path / "wide", network={"name": "dit", "options": small.DIT | {"width": 16}})
+    with pytest.raises(ValueError, match=r"the start .*wide does not fit: its .* has the shape"):
+        task_of(config_of(teacher, f"--config.task.options.start=run(workdir='{tmp_path / 'wide'}')")).networks()
     for value, message in (
         (f"run(workdir='{tmp_path / 'trig'}')", r"the start .*trig does not fit: its path is .*'trig'.*, that of the"),
         (f"run(workdir='{tmp_path / 'nowhere'}')", "nowhere"),
@@ -83,6 +86,7 @@ def test_a_student_may_start_from_another_run(teacher, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_distance_to_the_guided_teacher(teacher):
     """By the formula of guidance, for a student that answers zero."""
     task = task_of(config_of(teacher))

@@ -38,6 +38,7 @@ def workdir(tmp_path_factory, teacher):
     return folder
 
 
+@pytest.mark.slow
 def test_the_run_holds_the_refiner_and_names_its_teacher(workdir, teacher):
     networks, recipe = load_run(workdir)
     assert set(networks) == {"network", "refiner"}
@@ -105,6 +106,7 @@ def test_a_teacher_that_has_guidance_as_an_input_is_refused(tmp_path, capsys):
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
+@pytest.mark.slow
 def test_a_refiner_learns_and_its_teacher_stays(teacher):
     """The loss falls below that without a refiner, on the same draws."""
     values = train_main.flags.FlagValues()

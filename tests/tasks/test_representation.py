@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(encoder, tmp_pa
         (at("larger"), "the shape of its examples is (16, 16, 1)"),
         (at("scaled"), "must have images normalised to [-1, 1]"),
         (at("none"), "is not the workdir of a training run"),
-        (["--config.encoder.options.which=best"], "leave which and average out"),
+        (["--config.encoder.options.which=best"], "leave which, average and dtype out"),
         (["--config.network.options.latent=8"], "the network does not decode latents of shape (2, 2, 16)"),
         (["--config.network=autoencoder(image_shape=(8,8,1))"], "the network does not"),
         (["--config.discriminator=none"], "config.discriminator is none, and the objective has adversary=hinge"),
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(encoder, tmp_pa
         assert not (tmp_path / "run").exists()
     plain = ["--config=autoencoder:smoke", f"--workdir={tmp_path / 'run'}", f"--config.task.options.extractor={own}"]
     assert exit_code(train, *plain) == 2
-    assert "extractor is for distances of features, which objective 'autoencoding' has not" in capsys.readouterr().err
+    assert "extractor is for distances of features, which count nothing with" in capsys.readouterr().err
 
 
 def test_another_run_may_measure_features(encoder, tmp_path):

@@ -58,4 +58,5 @@ def test_the_chain(tmp_path, monkeypatch):
         np.testing.assert_array_equal(each, frequencies[0])
     found = recipe.sample(networks, Request(num=4, batch=4, steps=1))
     assert (found.x.shape, found.evaluations) == ((4, 8, 8, 1), 1)
-    assert _cli.load_config("mf_rae").codec.options.workdir == "runs/rae"
+    codec = _cli.load_config("mf_rae").codec.options
+    assert (codec.workdir, codec.statistics) == ("runs/rae/decoder", "elements")

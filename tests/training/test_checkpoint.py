@@ -45,6 +45,7 @@ def test_resumed_training_is_bit_identical(problem, tmp_path):
     assert equal(resumed, through)
 
 
+@pytest.mark.slow
 def test_restored_into_another_mesh(problem, tmp_path):
     p, q = problem(), problem(devices=8, fsdp=4)
     state, _ = p.run(p.state, 2)

@@ -106,5 +106,5 @@ def test_what_is_refused():
 
 
 def test_only_power_averages_become_snapshots():
-    laws = {"a": Constant(decay=0.5), "b": Power(std=0.05)}
+    laws = {"a": (Constant(decay=0.5), ("network",)), "b": (Power(std=0.05), ("network",))}
     assert snapshot_items(laws, {"a": 1, "b": 2, "target": 3}) == {"power-0.05": 2}

@@ -58,6 +58,7 @@ def test_data_parallel_step_reduces_gradient_and_loss_only(problem):
     assert sum(count for _, count in found) <= leaves + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_sharded_training_equals_one_device(problem, sizes):
     alone, spread = problem(), problem(devices=8, **sizes)

@@ -47,6 +47,7 @@ def test_fit_is_exact_where_confidence_masks_the_corruption(model, x64):
     np.testing.assert_allclose(single.motion, TRUE, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_affine_fit(x64):
     matrix = jnp.array([[1.1, 0.2, 3.0], [-0.05, 0.9, -2.0], [0, 0, 1]])
     np.testing.assert_allclose(st.fit_motion(flow_of(matrix), model="affine").matrix, matrix, atol=1e-12)
@@ -89,6 +90,7 @@ def motion_of(kind, scene, dtype):
     return flow.astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("model", ["similarity", "affine"])
 def test_flow_that_no_camera_makes_is_flagged_and_other_flow_is_not(model, dtype, x64):

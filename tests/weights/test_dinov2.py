@@ -158,6 +158,8 @@ def test_a_missing_or_other_file_is_named_with_its_hash(files, tmp_path):
         FileNotFoundError, match=r"the weights none.safetensors are not there: get the file and put it at"
     ):
         read_dinov2(none, shapes())
+    with pytest.raises(FileNotFoundError, match="facebook/dinov2-with-registers-base has the sha256 7a6f"):
+        read_dinov2(none, shapes())
     with pytest.raises(FileNotFoundError, match="with the sha256 00ff are not there"):
         read_dinov2(none, shapes(), sha256="00ff")
     path = files / "model.safetensors"

@@ -129,7 +129,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(published, tmp_path):
     read_kl_autoencoder(path, like(), sha256=digest.upper())
     there = tmp_path / "none" / "vae.safetensors"
     cases = [
-        (there, arrays, {}, FileNotFoundError, f"are not there: get the file and put it at {there}"),
+        (there, arrays, {}, FileNotFoundError, f"get the file and put it at {there}; stabilityai/sd-vae-ft-mse has"),
         (there, arrays, {"sha256": digest}, FileNotFoundError, f"vae.safetensors with the sha256 {digest} are not"),
         (path, arrays, {"sha256": "0" * 64}, ValueError, f"its sha256 is {digest}, not {'0' * 64}"),
         (
