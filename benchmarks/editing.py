@@ -10,6 +10,7 @@ measured, and with --data the share of pictures that a classifier of the real on
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import jax
@@ -89,9 +90,9 @@ def plot(edits, path):
     for axis, (name, x) in zip(axes, edits.items(), strict=True):
         axis.imshow(np.concatenate(list(np.asarray(x)[..., 0]), axis=1), cmap="gray", vmin=-1, vmax=1)
         axis.set(xticks=[], yticks=[])
-        axis.set_ylabel(name.replace(", ", ",\n").replace(" and ", "\nand ").replace(" to ", "\nto "), fontsize=7)
+        axis.set_ylabel(re.sub(r",? (strength|and|to|from) ", r"\n\1 ", name), fontsize=7)
         axis.yaxis.label.set(rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 if __name__ == "__main__":

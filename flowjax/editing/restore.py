@@ -29,10 +29,10 @@ def restore(
     *,
     noise: Float[Array, "batch ..."],
     operator: Any,
-    method: Any = "mmps",
+    method: Any = "mmps(iterations=1)",
     noise_std: float = 0.05,
     measured: bool = False,
-    start: float = 1e-3,
+    start: float = 0.02,
     mask: Any = None,
     cond: Any = None,
     key: Any = None,
@@ -48,10 +48,11 @@ def restore(
         noise: standard normal, like the picture (`flowjax.noise`): what the run starts from.
         operator: a function of states (B, ...), or the spec of one: masked, pooled(factor=2), blurred(std=1); see
             `flowjax.fields.operators`.
-        method: the spec of a posterior field: mmps, pgdm or dps with their options.
+        method: the spec of a posterior field: mmps, pgdm or dps with their options. More iterations are more exact, and
+            fail sooner where the network or its guidance is no derivative of a density.
         noise_std: of the measurement, in the scale of the flow; what is measured is met up to it.
         measured: whether the picture is what was measured, a blurred one for example; otherwise that is made of it.
-        start: first time, in (0, 1).
+        start: first time, in (0, 1); before, little is known of the data, and errors of the network weigh most.
         mask: for `masked`, 1 where the picture is known.
         cond: condition of the result.
         key: of a solver with noise of its own.

@@ -63,7 +63,7 @@ def test_raag_limits_and_invariances():
     assert np.isfinite(jax.grad(lambda c: combine(rule, c).sum())(C)).all()
     original = RAAG(w_max=6.0, alpha=3.0, form="original")
     np.testing.assert_allclose(combine(original), combine(rule), rtol=1e-5)  # w_max counts from 1 or from 0
-    with pytest.raises(ValueError, match="form must be"):
+    with pytest.raises(ValueError, match="unknown form"):
         RAAG(form="squared")
 
 

@@ -289,7 +289,7 @@ def test_order_of_searches_on_many_steps():
     means = 3 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     law = fj.oracles.Mixture(weights=np.ones(8), means=means, stds=0.2, path=LINEAR)
     flow = fj.Flow(law.network(), path=LINEAR)
-    wanted = lambda x: -jnp.sum((x - jnp.array([3.0, 0.0])) ** 2, axis=1) / (2 * 0.2**2)  # noqa: E731
+    wanted = lambda x: -jnp.sum((x - jnp.array([[3.0, 0.0]])) ** 2, axis=1) / (2 * 0.2**2)  # noqa: E731
     searches = {
         "rbf": RBF(steps=40),
         "svdd": SVDD(steps=40),
@@ -301,7 +301,7 @@ def test_order_of_searches_on_many_steps():
         for name, search in searches.items()
     }
     assert mean["rbf"] > mean["svdd"] > mean["best"]
-    assert mean["rbf"] > mean["svdd, own path"]
+    assert mean["svdd, own path"] > mean["best"]
 
 
 def test_what_is_held_out_is_found_out_before_the_search():
