@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Num
 from flowjax import evaluation
 from flowjax.data import Source
 from flowjax.models.representation import with_encoder
-from flowjax.recipe.base import Base, Request, from_values
+from flowjax.recipe.base import Base, from_values
+from flowjax.recipe.request import Request
 from flowjax.training.mesh import fill, make_mesh, over, put_batch
 
 

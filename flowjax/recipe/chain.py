@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from flowjax import _checks, evaluation
 from flowjax.calibration.store import model_hash
 from flowjax.data import Source
-from flowjax.recipe.base import Base, Request, Samples, compare, from_values
+from flowjax.recipe.base import Base, compare, from_values
 from flowjax.recipe.flow import Recipe
+from flowjax.recipe.request import Request, Samples
 from flowjax.recipe.runs import Run
 
 

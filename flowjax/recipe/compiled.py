@@ -29,8 +29,8 @@ from flowjax._files import replacing
 from flowjax.data.records import check_memory
 from flowjax.guidance import in_turn
 from flowjax.keys import noise
-from flowjax.recipe.base import Request, Samples
 from flowjax.recipe.flow import Recipe
+from flowjax.recipe.request import Request, Samples
 from flowjax.recipe.sampling import blocks, gather, mean_costs
 from flowjax.solving import solve
 from flowjax.training.mesh import batch_sharding, fill, make_mesh, over, put_batch

@@ -16,8 +16,8 @@ from flowjax.editing import GIVEN
 from flowjax.guidance import Each, in_turn
 from flowjax.paths.base import GaussianPath
 from flowjax.recipe.autoencoder import encode
-from flowjax.recipe.base import Request
 from flowjax.recipe.decoding import unscaled
+from flowjax.recipe.request import Request
 from flowjax.solving import Solution, solve
 
 # What an edit may declare: the argument of its function, where it is asked for, and under which name.

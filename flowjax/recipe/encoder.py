@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from flowjax.data import Source
 from flowjax.models.representation import check_encoder
 from flowjax.models.vit import ViT
-from flowjax.recipe.base import Base, Request, shapes_of
+from flowjax.recipe.base import Base, shapes_of
+from flowjax.recipe.request import Request
 from flowjax.recipe.runs import export_run
 from flowjax.weights import read_dinov2
 

@@ -19,9 +19,10 @@ from flowjax.facts import entries
 from flowjax.flow import Field
 from flowjax.guidance import in_turn
 from flowjax.recipe import edits
-from flowjax.recipe.base import Request, Samples, compare, shapes_of
+from flowjax.recipe.base import compare, shapes_of
 from flowjax.recipe.decoding import decoded, unscaled
 from flowjax.recipe.definition import Definition
+from flowjax.recipe.request import Request, Samples
 from flowjax.recipe.sampling import AsDrawn, blocks, gather, mean_costs, starts
 from flowjax.recipe.searching import check_search, search_samples, sources
 from flowjax.times import uniform

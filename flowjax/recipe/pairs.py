@@ -14,8 +14,8 @@ from flowjax.data import Pairs
 from flowjax.keys import noise
 from flowjax.launch import check_shared, everywhere
 from flowjax.recipe import edits
-from flowjax.recipe.base import Request
 from flowjax.recipe.flow import Recipe
+from flowjax.recipe.request import Request
 from flowjax.training.mesh import fill, make_mesh
 
 

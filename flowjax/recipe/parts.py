@@ -17,8 +17,9 @@ from flowjax.data.files import BROKEN, read_arrays
 from flowjax.data.records import check_memory
 from flowjax.data.shards import Shards
 from flowjax.launch import check_shared, everywhere
-from flowjax.recipe.base import Base, Request, Samples
+from flowjax.recipe.base import Base
 from flowjax.recipe.flow import Recipe
+from flowjax.recipe.request import Request, Samples
 from flowjax.search import SearchError
 from flowjax.training.mesh import count_rows, make_mesh
 

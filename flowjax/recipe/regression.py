@@ -15,7 +15,8 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_
 from flowjax import _checks
 from flowjax.conditions import resized
 from flowjax.data import Source
-from flowjax.recipe.base import Base, Request, traced
+from flowjax.recipe.base import Base, traced
+from flowjax.recipe.request import Request
 from flowjax.training.mesh import fill, make_mesh, over, put_batch
 
 

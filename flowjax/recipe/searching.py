@@ -17,8 +17,8 @@ from flowjax._pytree import pytree, static
 from flowjax.conditions import resized
 from flowjax.facts import entries
 from flowjax.guidance import Each
-from flowjax.recipe.base import Request, Samples
 from flowjax.recipe.decoding import decoded, unscaled
+from flowjax.recipe.request import Request, Samples
 from flowjax.search import Reward, Search, SearchError, find
 from flowjax.search.find import prepared
 from flowjax.search.rewards import collected, named, whole

@@ -12,8 +12,9 @@ import numpy as np
 
 from flowjax.data import Source
 from flowjax.evaluation import pictures
-from flowjax.recipe.base import Request, shapes_of
+from flowjax.recipe.base import shapes_of
 from flowjax.recipe.regression import RegressionRecipe
+from flowjax.recipe.request import Request
 from flowjax.tasks.base import Part, Task
 
 
