@@ -19,7 +19,7 @@ from flowjax.solving import Solution, solve
     "a picture of which a part, a smaller or a blurred one was measured",
     cite="rozet2024learning",
     parts={"operator": "operator"},
-    example=lambda: {"operator": "pooled(factor=1)"},
+    example=lambda: {"operator": "masked"},
 )
 def restore(
     field: Any,
@@ -77,8 +77,8 @@ def restore(
     """
     real("(0, 1)", start=start)
     check_given(field, picture=picture, noise=noise)
-    if mask is not None and callable(operator):
-        raise ValueError(f"a mask is given beside an operator that is ready, {type(operator).__name__}: leave one out")
+    if mask is not None and callable(operator) and getattr(operator, "mask", None) is not mask:
+        raise ValueError(f"a mask is given, and this {type(operator).__name__} does not use it: leave it out")
     given = {} if mask is None else {"mask": mask}
     operator = specs.build("operator", operator, **given)
     # What a mask cuts off is not measured, whatever the picture shows there.

@@ -215,7 +215,7 @@ def test_restored_pictures_give_what_was_measured(method, operator):
 
 def test_a_mask_beside_a_ready_operator_is_refused():
     picture = jnp.zeros((1, 4, 4, 1))
-    with pytest.raises(ValueError, match="a mask is given beside an operator that is ready, Pooled"):
+    with pytest.raises(ValueError, match="a mask is given, and this Pooled does not use it"):
         restore(
             FLOW,
             fj.solvers.Euler(),
@@ -225,3 +225,12 @@ def test_a_mask_beside_a_ready_operator_is_refused():
             operator=fj.fields.Pooled(factor=2),
             mask=jnp.ones((4, 4, 1)),
         )
+
+
+def test_a_spec_of_masked_gets_the_mask_of_the_request():
+    known = {"field": FLOW, "solver": fj.solvers.Euler(), "picture": PICTURE, "noise": NOISE, "times": TIMES}
+    mask = jnp.array([[1.0, 0.0, 1.0]])
+    found = fj.specs.build("edit", "restore(operator=masked)", **known, mask=mask).x
+    np.testing.assert_allclose(found[:, [0, 2]], PICTURE[:, [0, 2]], atol=0.2)
+    with pytest.raises(ValueError, match="this Blurred does not use it"):
+        fj.specs.build("edit", "restore(operator=blurred(std=1))", **known, mask=mask)
