@@ -1,7 +1,7 @@
 """Conditions by name: each is turned into a vector by its encoder, and the network sees the sum."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -225,15 +225,37 @@ class Conditioned(nnx.Module):
         Raises:
             ValueError: A condition is missing, unknown or of another shape.
         """
+        return self.network(x, t, self._vector(x.shape[0], cond), **extra)
+
+    # The hooks of the network inside, where it has them.
+
+    @property
+    def probe(self) -> Callable[..., Array]:
+        """What the network makes first of its input, see `flowjax.models.DiT.probe`."""
+        inner = self.network.probe
+        return lambda x, t, cond, what: inner(x, t, self._vector(x.shape[0], cond), what)
+
+    @property
+    def block_cache(self) -> Callable[[int], Array]:
+        """Room for what each block answers."""
+        return self.network.block_cache
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens."""
+        return self.network.token_grid
+
+    def _vector(self, batch: int, cond: Any) -> Float[Array, "B dim"]:
+        """The sum of the encoders' vectors."""
         shapes = self.shapes
         if cond is None:
-            cond = {name: jnp.full((x.shape[0], *shape), self.encoders[name].null) for name, shape in shapes.items()}
+            cond = {name: jnp.full((batch, *shape), self.encoders[name].null) for name, shape in shapes.items()}
         if not isinstance(cond, Mapping) or set(cond) != set(shapes):
             given = ", ".join(map(str, cond)) if isinstance(cond, Mapping) else f"a {type(cond).__name__}"
             raise ValueError(f"conditions are a dict with the names {', '.join(shapes)}, got {given or 'none'}")
         for name, shape in shapes.items():
-            if cond[name].shape != (x.shape[0], *shape):
-                raise ValueError(f"condition {name} must be {(x.shape[0], *shape)}, got {cond[name].shape}")
+            if cond[name].shape != (batch, *shape):
+                raise ValueError(f"condition {name} must be {(batch, *shape)}, got {cond[name].shape}")
         with jax.named_scope("encoders"):
             vectors = [self.encoders[name](cond[name]) for name in shapes]
-        return self.network(x, t, sum(vectors[1:], vectors[0]), **extra)
+        return sum(vectors[1:], vectors[0])

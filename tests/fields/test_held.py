@@ -154,3 +154,27 @@ def test_the_network_is_not_looked_into_where_it_is_asked_elsewhere():
         with pytest.raises(ValueError, match="a Converted asks elsewhere"):
             make(converted)
     assert TeaCache(converted, indicator="input").path == fj.paths.VP()
+
+
+def test_networks_with_named_conditions_are_looked_into():
+    """The decision and the answers are those of the network inside, under the vector of the conditions."""
+    rngs = nnx.Rngs(0)
+    inner = fj.models.DiT((4, 4, 1), patch=2, width=8, depth=2, heads=2, cond_dim=4, rngs=rngs)
+    keys = iter(jax.random.split(jax.random.key(5), len(jax.tree.leaves(inner))))
+    inner = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape), inner)
+    encoder = fj.models.LabelEncoder(3, 4, rngs=rngs)
+    labels, x = jnp.array([0, 2]), fj.noise(jax.random.key(1), (2, 4, 4, 1))
+    times = uniform(8, 1e-3, 1 - 1e-3)
+    results = []
+    for network, cond in (
+        (fj.models.Conditioned(inner, {"label": encoder}), {"label": labels}),
+        (inner, encoder(labels)),
+    ):
+        field = FirstBlock(fj.Flow(network, path=LINEAR), threshold=0.3)
+        results.append(fj.solve(field, Euler(), x, times, cond))
+    assert mask(results[0]).tolist() == mask(results[1]).tolist()
+    assert mask(results[0]).any()
+    np.testing.assert_allclose(results[0].x, results[1].x, rtol=1e-4, atol=1e-5)
+    mlp = fj.models.Conditioned(fj.models.MLP(1, width=4, cond_dim=4, rngs=rngs), {"label": encoder})
+    with pytest.raises(ValueError, match="a Conditioned has no probe"):
+        FirstBlock(fj.Flow(mlp, path=LINEAR))
