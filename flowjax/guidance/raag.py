@@ -67,12 +67,13 @@ class RAAG(Rule):
 
     def init(self, x: Array) -> dict[str, Array]:
         """Room for what is reported."""
-        return self.idle({"scale": jnp.zeros(x.shape[0], precision(x))})
+        zero = jnp.zeros(x.shape[0], precision(x))
+        return {"ratio": zero, "scale": zero}
 
     def idle(self, state: Any) -> dict[str, Array]:
         """Scale 1, and a ratio that nobody knows."""
         one = jnp.ones_like(state["scale"])
-        return {"ratio": one * jnp.nan, "scale": one}
+        return {"ratio": jnp.full_like(one, jnp.nan), "scale": one}
 
     def active(self, t: Any) -> Any:
         """Wherever the scale can differ from 1."""
