@@ -202,8 +202,9 @@ def main():
     args = parser.parse_args()
     name = Path(args.workdir).name
     sweep, costs = Sweep(args.workdir, args.num, args.steps, args.times), {}
+    result = f"fast_solvers_{name}" + (f"_{args.num}" if args.counts else "")
     if args.only:
-        again(sweep, f"fast_solvers_{name}", args.only.split(","), args)
+        again(sweep, result, args.only.split(","), args)
         return
 
     began = time.perf_counter()
@@ -223,11 +224,7 @@ def main():
 
     counts = args.counts or COUNTS
     for n in counts:
-        calibrated = {
-            "dc_solver": S.DCSolver(order=3, ratios=ratios[n].tolist()),
-            "dpm_solver_v3 2": S.DPMSolverV3(statistics=statistics, order=2),
-            "dpm_solver_v3 3": S.DPMSolverV3(statistics=statistics, order=3),
-        }
+        calibrated = {"dc_solver": S.DCSolver(order=3, ratios=ratios[n].tolist()), **with_statistics(statistics)}
         for family, members in FAMILIES.items():
             for solver_name, solver in members.items():
                 if solver_name == "searched schedule":
@@ -239,7 +236,6 @@ def main():
             solver = S.DCSolver(order=3, ratios=other.tolist())
             sweep.add("UniPC, calibrated", f"dc_solver, {sweep.other} times", solver, sweep.grid(5, sweep.other), 8)
 
-    result = f"fast_solvers_{name}" + (f"_{args.num}" if args.counts else "")
     numbers = {
         "model": f"{name}, {args.num} samples" if args.counts else name,
         "guidance": sweep.recipe.guidance,
@@ -277,9 +273,12 @@ def again(sweep, result, names, args):
     for key, value in asked.items():
         assert numbers[key] == value, f"the stored results have {key} = {numbers[key]}, not {value}"
     families = {name: (family, solver) for family, members in FAMILIES.items() for name, solver in members.items()}
-    for count in COUNTS:
+    measured = {}
+    if any(name.startswith("dpm_solver_v3") for name in names):
+        measured = with_statistics(measure_statistics(sweep, args.batch))
+    for count in args.counts or COUNTS:
         for name in names:
-            add_on_times(sweep, families[name][0], name, families[name][1], count)
+            add_on_times(sweep, families[name][0], name, families[name][1] or measured.get(name), count)
     kept = [row for row in numbers["rows"] if row["solver"].split(", ")[0] not in names]
     order = [name for members in FAMILIES.values() for name in members]
     rows = sorted(kept + sweep.rows, key=lambda row: (row["evaluations"], order.index(row["solver"].split(", ")[0])))
@@ -299,6 +298,11 @@ def measure_statistics(sweep, batch):
         start=START,
         end=END,
     )
+
+
+def with_statistics(statistics):
+    """DPM-Solver-v3 of both orders."""
+    return {f"dpm_solver_v3 {order}": S.DPMSolverV3(statistics=statistics, order=order) for order in (2, 3)}
 
 
 def find_ratios(sweep):

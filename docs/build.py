@@ -8,6 +8,7 @@ import itertools
 import json
 import pathlib
 import re
+import reprlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -23,11 +24,17 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
 
 
+def shown(default: object) -> str:
+    """A default, the middle of long ones left out."""
+    whole = repr(default)
+    return whole if len(whole) < 200 else reprlib.repr(default)
+
+
 def call(entry: catalogue.Entry) -> str:
     """The class of an entry with its options and their defaults."""
     parameters = inspect.signature(entry.make).parameters.values()
     options = (
-        p.name if p.default is p.empty else f"{p.name}={getattr(p.default, '__name__', repr(p.default))}"
+        p.name if p.default is p.empty else f"{p.name}={getattr(p.default, '__name__', shown(p.default))}"
         for p in parameters
     )
     return f"`{entry.make.__name__}({', '.join(options)})`"

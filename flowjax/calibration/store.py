@@ -84,7 +84,7 @@ def load(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, np.nd
     for name, value in json.loads(json.dumps(dict(expected))).items():
         if record.get(name) != value:
             raise ValueError(
-                f"{path} was calibrated for {name}={record.get(name)!r}, not {value!r}: calibrate again, or name "
-                "another file"
+                f"{path} was calibrated for {name}={record.get(name)!r}, not {value!r}: remove it and calibrate "
+                "again, or name another file"
             )
     return arrays, record

@@ -237,3 +237,15 @@ def test_the_official_slope_is_a_mean_over_eleven_points():
     curve = np.random.default_rng(0).standard_normal((30, 2))
     found = ems._moving_average(curve)
     assert found == pytest.approx(np.stack([curve[max(i - 5, 0) : i + 6].mean(0) for i in range(30)]))
+
+
+def test_noise_of_single_points_is_no_error_of_the_cubics():
+    """Else nothing would vary in a network of which few samples were seen, and all of s would be zero."""
+    lam = np.linspace(-6, 6, 121)
+    curve = 1 / (1 + np.exp(2 * lam))[:, None]
+    cubic, error = ems._smoothed(curve, 5)
+    assert np.all(np.abs(cubic - curve)[5:-5] <= 1.03 * error[5:-5] + 1e-12)
+    noise = 0.05 * np.random.default_rng(0).normal(size=(121, 200))
+    _, seen = ems._smoothed(curve + noise, 5)
+    assert np.mean(seen == 0) > 0.8
+    assert seen.mean() < 0.1 * 0.05
