@@ -334,7 +334,8 @@ def said(stderr):
     return [line for line in stderr.splitlines() if not line.startswith(others)]
 
 
-@pytest.mark.parametrize("limit", [pytest.param(200, id="config", marks=pytest.mark.slow), 20_000])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [pytest.param(200, id="config"), 20_000])
 def test_full_disk_is_one_line(tmp_path, tiny, limit):
     """A limit of the size of files makes writes fail as a full disk does, small or large ones."""
     script = (

@@ -30,7 +30,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path, name, value):
     file = tmp_path / "ems.npz"
     save(file, ARRAYS, RECORD)
-    with pytest.raises(ValueError, match=f"was calibrated for {name}=.*: calibrate again"):
+    with pytest.raises(ValueError, match=f"was calibrated for {name}=.*: remove it and calibrate again"):
         load(file, {name: value})
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "other.npz", {})

@@ -63,6 +63,7 @@ def test_a_student_starts_from_its_teacher_and_its_new_parts_make_no_difference(
     assert (task.recipe.shift, task.recipe.scale) == (8.0, 8.0)
 
 
+@pytest.mark.slow
 def test_a_student_may_start_from_another_run(teacher, tmp_path):
     small.write(tmp_path / "begun", seed=5)
     task = task_of(config_of(teacher, f"--config.task.options.start=run(workdir='{tmp_path / 'begun'}')"))
