@@ -64,9 +64,7 @@ def check(recipe: Any, request: Request, solver: Any, grid: np.ndarray) -> None:
         raise ValueError(f"this run has a condition {clash[0]!r} of its own, which edits would take for theirs")
     operator = specs.name_and_options(request.edit)[1].get("operator")
     if recipe.codec is not None and operator is not None and specs.name_and_options(operator)[0] != "masked":
-        raise ValueError(
-            "this flow moves latents, and its operators would measure these: of pictures only masked is one"
-        )
+        raise ValueError("this flow moves latents, and its operators would measure these: only masked is for both")
     if plain.second and "second_cond" not in _takes(request):
         raise ValueError(f"a second condition is given, but edit={specs.text(request.edit)} uses none")
     one = request.part(range(1))

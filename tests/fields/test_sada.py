@@ -460,17 +460,16 @@ def test_tokens_that_were_never_computed_are_not_taken_from_nothing():
 
 def test_a_run_to_the_noise_is_judged_as_one_to_the_data():
     """A change that grows has differences of one sign, in whichever direction: not stable."""
-    flow = fj.Flow(lambda x, t, cond: 0 * x + jnp.exp(3 * t)[:, None], path=LINEAR)
     options = {"lagrange_term": 0, "acc_range": (3, 50)}
-    for velocity, times, invert, expected in (
-        (lambda t: jnp.exp(3 * t), FIFTY, False, 50),
-        (lambda t: jnp.exp(-3 * t), FIFTY[::-1], True, 50),
-        (lambda t: jnp.exp(-3 * t), FIFTY, False, 21),
-        (lambda t: jnp.exp(3 * t), FIFTY[::-1], True, 21),
+    for rate, times, settles in (
+        (3, FIFTY, False),
+        (-3, FIFTY, True),
+        (-3, FIFTY[::-1], False),
+        (3, FIFTY[::-1], True),
     ):
-        flow = fj.Flow(lambda x, t, cond, velocity=velocity: 0 * x + velocity(t)[:, None], path=LINEAR)
-        result = fj.solve(SADA(flow, **options), Euler(), X, times, invert=invert)
-        assert (int(result.evaluations) == 50) == (expected == 50), (expected, int(result.evaluations))
+        flow = fj.Flow(lambda x, t, cond, rate=rate: 0 * x + jnp.exp(rate * t)[:, None], path=LINEAR)
+        result = fj.solve(SADA(flow, **options), Euler(), X, times, invert=bool(times[0] > times[-1]))
+        assert bool(np.any(result.report["skipped"])) == settles
 
 
 def test_more_skipped_calls_in_a_row_are_farther_away():
