@@ -75,6 +75,7 @@ def base(kind: str = "generation", argument: str = "", arguments: tuple[str, ...
             "times": spec("uniform"),
             "steps": 10,
             "guidance": 1.0,
+            "against": {},
             "fields": (),
             "num": 1000,
             "batch": 200,

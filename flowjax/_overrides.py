@@ -53,7 +53,7 @@ def apply(config: ConfigDict, argv: list[str]) -> list[str]:
             spec = {"name": "", "options": {}} if value in ("", "none") else specs.parse(value)
             _at(config, key).name, _at(config, key).options = spec["name"], ConfigDict(_plain(spec["options"]))
         elif order == 0:
-            _at(config, node)[key.rpartition(".")[2]] = tuple(ConfigDict(_plain(s)) for s in specs.parse_many(value))
+            _at(config, node)[key.rpartition(".")[2]] = tuple(specs.parse_many(value))
         elif order == 1:
             if specs.plain(_at(config, key)) != specs.plain(value):
                 _at(config, node).name, _at(config, node).options = value, ConfigDict()

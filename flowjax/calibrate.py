@@ -30,7 +30,7 @@ Solvers, grids and fields are written name(option=value, ...), --guidance is a s
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from flowjax import _checks, _cli, data, evaluation, launch, specs
 from flowjax.calibration import KINDS, store
 from flowjax.calibration.base import Work
 from flowjax.calibration.use import record
-from flowjax.recipe import Recipe, Request, load
+from flowjax.recipe import Recipe, Request, load_run
 from flowjax.training import over, put_batch
 from flowjax.training.mesh import count_rows
 from flowjax.training.workdir import Lock
@@ -123,20 +123,28 @@ def main(values: flags.FlagValues) -> None:
     _cli.use_compilation_cache()
     mesh = _cli.mesh(values)
     with _cli.usage_errors():
-        flow, recipe = load(values.workdir, mesh)
+        networks, _ = load_run(values.workdir, mesh)
+        fields = recipe.pinned(fields)
     with over(mesh):
         for part in calibration.parts():
-            calibrate(values, part, flow, recipe, scale, fields, mesh)
+            calibrate(values, part, networks, recipe, scale, fields, mesh)
 
 
 def calibrate(
-    values: flags.FlagValues, calibration: Any, flow: Any, recipe: Recipe, scale: float, fields: Any, mesh: Mesh
+    values: flags.FlagValues,
+    calibration: Any,
+    networks: Mapping[str, Any],
+    recipe: Recipe,
+    scale: float,
+    fields: Sequence[Any],
+    mesh: Mesh,
 ) -> None:
     """Computes and writes one file."""
+    flow: Any = recipe.flow(networks["network"])
     steps = calibration.evaluations
     with _cli.usage_errors():
         grid = calibration.grid(recipe)
-    shown = [specs.text(spec) for spec in (recipe.fields if fields is None else fields)]
+    shown = [specs.text(spec) for spec in fields]
     known = {"guidance": scale, "fields": shown, "start": float(grid[0]), "end": float(grid[-1]), "seed": values.seed}
     belongs = record(values.what, flow, **(known | calibration.sizes()))
     between = getattr(calibration, "between", None)
@@ -199,7 +207,7 @@ def calibrate(
             Work(
                 recipe=recipe,
                 flow=flow,
-                guide=lambda scale: recipe.field(flow, scale, fields),
+                guide=lambda scale: recipe.field(flow, scale, fields, networks=networks),
                 guidance=scale,
                 grid=grid,
                 seed=values.seed,

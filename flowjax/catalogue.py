@@ -33,6 +33,7 @@ _MODULES = {
     "edit": "editing.sdedit editing.inpaint editing.interpolate editing.translate editing",
     "field": "fields.guided fields.converted fields.drift fields.gradient fields",
     "operator": "fields",
+    "density": "recipe",
     "search": "search.rbf search.svdd search.code search.smc search.best_of_n search.sop search",
     "coupling": "couplings",
     "objective": "objectives.flow_matching objectives.recipes objectives.interpolation objectives",

@@ -4,7 +4,8 @@
 
 mean the same: the first in Python, the second in configs and JSON, the third on a command line. Specs nest:
 `heavy_ball(solver=ghvb(order=2), beta=0.8)`. Values of options are literals (numbers, texts, True, False, None, lists,
-tuples, dicts, inf), read and never evaluated; a word without quotes is a text, or the name of a nested spec.
+tuples, dicts, inf), read and never evaluated; a word or a path (runs/digits) without quotes is a text, a word also the
+name of a nested spec.
 """
 
 import ast
@@ -13,6 +14,7 @@ import difflib
 import inspect
 import keyword
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +26,9 @@ from flowjax import _checks
 LONGEST = 20_000  # characters of a spec, numbers of an array written out
 _NUMBERS = {"inf": math.inf, "nan": math.nan}
 _WORDS = (*keyword.kwlist, *_NUMBERS)  # that mean something else than the text
+_PATHS = re.compile(
+    r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?<=[=\[(,])(\s*)((?=[\d./-]*[^\W\d]|~)[\w.~-]*/[\w./-]*)(?=\s*[,)\]])"""
+)
 Spec = Any  # an object, a mapping with name and options, or a text
 
 
@@ -40,7 +45,7 @@ def parse(text: str) -> dict[str, Any]:
         >>> parse("heavy_ball(solver=ghvb(order=2), beta=0.8)")["options"]["beta"]
         0.8
     """
-    text = text.strip()
+    text = _quoted(text)
     return _named(_tree(text), text)
 
 
@@ -54,7 +59,7 @@ def parse_many(text: str) -> list[Any]:
         >>> parse_many("1.5, cfg(scale=2)")
         [1.5, {'name': 'cfg', 'options': {'scale': 2}}]
     """
-    text = text.strip()
+    text = _quoted(text)
     if not text:
         return []
     tree = _tree(text)
@@ -64,6 +69,13 @@ def parse_many(text: str) -> list[Any]:
         return isinstance(node, ast.Constant | ast.UnaryOp) or (isinstance(node, ast.Name) and node.id in _NUMBERS)
 
     return [_literal(node, text) if is_number(node) else _named(node, text) for node in nodes]
+
+
+def _quoted(text: str) -> str:
+    """The text with quotes around paths that have none."""
+    return (
+        _PATHS.sub(lambda found: found[1] or f"{found[2]}{found[3]!r}", text.strip()) if "/" in text else text.strip()
+    )
 
 
 def _tree(text: str) -> ast.expr:

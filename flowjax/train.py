@@ -126,7 +126,7 @@ def check(config: ConfigDict) -> None:
     one = not optimizer or "name" in optimizer or "options" in optimizer
     known += ["optimizer"] if one else [f"optimizer.{label}" for label in optimizer]
     known = [f"{name}.{part}" for name in known for part in ("name", "options")]
-    found = _cli.check_keys(config, [*numbers, "mesh", *known], optional=("data.augment",))
+    found = _cli.check_keys(config, [*numbers, "mesh", *known], optional=("data.augment", "sample.against"))
     train = config.train
     with _cli.usage_errors():
         for key, number in numbers.items():

@@ -67,7 +67,7 @@ def given_for(kind, name):
         field = FLOW if name != "converted" else fj.Flow(network, path=PATH, prediction="noise")
         added = fj.fields.Gradient(log_density, path=PATH)
         objects = {"field": field, "rule": rule, "against": 0.0, "path": other}
-        objects |= {"added": added, "operator": jnp.tanh, "measured": MEASURED}
+        objects |= {"added": added, "of": log_density, "operator": jnp.tanh, "measured": MEASURED}
         return objects | {"log_density": log_density, "network": network}
     if kind in ("objective", "weight"):
         inner = fj.objectives.FlowMatching(path=PATH)
@@ -103,6 +103,8 @@ FILES = {
     ("data", "tfds"),
     ("data", "meshes"),
     ("array", "npz"),
+    ("density", "run"),
+    ("density", "stored"),
 }
 OPTIONS = {("data", "toy2d"): {"law": "spiral", "size": 10}, ("data", "shapes"): {"size": 8, "points": 8}}
 OPTIONS |= {("diffusion", "g_constant"): {"norm": 0.7}}

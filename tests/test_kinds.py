@@ -254,6 +254,7 @@ HOST = {
     "data": "data/ and geometry/test_solids.py",
     "form": "geometry/test_solids.py",
     "array": "test_specs.py",
+    "density": "recipe/test_densities.py",
     "runge_kutta": "solvers/test_diffrax.py",
     "schedule": "solvers/test_usf.py",
     "rows": "solvers/test_learned.py",

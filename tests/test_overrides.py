@@ -75,7 +75,7 @@ def test_missing_options_are_added_and_typos_left_to_be_refused():
 
 def test_lists_of_specs():
     changed, _ = applied("--config.sample.fields=thresholded(max=2), converted(path=vp)")
-    assert [field.name for field in changed.sample.fields] == ["thresholded", "converted"]
+    assert [field["name"] for field in changed.sample.fields] == ["thresholded", "converted"]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,15 @@ def test_arrays(tmp_path):
         fj.build("array", ["a"])
 
 
+def test_paths_need_no_quotes():
+    spec = specs.parse("run(workdir=runs/a-b.c, others=[/tmp/x, ~/y], quoted='a(b=c/d,', inner=run(workdir=../z/))")
+    assert spec["options"].pop("inner")["options"] == {"workdir": "../z/"}
+    assert spec["options"] == {"workdir": "runs/a-b.c", "others": ["/tmp/x", "~/y"], "quoted": "a(b=c/d,"}
+    assert specs.parse(specs.text(spec)) == spec
+    with pytest.raises(ValueError, match="cannot read the spec"):
+        specs.parse("edm(rho=1/2)")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -3,6 +3,7 @@
 from flowjax.fields import operators
 from flowjax.fields.added import Added
 from flowjax.fields.bounded import Bounded
+from flowjax.fields.classifier import classifier
 from flowjax.fields.converted import Converted
 from flowjax.fields.curved import Curved
 from flowjax.fields.discrete_time import DiscreteTime

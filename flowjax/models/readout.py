@@ -3,11 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from flowjax._checks import COUNT, whole
 from flowjax.facts import fact
+from flowjax.models.embeddings import TimeEmbedding
 from flowjax.models.layers import check_dropout, dense, drop
 from flowjax.paths.base import at_least_single
 
@@ -25,6 +27,9 @@ from flowjax.paths.base import at_least_single
 class Readout(nnx.Module):
     """outputs numbers for each input: dense(drop(silu(encoder(x)))), in at least float32.
 
+    With `timed` the features of the encoder become (1 + a(t)) features + b(t), an embedding of the time that starts at
+    a = b = 0: for classifiers of noisy examples.
+
     The dense layer starts at zero, so that all classes are equally likely at the start.
 
     Example:
@@ -37,13 +42,14 @@ class Readout(nnx.Module):
         (2, 10)
     """
 
-    def __init__(self, encoder: nnx.Module, outputs: int, *, dropout: float = 0.0, rngs: nnx.Rngs):
+    def __init__(self, encoder: nnx.Module, outputs: int, *, dropout: float = 0.0, timed: bool = False, rngs: nnx.Rngs):
         """Puts a dense layer behind an encoder.
 
         Args:
             encoder: Called with the input, (B, ...) -> (B, encoder.dim).
             outputs: How many numbers it answers with.
             dropout: Probability in [0, 1) that a feature is dropped, in calls with `key=`.
+            timed: Whether the answer depends on the time.
             rngs: Source of the initial values.
 
         Raises:
@@ -52,6 +58,7 @@ class Readout(nnx.Module):
         whole(COUNT, outputs=outputs)
         self.encoder, self.dropout = encoder, check_dropout(dropout)
         self.project = dense(encoder.dim, outputs, ("embed", None), init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.time = TimeEmbedding(2 * encoder.dim, scale=100.0, features=64, zero=True, rngs=rngs) if timed else None
 
     def __call__(
         self, x: Array, t: Any = None, cond: Any = None, *, key: Key[Array, " B"] | None = None
@@ -60,14 +67,20 @@ class Readout(nnx.Module):
 
         Args:
             x: What the encoder takes.
-            t: Unused; part of the protocol of networks.
+            t: Times (B,) in [0, 1], which only a `timed` readout needs.
             cond: Not taken.
             key: One key per example, (B,); with them, and `dropout` above 0, features are dropped.
 
         Raises:
-            ValueError: A condition is given.
+            ValueError: A condition is given, or a time is missing.
         """
         if cond is not None:
             raise ValueError("a readout takes no condition")
-        features = jax.nn.silu(self.encoder(x))
+        features = self.encoder(x)
+        if self.time is not None:
+            if t is None:
+                raise ValueError("a timed readout is asked at a time")
+            gain, offset = jnp.split(self.time(t).astype(features.dtype), 2, axis=-1)
+            features = (1 + gain) * features + offset
+        features = jax.nn.silu(features)
         return at_least_single(self.project(drop(features, self.dropout, key)))

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from flowjax._pytree import pytree
+from flowjax._pytree import part, pytree
 from flowjax.facts import fact
 from flowjax.objectives.base import seed, with_keys
+from flowjax.objectives.flow_matching import make_draws
+from flowjax.objectives.times import TimeLaw, Uniform, check_law
+from flowjax.paths import GaussianPath
 
 
 @pytree
@@ -49,9 +52,14 @@ class Classification:
 
     for eps = 0 the minimiser is the conditional probability of the class.
 
+    With a `noise_path` the network is asked about noisy examples, networks(x_t, t): what classifier guidance needs
+    (Dhariwal and Nichol, 2105.05233, section 4).
+
     Attributes:
         prepare: Function (key, x1 (B, ...)) -> tuple of inputs; (x1,) unless given.
         smoothing: eps in [0, 1).
+        noise_path: x_t = alpha(t) x1 + sigma(t) noise of a flow; None leaves the examples as they are.
+        times: Law of t with a `noise_path`.
 
     References:
         Szegedy, Vanhoucke, Ioffe, Shlens and Wojna (2016), Rethinking the Inception Architecture for Computer Vision,
@@ -68,13 +76,18 @@ class Classification:
 
     prepare: Callable[[Key[Array, ""], Array], tuple[Any, ...]] | None = None
     smoothing: float = 0.0
+    noise_path: GaussianPath | None = part("path", None)
+    times: TimeLaw = part("time_law", Uniform())
 
     def __post_init__(self) -> None:
         """Checks the options.
 
         Raises:
-            ValueError: smoothing is outside [0, 1).
+            ValueError: smoothing is outside [0, 1); `prepare` beside a noise path, or times that are no law.
         """
+        object.__setattr__(self, "times", check_law(self.times))
+        if self.noise_path is not None and self.prepare is not None:
+            raise ValueError("inputs are noisy examples of a path, or what prepare makes of them: leave one out")
         if isinstance(self.smoothing, (int, float)) and not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing} must be in [0, 1)")
 
@@ -83,7 +96,11 @@ class Classification:
     ) -> ClassificationDraws:
         """Prepares the inputs of a batch {"x1": (B, ...), "cond": (B,)}."""
         x1 = batch["x1"]
-        inputs = (x1,) if self.prepare is None else self.prepare(key, x1)
+        if self.noise_path is not None:
+            drawn = make_draws(key, batch, self.times, 0.0, None)
+            inputs: tuple[Any, ...] = (self.noise_path.interpolate(drawn.t, drawn.x0, x1), drawn.t)
+        else:
+            inputs = (x1,) if self.prepare is None else self.prepare(key, x1)
         # From another branch of the key, so that what `prepare` draws stays what it was.
         for_network = jax.random.fold_in(jax.random.clone(key), 0x64726F70)
         seeds = jax.vmap(seed)(jax.random.split(for_network, len(x1)))

@@ -233,7 +233,7 @@ def plan_sampler(program: Program, topology: Topology, mesh: Mesh) -> Plan | Non
     if getattr(recipe, "kind", "") != "flow" or recipe.starts_from_data or recipe.policy is not None:
         return None
     networks = jax.eval_shape(program.task.weights, program.shapes)
-    if set(networks) != {"network"}:
+    if set(networks) != {"network"} or "classifier" in recipe.runs:
         return None
     size = fill(program.task.config.sample.batch, mesh)
     grid, solver = recipe.build_times(), recipe.build_solver()

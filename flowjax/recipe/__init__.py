@@ -5,6 +5,7 @@ from flowjax.recipe.base import Base
 from flowjax.recipe.chain import Chain, make_chain
 from flowjax.recipe.codecs import Codec, Identity, Patch, RunCodec
 from flowjax.recipe.compiled import Compiled, compile_sampler
+from flowjax.recipe.densities import ClassLogProbability
 from flowjax.recipe.encoder import EncoderRecipe, import_dinov2
 from flowjax.recipe.fixed import Fixed
 from flowjax.recipe.flow import Recipe

@@ -143,8 +143,9 @@ class Chain(Base):
             elif found is not None:
                 given[place] = recipe.inputs[place].encode(found.x)
             cond = recipe.read_conditions(conditions, request.num, given, request.first)
+            inner = {name: networks[f"{label}.{name}"] for name in recipe.runs if f"{label}.{name}" in networks}
             found = recipe.generate(
-                recipe.field(recipe.flow(networks[label])),
+                recipe.field(recipe.flow(networks[label]), networks=inner),
                 request.num,
                 key=jax.random.fold_in(jax.random.key(request.seed), number),
                 first=request.first,
@@ -152,7 +153,7 @@ class Chain(Base):
                 start=start,
                 batch=request.batch,
                 mesh=mesh,
-                codec=networks.get(f"{label}.codec"),
+                codec=inner.get("codec"),
             )
             evaluations, network_calls = evaluations + found.evaluations, network_calls + found.network_calls
         return dataclasses.replace(found, evaluations=evaluations, network_calls=network_calls)

@@ -25,10 +25,12 @@ import numpy as np
 from jax import export
 from jax.sharding import Mesh
 
+from flowjax import specs
 from flowjax._files import replacing
 from flowjax.data.records import check_memory
 from flowjax.guidance import in_turn
 from flowjax.keys import noise
+from flowjax.recipe.definition import each_run
 from flowjax.recipe.flow import Recipe
 from flowjax.recipe.request import Request, Samples
 from flowjax.recipe.sampling import blocks, gather, mean_costs
@@ -45,6 +47,13 @@ _CALLS = re.compile(r"Sharding|SPMD\w+|annotate_device_placement|shape_assertion
 
 def _fixed(request: Request) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ASKED}
+
+
+def _refuse(spec: Any) -> Any:
+    """A program takes weights of a run and of those that its recipe names."""
+    raise ValueError(
+        f"a program has no weights of {specs.text(spec)}: train with this classifier in config.sample.fields"
+    )
 
 
 def _identity(recipe: Recipe, networks: Mapping[str, Any], request: Request) -> dict[str, Any]:
@@ -77,6 +86,8 @@ def compile_sampler(
         raise ValueError(f"a program samples from noise under one condition by a solver: leave {other[0]} out")
     if recipe.starts_from_data:
         raise ValueError("a program samples from noise, and this flow starts from data")
+    for spec in request.fields or ():
+        each_run(spec, _refuse)
     mesh = make_mesh() if mesh is None else mesh
     shape = (fill(request.batch, mesh), *recipe.state_shape)
     leaves, structure = jax.tree.flatten(dict(networks))

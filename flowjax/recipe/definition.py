@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,17 @@ from flowjax.recipe.base import from_values, shapes_of, traced
 from flowjax.recipe.conditional import Conditional
 from flowjax.recipe.decoding import read_elements
 from flowjax.solvers.euler_maruyama import SDESolver
+
+
+def each_run(spec: Any, change: Callable[[Any], Any]) -> Any:
+    """The spec of a field with every `run(workdir=...)` in it, a classifier, as `change` makes it."""
+    if isinstance(spec, str) and "(" in spec:
+        spec = specs.parse(spec)
+    if specs.is_spec(spec) and spec["name"] == "run":
+        return change(spec)
+    if isinstance(spec, Mapping):
+        return {name: each_run(item, change) for name, item in spec.items()}
+    return type(spec)(each_run(item, change) for item in spec) if isinstance(spec, list | tuple) else spec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +275,7 @@ class Definition(Conditional):
         """
         if spec is None or (isinstance(spec, str) and specs.plain(spec) == specs.plain(self.solver["name"])):
             spec = self.solver
-        solver = specs.build("solver", spec, flows=self.flows(self._shapes) if flows is None else flows)
+        solver = specs.build("solver", spec, flows=self.flows(self.other_shapes) if flows is None else flows)
         if self.diffusion is not None:
             own = isinstance(solver, SDESolver) and solver.drift == "field" and not solver.backward
             if not own or any(solver.eps(self.build_path(), t) != self.diffusion for t in (0.25, 0.75)):
@@ -275,7 +286,7 @@ class Definition(Conditional):
         return solver
 
     @functools.cached_property
-    def _shapes(self) -> dict[str, Any]:
+    def other_shapes(self) -> dict[str, Any]:
         """The networks of other runs and the refiner, in shapes."""
         others = {label: from_values(run["recipe"]).build_network for label, run in self.runs.items()}
         own = {} if self.refiner is None else {"refiner": self._build_refiner}
@@ -343,6 +354,7 @@ class Definition(Conditional):
         fields: Sequence[Any] | None = None,
         against: Any = None,
         also: tuple[Any, ...] = (),
+        networks: Mapping[str, Any] | None = None,
     ) -> Any:
         """The field to solve: `flow`, guided where there are conditions and the scale is not 1, and fields around it.
 
@@ -352,6 +364,7 @@ class Definition(Conditional):
             fields: Specs of fields put around it, the first innermost; the recipe's by default.
             against: What stands against the condition in place of the null; by default what the recipe says.
             also: Further conditions, for rules that take them.
+            networks: Those of `load_run`, which a field with a classifier of the recipe's runs needs.
 
         Raises:
             ValueError: A spec that is none, or conditions that nothing uses.
@@ -374,5 +387,18 @@ class Definition(Conditional):
             asked = rule is not None and (self.inputs or not rule.compares)
             field = guide(flow, rule, against, also=also) if rule and asked else flow
         for spec in self.fields if fields is None else fields:
-            field = specs.build("field", spec, field=field)
+            field = specs.build("field", spec, field=field, recipe=self, networks=networks or {})
         return field
+
+    def pinned(self, fields: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        """Specs of fields, the recipe's by default, with the hash of the weights of every classifier they name.
+
+        Raises:
+            ValueError: A run that is not there, or no classifier of what this flow moves.
+        """
+
+        def pin(spec: Any) -> Any:
+            model = specs.build("density", spec, recipe=self).model
+            return {"name": "run", "options": {**spec["options"], "model": model}}
+
+        return tuple(each_run(spec, pin) for spec in (self.fields if fields is None else fields))

@@ -51,7 +51,7 @@ def check(recipe: Any, request: Request, solver: Any, grid: np.ndarray) -> None:
             it refuses.
     """
     rule, plain = recipe.build_rule(request.guidance), own(request)
-    field = asked_field(recipe, recipe.flow_in_shapes, request)
+    field = asked_field(recipe, recipe.flow_in_shapes, request, recipe.other_shapes)
     if rule is not None and recipe.inputs:
         rule.questions(recipe.null, recipe.null, (recipe.null,) * bool(_beside(recipe, request)))
     if request.edit is None:
@@ -102,13 +102,14 @@ def _second(recipe: Any, plain: Request, num: int, first: int) -> Any:
     return recipe.read_conditions(plain.second, num, given, first)
 
 
-def asked_field(recipe: Any, flow: Any, request: Request) -> Any:
+def asked_field(recipe: Any, flow: Any, request: Request, networks: Mapping[str, Any]) -> Any:
     """The field that a request asks for, with values of samples in turn still in it (`flowjax.guidance.in_turn`)."""
     against, num = None, request.first + request.num
     if request.against:
         negative = recipe.negative(request.against, num)
         against = jax.tree.map(lambda values: Each(values=np.asarray(values)), negative)
-    return recipe.field(flow, request.guidance, recipe.all_fields(request), against, _beside(recipe, request))
+    beside, fields = _beside(recipe, request), recipe.all_fields(request)
+    return recipe.field(flow, request.guidance, fields, against, beside, networks)
 
 
 def rows(recipe: Any, request: Request, read_latents: bool = True) -> dict[str, Any]:

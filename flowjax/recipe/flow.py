@@ -103,7 +103,7 @@ class Recipe(Definition):
         rule = self.build_rule(request.guidance)
         if request.guidance is not None and not self.inputs and getattr(rule, "compares", True):
             raise ValueError("guidance is given, but the data of this run has no classes")
-        solver = self.build_solver(request.solver, self.flows(self._shapes, request.guidance))
+        solver = self.build_solver(request.solver, self.flows(self.other_shapes, request.guidance))
         if "end" in solver.asks and rule is not None:
             raise ValueError(
                 f"{type(solver).__name__} asks for average velocities, whose guidance is that of training: leave "
@@ -184,11 +184,11 @@ class Recipe(Definition):
         solver, start = self.build_solver(request.solver, self.flows(networks, request.guidance)), None
         grid = request.times
         if request.calibration is not None:
-            fields = [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)]
+            fields = [specs.text(spec) for spec in self.pinned(request.fields)]
             scale = self.plain_scale(request.guidance)
             brought = calibrated(request.calibration, flow, scale, request.steps, fields)
             solver, grid, start = brought.solver or solver, brought.times, brought.start
-        field = edits.asked_field(self, flow, request)
+        field = edits.asked_field(self, flow, request, networks)
         return field, solver, self.times_of(grid, request.steps, solver), start
 
     def times_of(self, grid: Any, steps: int | None, solver: Any) -> np.ndarray:
@@ -197,14 +197,13 @@ class Recipe(Definition):
 
     def all_fields(self, request: Request) -> tuple[Any, ...]:
         """Specs of the fields around the flow, those of a calibration outermost."""
-        own = self.fields if request.fields is None else request.fields
-        return (*own, *(() if request.calibration is None else fields_of(request.calibration)))
+        return (*self.pinned(request.fields), *(() if request.calibration is None else fields_of(request.calibration)))
 
     def couples(self, request: Request) -> bool:
         """Whether the solver, the rule or a field couples the samples of a block."""
         if getattr(self.build_rule(request.guidance), "couples_batch", False):
             return True
-        solver = type(self.build_solver(request.solver, self.flows(self._shapes, request.guidance)))
+        solver = type(self.build_solver(request.solver, self.flows(self.other_shapes, request.guidance)))
         fields = [specs.name_and_options(spec)[0] for spec in self.all_fields(request)]
         found = [entry for entry in entries("solver").values() if entry.make is solver]
         return any(entry.couples_batch for entry in (*found, *(entries("field")[name] for name in fields)))
@@ -215,6 +214,7 @@ class Recipe(Definition):
         conditions = self.read_conditions(edits.own(request).conditions, request.num)
         if request.search is not None:
             known |= {"search": specs.text(request.search), "rewards_sha256": sources(request)}
+            known["fields"] = [specs.text(spec) for spec in self.pinned(request.fields)]
         elif request.calibration is None:
             known |= self.way(request)
         if request.edit is not None:
@@ -224,12 +224,12 @@ class Recipe(Definition):
     def way(self, request: Request) -> dict[str, Any]:
         """How samples are made, in words."""
         guidance = self.guidance if request.guidance is None else request.guidance
-        solver = self.build_solver(request.solver, self.flows(self._shapes, request.guidance))
+        solver = self.build_solver(request.solver, self.flows(self.other_shapes, request.guidance))
         return {
             "guidance": specs.text(guidance) if not isinstance(guidance, int | float) else guidance,
             "solver": specs.text(self.solver if request.solver is None else request.solver),
             "times": [float(t) for t in self.build_times(request.times, request.steps, solver)],
-            "fields": [specs.text(spec) for spec in (self.fields if request.fields is None else request.fields)],
+            "fields": [specs.text(spec) for spec in self.pinned(request.fields)],
         }
 
     def sweep(self, request: Request, **lists: Sequence[Any]) -> list[tuple[dict[str, Any], Request]]:
@@ -281,7 +281,7 @@ class Recipe(Definition):
         self, networks: Mapping[str, Any], request: Request, cond: Any, mesh: Mesh | None
     ) -> dict[str, float]:
         """How straight the trajectories of the samples are that the request asks for, whatever its solver."""
-        field = edits.asked_field(self, self.flow(networks["network"]), request)
+        field = edits.asked_field(self, self.flow(networks["network"]), request, networks)
         times, key = uniform(request.straightness or 1), jax.random.split(jax.random.key(request.seed))[0]
         cond = self.read_conditions(request.conditions, request.num) if cond is None else cond
         mesh = make_mesh() if mesh is None else mesh
@@ -338,7 +338,7 @@ class Recipe(Definition):
         """
         if self.codec is not None and codec is None:
             raise ValueError("this flow makes latents: pass codec=, the network 'codec' of flowjax.recipe.load_run")
-        solver = self.build_solver() if solver is None else solver
+        solver = self.build_solver(solver)
         grid = self.times_of(grid, steps, solver)
 
         rows, shown = range(first, first + num), functools.partial(self.decoded, codec)

@@ -45,7 +45,7 @@ def draw_pairs(
     if request.search is not None:
         raise ValueError("pairs are drawn by a solver, and this request has a search")
     flow = recipe.flow(networks["network"])
-    field = edits.asked_field(recipe, flow, request)
+    field = edits.asked_field(recipe, flow, request, networks)
     solver = recipe.build_solver(request.solver, recipe.flows(networks, request.guidance))
     if request.edit is not None:
         raise ValueError("pairs are noise and what a solver makes of it: leave edit out")

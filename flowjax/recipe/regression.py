@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, mean_squared_error, r2_score, recall_score
 
-from flowjax import _checks
+from flowjax import _checks, specs
 from flowjax.conditions import resized
 from flowjax.data import Source
 from flowjax.recipe.base import Base, traced
@@ -29,6 +29,8 @@ class RegressionRecipe(Base):
         answer: Shape of one answer.
         held_out: Part of the data that training has not seen, in (0, 1).
         seed: Of the choice of this part.
+        path: Of a classifier of noisy examples, which is asked at a time t about states of this path; None asks about
+            the examples alone.
 
     Example:
         >>> from flax import nnx
@@ -46,6 +48,7 @@ class RegressionRecipe(Base):
     answer: tuple[int, ...]
     held_out: float
     seed: int = 0
+    path: Mapping[str, Any] | None = None
     kind: str = "regression"
 
     label: ClassVar[str] = "network"
@@ -54,7 +57,7 @@ class RegressionRecipe(Base):
         """Checks names and numbers.
 
         Raises:
-            ValueError: See `Base`; classes without their number.
+            ValueError: See `Base`; classes without their number, values of noisy examples.
         """
         super().__post_init__()
         _checks.choose("answers", self.answers, ("classes", "values"))
@@ -63,13 +66,23 @@ class RegressionRecipe(Base):
         _checks.whole(_checks.SEED, seed=self.seed)
         if self.answers == "classes" and self.answer != (self.num_classes,):
             raise ValueError(f"answers of {self.num_classes} classes have as many numbers, got answer={self.answer}")
+        if self.path is not None:
+            specs.build("path", self.path)
+            if self.answers == "values":
+                raise ValueError("a path is for classes of noisy examples, and these answers are values")
 
     def check_networks(self, shapes: Mapping[str, Any]) -> None:
         """A call with examples must give answers."""
         x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *self.shape), (1,)))
-        found = traced(shapes["network"], x, *(() if self.answers == "classes" else (t, None)))
+        found = traced(shapes["network"], x, *self._beside(t))
         if getattr(found, "shape", None) != (1, *self.answer):
             raise ValueError(f"the network answers {getattr(found, 'shape', found)}, not (1, {self._answer_shape()})")
+
+    def _beside(self, t: Any) -> tuple[Any, ...]:
+        """What the network is asked with beside examples."""
+        if self.path is not None:
+            return (t,)
+        return () if self.answers == "classes" else (t, None)
 
     def _answer_shape(self) -> str:
         return ", ".join(map(str, self.answer))
@@ -96,8 +109,7 @@ class RegressionRecipe(Base):
             raise ValueError(f"expected examples (N, {', '.join(map(str, self.shape))}), got {x.shape}")
         mesh = make_mesh() if mesh is None else mesh
         batch = fill(batch, mesh)
-        inputs = (lambda x: (x,)) if self.answers == "classes" else (lambda x: (x, jnp.ones(len(x), x.dtype), None))
-        answer = jax.jit(lambda network, x: network(*inputs(x)))
+        answer = jax.jit(lambda network, x: network(x, *self._beside(jnp.ones(len(x), x.dtype))))
         found = []
         for first in range(0, len(x), batch):
             rows = (np.asarray(x[first : first + batch], np.float32) - self.shift) / self.scale

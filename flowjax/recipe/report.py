@@ -114,7 +114,7 @@ def make_judge(source: data.Source) -> Extractor:
 
 def measure(
     recipe: Recipe,
-    flow: Field,
+    field: Field,
     source: data.Source,
     num: int,
     *,
@@ -125,7 +125,7 @@ def measure(
     codec: Any = None,
     solver: Any = None,
 ) -> dict[str, Any]:
-    """Compares `num` new samples with the first 10,000 real ones at most, by the recipe's solver, steps and guidance.
+    """Compares `num` new samples of a field with the first 10,000 real ones at most, by the recipe's solver and steps.
 
     A flow on latents needs `codec`, a solver with networks of its own `solver`, see `Recipe.generate`; samples and data
     are compared in the data's own scale.
@@ -145,7 +145,7 @@ def measure(
     cond = recipe.matching(source, num, len(rows))
     clock = time.perf_counter()
     samples = recipe.generate(
-        recipe.field(flow),
+        field,
         num,
         key=key,
         cond=cond,

@@ -153,7 +153,7 @@ def check_search(recipe: Any, request: Request) -> Search:
         coupled.append("this rule of guidance")
     if coupled:
         raise ValueError(f"{coupled[0]} couples the samples of a batch, which a search compares")
-    field = recipe.field(recipe.flow_in_shapes, request.guidance, request.fields)
+    field = recipe.field(recipe.flow_in_shapes, request.guidance, request.fields, networks=recipe.other_shapes)
     if any(isinstance(leaf, Each) for leaf in jax.tree.leaves(field, is_leaf=lambda leaf: isinstance(leaf, Each))):
         raise ValueError("a search makes many states of each sample: each(...) of guidance has no values for them")
     prepared(field, search)
@@ -197,7 +197,8 @@ def search_samples(recipe: Any, networks: Mapping[str, Any], request: Request, c
         {name: _with_texts(recipe, reward) for name, reward in rewards_of(given).items()}
         for given in (request.reward, request.held_out)
     )
-    field = recipe.field(recipe.flow(networks["network"]), request.guidance, request.fields)
+    flow = recipe.flow(networks["network"])
+    field = recipe.field(flow, request.guidance, request.fields, networks=networks)
     shown = Decoded.of(recipe, networks.get("codec"))
     size = min(max(request.batch // max(search.starts, search.rows), 1), request.num)
     found, failure = [], None

@@ -97,7 +97,8 @@ class Adaptation(Generation):
     @functools.cached_property
     def _objective(self) -> Any:
         recipe = self.base.recipe
-        teacher = recipe.field(recipe.flow(self.base.networks["network"]), self.guidance)
+        networks = self.base.networks
+        teacher = recipe.field(recipe.flow(networks["network"]), self.guidance, networks=networks)
         return self.build_objective(
             teacher=teacher, path=recipe.build_path(), prediction=recipe.prediction, null=recipe.null
         )

@@ -251,7 +251,7 @@ class Distillation(Generation):
     def _objective(self) -> Any:
         recipe = self.teacher.recipe
         flow = recipe.flow(self.teacher.networks["network"])
-        field = flow if self._scales else recipe.field(flow, self.guidance)
+        field = flow if self._scales else recipe.field(flow, self.guidance, networks=self.teacher.networks)
         given = {} if self._scales is None else {"guidance": self._scales}
         return self.build_objective(
             teacher=field, path=recipe.build_path(), prediction=recipe.prediction, null=recipe.null, **given

@@ -22,6 +22,7 @@ from flowjax.recipe import Codec, Loaded, Recipe, Request
 from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.codec import check_codec, elements_of, latents, scale_in_recipe
 from flowjax.recipe.decoding import Elements
+from flowjax.recipe.definition import each_run
 from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture_ways
 from flowjax.tasks.base import Part, Task
 from flowjax.training.writers import write_json
@@ -103,7 +104,8 @@ class Generation(Task):
             steps=sample["steps"],
             guidance=sample["guidance"],
             times=sample["times"],
-            fields=sample["fields"],
+            against=sample.get("against", {}),
+            fields=self._fields,
             conditions=self._asked and {name: specs.spec_of("condition", c) for name, c in self._asked.items()},
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
             diffusion=self._objective.diffusion if self._objective.prediction == "forward_drift" else None,
@@ -114,7 +116,39 @@ class Generation(Task):
 
     def runs(self, workdir: str | Path) -> dict[str, Any]:
         """What the recipe in `workdir` says of other runs."""
-        return {} if self.codec is None else {"codec": self.codec.entry(workdir)}
+        found = {label: loaded.entry(workdir) for label, loaded in self._classifiers.items()}
+        return found if self.codec is None else {"codec": self.codec.entry(workdir)} | found
+
+    @functools.cached_property
+    def _classifiers(self) -> dict[str, Loaded]:
+        """The runs of the classifiers in config.sample.fields, by the labels that the recipe gives them."""
+        found: dict[str, Loaded] = {}
+
+        def load(spec: Any) -> Any:
+            options = {name: value for name, value in spec["options"].items() if name != "label"}
+            found[f"classifier{len(found) or ''}"] = specs.build("run", {"name": "run", "options": options}).load(
+                self.mesh
+            )
+
+        for spec in self.config.sample.fields:
+            each_run(spec, load)
+        return found
+
+    @property
+    def _fields(self) -> tuple[Any, ...]:
+        """The specs of config.sample.fields, classifiers by their labels."""
+        labels = iter(self._classifiers)
+
+        def stored(spec: Any) -> Any:
+            own = {name: value for name, value in spec["options"].items() if name == "label"}
+            return {"name": "stored", "options": {"name": next(labels), **own}}
+
+        return tuple(each_run(spec, stored) for spec in self.config.sample.fields)
+
+    def _field(self, networks: Mapping[str, Any]) -> Any:
+        """What the recipe samples with these networks of the run."""
+        others = {label: loaded.networks[loaded.recipe.label] for label, loaded in self._classifiers.items()}
+        return self.recipe.field(self.recipe.flow(networks["network"]), networks={**networks, **others})
 
     @functools.cached_property
     def pairs(self) -> Pairs | None:
@@ -372,6 +406,9 @@ class Generation(Task):
             if recipe.codec != self.recipe.codec:
                 then, now = recipe.codec, self.recipe.codec
                 raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
+        for label, loaded in self._classifiers.items():
+            if label in recipe.runs:
+                loaded.check_same("classifier", workdir, recipe.runs[label]["model"])
         if self.pairs is not None and Pairs(workdir).record not in ({}, self.pairs.record):
             raise ValueError(f"{self.pairs.folder} holds other pairs than when {workdir} began: bring those back")
         for name, condition in (recipe.conditions or {}).items():
@@ -390,9 +427,9 @@ class Generation(Task):
         """Ten samples per class, a hundred without classes, or up to 10,000 points."""
         recipe = self.recipe
         num = min(self.config.sample.num, 10 * (recipe.num_classes or (1000 if recipe.shape == (2,) else 10)))
-        flow = recipe.flow(networks["network"])
         cond = recipe.matching(self.source, num)
-        samples = recipe.generate(recipe.field(flow), num, cond=cond, start=self.source, **self._sampling(networks))
+        field = self._field(networks)
+        samples = recipe.generate(field, num, cond=cond, start=self.source, **self._sampling(networks))
         if jax.process_index() == 0:
             picture(recipe, samples, path, self.source)
 
@@ -400,10 +437,8 @@ class Generation(Task):
         """What the network generates, in numbers; none where there is nothing to compare with."""
         if self.source.blank:
             return {}
-        flow = self.recipe.flow(networks["network"])
-        return measure(
-            self.recipe, flow, self.source, self.config.sample.num, judge=self.judge, **self._sampling(networks)
-        )
+        field, num = self._field(networks), self.config.sample.num
+        return measure(self.recipe, field, self.source, num, judge=self.judge, **self._sampling(networks))
 
     def finish(self, networks: Mapping[str, Any], workdir: Path) -> None:
         """Pictures the ways of points in the plane."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from flowjax import specs
 from flowjax.data import Source
 from flowjax.evaluation import pictures
 from flowjax.recipe.base import shapes_of
@@ -53,6 +54,7 @@ class Supervised(Task):
     @functools.cached_property
     def recipe(self) -> RegressionRecipe:
         """How the network is built and measured."""
+        path = getattr(self.objective, "noise_path", None)
         return RegressionRecipe(
             network=self.config.network.to_dict(),
             **self.of_data(),
@@ -60,6 +62,7 @@ class Supervised(Task):
             answer=self.answer,
             held_out=self.held_out,
             seed=self.config.seed,
+            path=None if path is None else specs.spec_of("path", path),
         )
 
     @functools.cached_property
