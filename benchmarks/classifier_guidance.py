@@ -1,4 +1,4 @@
-"""Claim: the gradient of a classifier of noisy digits makes a flow draw the class asked for, whether it knows of it or not.
+"""Claim: the gradient of a classifier of noisy digits makes a flow draw the class asked for, conditional or not.
 
     python benchmarks/classifier_guidance.py --runs=runs/classifier_guidance
 

@@ -61,7 +61,7 @@ def _fitting(recipe: Any, place: str, network: Any, other: Any, label: Any) -> C
     wanted = specs.text(recipe.path)
     if not isinstance(other, RegressionRecipe) or other.path is None:
         raise ValueError(
-            f"{place} is no classifier of noisy examples: train it by config.objective=classification(noise_path={wanted})"
+            f"{place} is no classifier of noisy examples: train config.objective=classification(noise_path={wanted})"
         )
     pair = [specs.spec_of("path", specs.build("path", path)) for path in (other.path, recipe.path)]
     if pair[0] != pair[1]:
