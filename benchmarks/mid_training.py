@@ -3,7 +3,7 @@
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
     python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
 
-Three seeds of `configs/mf_rae.py`: a teacher, mid-training, distillation, and the teacher's network with a span trained
+Three seeds of `configs/mf_rae.py` with a smaller network and fewer steps: a teacher, mid-training, distillation, and the teacher's network with a span trained
 by MeanFlow from random weights. Costs are calls of a network for one example, a backward pass counted as two; MeanFlow
 from scratch takes as many steps as teacher, mid-training and distillation cost together. Compared are the Frechet
 distances of 2,000 samples in one and two evaluations and the largest norm of the gradient (before it is clipped) in the
@@ -21,24 +21,28 @@ from one_evaluation import SEEDS, main_of, measured, strip
 
 NAME = "mid_training_{}"
 SIZES = {"width": 48, "depth": 3, "heads": 4, "head_width": 96, "head_depth": 1, "head_heads": 4}
-DIGITS = ["--config.data=digits", "--config.network.options.image_shape=8,8,1", "--config.network.options.patch=2"]
-DIGITS += [f"--config.network.options.{name}={value}" for name, value in SIZES.items()]
-STEPS = {"teacher": 3000, "cmt": 500, "mfd": 1500}
+NETWORK = [f"--config.network.options.{name}={value}" for name, value in SIZES.items()]
+DIGITS = ["--config.network.options.image_shape=8,8,1", "--config.network.options.patch=2"]
+STEPS = {"digits": {"teacher": 3000, "cmt": 500, "mfd": 1500}, "fashion": {"teacher": 1500, "cmt": 250, "mfd": 750}}
 ROWS = 64
 COSTS = {"teacher": ROWS * 3, "cmt": 8 * 15 + 8 * 8 * 3, "mfd": ROWS * (1 + 3 + 2), "scratch": ROWS * (3 + 2)}
 """Of one step: the student's own calls with their backward pass, those of differences, those of the teacher."""
-STEPS["scratch"] = round(sum(STEPS[stage] * COSTS[stage] for stage in STEPS) / COSTS["scratch"])
+for steps in STEPS.values():
+    steps["scratch"] = round(sum(steps[stage] * COSTS[stage] for stage in steps) / COSTS["scratch"])
 
 
 def options(stage, args, seed):
     """The command line of a stage, or of MeanFlow from scratch."""
     folder = args.runs.resolve()
     given = [f"--config=mf_rae:{'teacher' if stage == 'scratch' else stage}", f"--config.seed={seed}"]
-    given += [f"--config.train.steps={max(2, round(args.scale * STEPS[stage]))}", "--config.train.report_every=1"]
-    given += DIGITS[:1] if args.data == "digits" else []
+    given += [
+        f"--config.train.steps={max(2, round(args.scale * STEPS[args.data][stage]))}",
+        "--config.train.report_every=1",
+    ]
+    given += ["--config.data=digits"] if args.data == "digits" else []
     if stage in ("teacher", "scratch"):
         codec = "none" if args.data == "digits" else f"run(workdir='{args.codec.resolve()}', statistics=elements)"
-        given += [f"--config.codec={codec}", *(DIGITS[1:] if args.data == "digits" else [])]
+        given += [f"--config.codec={codec}", *NETWORK, *(DIGITS if args.data == "digits" else [])]
     else:
         given.append(f"--config.teacher.options.workdir={folder / f'teacher_{seed}'}")
     if stage == "mfd":
@@ -92,7 +96,7 @@ def main():
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; other than 1 is a trial")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds")
     args = parser.parse_args()
-    numbers = {"steps": STEPS, "cost of a step": COSTS}
+    numbers = {"steps": STEPS[args.data], "cost of a step": COSTS}
     for seed in range(args.seeds):
         numbers[f"seed {seed}"] = compared(args, seed)
         if args.scale == 1:
