@@ -3,11 +3,12 @@
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
     python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
 
-Three seeds of `configs/mf_rae.py` with a smaller network and fewer steps: a teacher, mid-training, distillation, and the teacher's network with a span trained
-by MeanFlow from random weights. Costs are calls of a network for one example, a backward pass counted as two; MeanFlow
-from scratch takes as many steps as teacher, mid-training and distillation cost together. Compared are the Frechet
-distances of 2,000 samples in one and two evaluations and the largest norm of the gradient (before it is clipped) in the
-first 200 steps and in all. Fashion-MNIST is learned on the latents of the autoencoder in `--codec`, digits without one.
+Three seeds of `configs/mf_rae.py` with a smaller network and fewer steps: a teacher, mid-training, distillation, and the
+teacher's network with a span trained by MeanFlow from random weights. Costs are calls of a network for one example, a
+backward pass counted as two; MeanFlow from scratch takes as many steps as teacher, mid-training and distillation cost
+together. Compared are the Frechet distances of 2,000 samples in one and two evaluations and the largest norm of the
+gradient (before it is clipped) in the first 200 steps and in all. Fashion-MNIST is learned on the latents of the
+autoencoder in `--codec`, digits without one.
 Runs that are complete are taken as they are. With `--scale=0.01` every run has a hundredth of its steps, and nothing is
 stored.
 """
