@@ -3,7 +3,7 @@
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
     python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
 
-Three seeds of `configs/mf_rae.py` with a smaller network and fewer steps: a teacher, mid-training, distillation, and the
+Three seeds of `configs/mf_rae.py`, a smaller network in fewer steps: a teacher, mid-training, distillation, and the
 teacher's network with a span trained by MeanFlow from random weights. Costs are calls of a network for one example, a
 backward pass counted as two; MeanFlow from scratch takes as many steps as teacher, mid-training and distillation cost
 together. Compared are the Frechet distances of 2,000 samples in one and two evaluations and the largest norm of the
