@@ -25,7 +25,7 @@ def compared(runs, seed):
         "classifier: seconds": train(judge, "--config=classifier:noisy", f"--config.seed={seed}"),
     }
     for scale in SCALES:
-        field = f"classifier(of=run(workdir='{judge}'), scale={scale})" if scale else ""
+        field = f"classifier(of=run(workdir='{judge}'), scale={scale})" if scale else "none"
         asked = ["--num=2000", "--seed=1", "--guidance=0,1", "--times=uniform(start=0.02)", "--data=recipe"]
         main_of("evaluate", flow, *asked, f"--fields={field}")
         for row in json.loads((flow / "evaluation.json").read_text())["runs"][-1]["rows"]:

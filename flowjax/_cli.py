@@ -205,11 +205,13 @@ def number_or_spec(flag: str, text: str | None) -> Any:
 
 
 def named_specs(text: str, kind: str) -> list[Any]:
-    """The specs of a list.
+    """The specs of a list; none for the text "none".
 
     Raises:
         ValueError: A number among them.
     """
+    if text.strip() == "none":
+        return []
     found = specs.parse_many(text)
     for spec in found:
         if not specs.is_spec(spec):

@@ -60,7 +60,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("data", None, text, flag_values=values)
     text = "Guidance scale, 1 for none; the recipe's by default. Rules have no calibrations."
     flags.DEFINE_string("guidance", None, text, flag_values=values)
-    text = "Fields around the flow, such as thresholded(max=2), the first innermost; the recipe's by default."
+    text = "Fields around the flow, such as thresholded(max=2), the first innermost, or none; the recipe's by default."
     flags.DEFINE_string("fields", None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of everything random.", flag_values=values)
     kind = KINDS.get(next((a.split("=", 1)[1] for a in argv if a.startswith("--what=")), what) or "")

@@ -56,7 +56,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     text = "Solvers, such as heun, dpm_solver(order=3); the recipe's by default."
     flags.DEFINE_string("solvers", None, text, flag_values=values)
     flags.DEFINE_string("times", None, "Grid, such as quadratic(start=1e-3); the recipe's.", flag_values=values)
-    text = "Fields around the flow, such as thresholded(max=2); the recipe's by default."
+    text = "Fields around the flow, such as thresholded(max=2), or none; the recipe's by default."
     flags.DEFINE_string("fields", None, text, flag_values=values)
     flags.DEFINE_list("steps", None, "Numbers of steps; the recipe's by default.", flag_values=values)
     text = "Scales, 1 for none, and rules such as apg(scale=4); the recipe's by default."

@@ -104,7 +104,7 @@ def define(values: flags.FlagValues, argv: list[str]) -> None:
     flags.DEFINE_string("guidance", None, text, flag_values=values)
     text = "Edit of pictures, such as sdedit(strength=0.6), in place of sampling from noise."
     flags.DEFINE_string("edit", None, text, flag_values=values)
-    text = "Fields around the flow, such as thresholded(max=2), the first innermost; the recipe's by default."
+    text = "Fields around the flow, such as thresholded(max=2), the first innermost, or none; the recipe's by default."
     flags.DEFINE_string("fields", None, text, flag_values=values)
     text = "How samples that are no images or points are written, such as solids(mesh=ply, frames=0)."
     flags.DEFINE_string("form", None, text, flag_values=values)

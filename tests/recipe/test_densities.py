@@ -157,7 +157,12 @@ def test_a_recipe_names_the_run(runs, trained, tmp_path):
     found = recipe.sample(networks, Request(num=4, batch=4)).x
     spelled = recipe.sample(networks, Request(num=4, batch=4, fields=[of(runs / "judge", label=3)])).x
     np.testing.assert_array_equal(found, spelled)
-    assert np.abs(found - recipe.sample(networks, Request(num=4, batch=4, fields=[])).x).max() > 1e-3
+    plain, out = recipe.sample(networks, Request(num=4, batch=4, fields=[])).x, tmp_path / "plain.npz"
+    assert np.abs(found - plain).max() > 1e-3
+    given = [f"--workdir={workdir}", "--num=4", "--batch=4", "--fields=none", f"--out={out}"]
+    assert exit_code(sample_main, *given) == 0
+    with np.load(out) as arrays:
+        np.testing.assert_array_equal(arrays["x"], plain)
     export_run(networks, recipe, tmp_path / "alone")
     alone, there = load_run(tmp_path / "alone")
     np.testing.assert_array_equal(there.sample(alone, Request(num=4, batch=4)).x, found)
