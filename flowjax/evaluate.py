@@ -40,7 +40,7 @@ from rich.table import Table
 from flowjax import _checks, _cli, data, evaluation, launch, specs
 from flowjax._files import replacing
 from flowjax.calibration.store import model_hash
-from flowjax.recipe import Base, Request, load_run
+from flowjax.recipe import Base, Recipe, Request, load_run
 from flowjax.recipe.base import compare
 from flowjax.recipe.parts import Parts
 from flowjax.training import Store
@@ -220,7 +220,7 @@ def provenance(
         "num": values.num,
         "num_real": num,
         "seed": values.seed,
-        **{name: values[name].value for name in ("times", "fields", "straightness") if values[name].value is not None},
+        **{name: values[name].value for name in ("times", "straightness") if values[name].value is not None},
         "versions": versions,
     }
 
@@ -337,6 +337,8 @@ def run(values: flags.FlagValues, held: contextlib.ExitStack) -> None:
             f"{png} would be replaced, but is not of an evaluation (there is no {path.name}); move it"
         )
     origin = provenance(values, networks, extractor, num)
+    if isinstance(recipe, Recipe) and sweep[0][1].fields is not None:
+        origin["fields"] = [specs.text(spec) for spec in recipe.pinned(sweep[0][1].fields)]
     try:
         runs = json.loads(path.read_text())["runs"] if path.exists() else []
         same = next((run for run in runs if run["provenance"] == origin), None)

@@ -1,6 +1,7 @@
 """Classifiers of other runs as fields: on a command line, in configs, in recipes."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ import small
 from runs import config_of, exit_code, task_of
 
 import flowjax as fj
+from flowjax import evaluate as evaluate_main
 from flowjax import sample as sample_main
 from flowjax import train as train_main
 from flowjax.calibration.store import model_hash
@@ -137,6 +139,20 @@ def test_on_the_command_line(runs, tmp_path, capsys):
     whole = [c for c in command if "times" not in c and "out" not in c]
     assert exit_code(sample_main, *whole, f"--out={tmp_path / 'whole.npz'}", field) != 0
     assert "does not determine the velocity at t = 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_table_of_another_classifier_is_another_one(tmp_path, capsys):
+    small.write(tmp_path / "flow", guidance=1.0)
+    command = [f"--workdir={tmp_path / 'flow'}", "--num=40", f"--times={GRID}", "--steps=1", "--data=recipe"]
+    command += [f"--fields=classifier(of=run(workdir={tmp_path / 'judge'}))"]
+    for seed in (0, 0, 1):
+        shutil.rmtree(tmp_path / "judge", ignore_errors=True)
+        write_classifier(tmp_path / "judge", seed=seed)
+        assert exit_code(evaluate_main, *command) == 0, capsys.readouterr().err
+    tables = json.loads((tmp_path / "flow" / "evaluation.json").read_text())["runs"]
+    assert [len(table["rows"]) for table in tables] == [1, 1]
+    assert tables[0]["provenance"]["fields"] != tables[1]["provenance"]["fields"]
 
 
 @pytest.fixture(scope="module")
