@@ -52,9 +52,10 @@ def speed(workdir):
     """Ratios of decoding to a call of the flow, and of the cache to encoding."""
     networks, recipe = load_run(workdir)
     codec, source = networks["autoencoder"], load("fashion")
-    spec = _cli.load_config("mf_rae:teacher").network.to_dict()
+    spec, shape = _cli.load_config("mf_rae:teacher").network.to_dict(), recipe.latent_shape(codec)
+    spec["options"]["image_shape"] = shape
     flow = fj.build("network", spec, rngs=nnx.Rngs(0))
-    z, cond = jnp.zeros((BATCH, *recipe.latent_shape(codec))), jnp.arange(BATCH) % 10
+    z, cond = jnp.zeros((BATCH, *shape)), jnp.arange(BATCH) % 10
     call = jax.jit(lambda network, z: network(z, jnp.full(BATCH, 0.5), cond))
     calls = {"call": lambda: call(flow, z), "decode": lambda: decode(codec, z)}
     cached = latents(Run(workdir=str(workdir)).load(), source.take(4096), make_mesh())

@@ -49,7 +49,9 @@ def get_config(argument: str = "") -> ConfigDict:
         network=spec("vit_decoder", image_shape=shape, latent=width, patch=4, width=96, depth=4, heads=4),
         encoder=spec("run", workdir="runs/rae/encoder"),
         discriminator=spec("discriminator", image_shape=shape, channels=16, layers=2, groups=8),
-        objective=spec("representation_autoencoding", noise=0.8, discriminator_start=750, start=1000),
+        objective=spec(
+            "representation_autoencoding", noise=0.8, adversarial_weight=0.1, discriminator_start=1200, start=1500
+        ),
         optimizer={
             "autoencoder": spec("adamw", rate=1e-3, warmup=0.05, b2=0.95, weight_decay=0.0, clip=1.0),
             "discriminator": spec("adamw", rate=5e-4, warmup=0.05, b2=0.95, weight_decay=0.0, clip=1.0),

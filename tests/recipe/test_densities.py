@@ -164,6 +164,7 @@ def trained(runs):
     return runs / "trained", command
 
 
+@pytest.mark.slow
 def test_a_recipe_names_the_run(runs, trained, tmp_path):
     workdir, _ = trained
     networks, recipe = load_run(workdir)
@@ -188,6 +189,7 @@ def test_a_recipe_names_the_run(runs, trained, tmp_path):
         compile_sampler(recipe, networks, Request(fields=[of(runs / "judge")]), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_other_weights_of_a_classifier_are_refused(trained, tmp_path, capsys):
     workdir, command = trained
     judge = workdir.parent / "judge"

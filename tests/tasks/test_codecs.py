@@ -73,6 +73,7 @@ def refused(message, codec, shape="4,4,3"):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_flow_with_the_codec_identity_is_one_without(tmp_path):
     own, plain = task("identity", "8,8,1"), task("none", "8,8,1")
     for step in (0, 3):
@@ -87,6 +88,7 @@ def test_a_flow_with_the_codec_identity_is_one_without(tmp_path):
     assert Recipe.load(tmp_path / "own").codec == {"shape": (8, 8, 1), "shift": 0.0, "scale": 1.0}
 
 
+@pytest.mark.slow
 def test_patches_are_the_pixels_and_come_back(tmp_path):
     one = task("patch(size=2)", "4,4,4")
     x = Batches(one.training, 8).batch(1)["x1"]
