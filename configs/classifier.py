@@ -9,8 +9,8 @@
 which the last line shows.
 
 Expected on 2 CPU cores: 98.9 % of the 180 digits that training has not seen, cross-entropy 0.135; loss 0.50 at the last
-step (labels are smoothed); about 30 seconds. The numbers are in `benchmarks/results/classifier-cpu.json`. `noisy`: 35 to
-43 seconds of one core; what it does to the flow of `digits` is in `benchmarks/results/classifier_guidance-cpu.json`.
+step (labels are smoothed); about 30 seconds. The numbers are in `benchmarks/results/classifier-cpu.json`. `noisy`: 35
+to 43 seconds of one core; what it does to the flow of `digits` is in `benchmarks/results/classifier_guidance-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
