@@ -60,8 +60,8 @@ def get_config(argument: str = "") -> ConfigDict:
         return smoke(config) if tiny else config
     objective, steps, rate, batch = {
         "cmt": (spec("consistency_mid_training", label_dropout=0.1), 500, 3e-4, 8),
-        "mfd": (spec("mean_flow_distillation", label_dropout=0.1), 1500, 3e-4, 64),
-        "mft": (spec("mean_flow_distillation", velocity="conditional", label_dropout=0.1), 500, 1e-4, 64),
+        "mfd": (spec("mean_flow_distillation", label_dropout=0.1, power=0.5), 1500, 5e-4, 64),
+        "mft": (spec("mean_flow_distillation", velocity="conditional", label_dropout=0.1, power=0.5), 500, 2e-4, 64),
     }.get(stage, ({}, 0, 0.0, 0))
     start = spec("run", workdir="runs/mf_rae/cmt") if stage == "mfd" else True
     config = base(
