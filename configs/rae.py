@@ -10,12 +10,12 @@ from elsewhere. A flow on the tokens is `--config=mf_rae`, or `--config=fashion`
 `--config.codec="run(workdir=runs/rae/decoder)"` and a network for images (7, 7, 64) of patch 1. Published encoders are
 imported by `flowjax.recipe.import_dinov2` (docs/autoencoders.md).
 
-The adversary has a weight of 0.1: at the published 0.75 the small discriminator loses its hold on the decoder soon after
-it is heard, and takes the reconstruction with it (13.5 dB).
+The adversary has a weight of 0.1: at the published 0.75 the small discriminator loses its hold on the decoder soon
+after it is heard, and takes the reconstruction with it (13.5 dB).
 
-Expected on a core shared with other work: the encoder tells 85.5 % of 6,000 held-out images, in 620 seconds; the decoder
-reaches 20.0 dB, a mean error of 14.7 of 255 and a Frechet distance of 0.75 of 2,000 reconstructions, in 1,500 seconds.
-The numbers are in `benchmarks/results/codecs-cpu.json`.
+Expected on a core shared with other work: the encoder tells 85.5 % of 6,000 held-out images, in 620 seconds; the
+decoder reaches 20.0 dB, a mean error of 14.7 of 255 and a Frechet distance of 0.75 of 2,000 reconstructions, in 1,500
+seconds. The numbers are in `benchmarks/results/codecs-cpu.json`.
 """
 
 from flowjax.configs.base import base, smoke, spec
