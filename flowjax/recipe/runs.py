@@ -296,7 +296,7 @@ def export_run(networks: Mapping[str, Any], recipe: Any, folder: str | Path, dty
         inner = {name: networks[f"{label}.{name}"] for name in other.runs if f"{label}.{name}" in networks}
         export_run({other.label: network, **inner}, other, folder / "runs" / label, dtype)
         there = jax.tree.map(lambda leaf, own: leaf.astype(own.dtype), cast(network, dtype), network)
-        copied = Loaded(workdir=folder / "runs" / label, networks={}, recipe=other, model=model_hash(there))
+        copied = Loaded(workdir=folder / "runs" / label, networks={}, recipe=other.alone(), model=model_hash(there))
         entries[label] = copied.entry(folder)
     if own := {label: networks[label] for label in recipe.stored()}:
         write(folder / WEIGHTS, bare(own, own), dtype)
