@@ -28,7 +28,8 @@ class ClassLogProbability:
 
     Example:
         >>> ask = ClassLogProbability(network=lambda x, t: x, classes=2)
-        >>> ask(jnp.zeros((3, 2)), jnp.ones(3), jnp.array([0, 1, 2])).round(2).tolist()  # log 1/2, and the null
+        >>> asked = ask(jnp.zeros((3, 2)), jnp.ones(3), jnp.array([0, 1, 2]))
+        >>> [round(float(value), 2) for value in asked]  # log 1/2 twice, and the null
         [-0.69, -0.69, 0.0]
     """
 
