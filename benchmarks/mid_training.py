@@ -1,4 +1,4 @@
-"""Claim: one evaluation after CMT and MFD beats MeanFlow from scratch at the same cost, with lower gradient peaks.
+"""Claim: mid-training lowers the peak of the gradient; one evaluation distilled after it against MeanFlow from scratch.
 
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
     python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
