@@ -2,18 +2,21 @@
 
     python benchmarks/guidance_speed.py
 
-The flow of `benchmarks/models/mnist` in batches of 32, in alternation: an evaluation with guidance over one without; a
-run whose interval is closed over a run without guidance; a run under SADA that may skip nothing over the plain one; a
-search that evaluates several proposals at once over one that asks for each by itself, per evaluation.
+The flow of `benchmarks/models/mnist` in batches of 32, in alternation: an evaluation with guidance over one without,
+and of the network of `configs/digits.py` in batches of 128; a run whose interval is closed over a run without
+guidance; a run under SADA that may skip nothing over the plain one; a search that evaluates several proposals at once
+over one that asks for each by itself, per evaluation.
 """
 
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from measure import alternate, ratio, store
 
 import flowjax as fj
+from flowjax import _cli
 
 BATCH, STEPS, ROUNDS = 32, 20, 11
 CFG = fj.guidance.CFG(scale=2.0)
@@ -33,6 +36,12 @@ def main():
     calls = {"one": lambda: evaluate(flow, x), "pair": lambda: evaluate(fj.guide(flow, CFG), x)}
     runs = {name: lambda field=field: fj.solve(field, euler, x, times, cond).x for name, field in fields.items()}
     counted = {name: int(fj.solve(field, euler, x, times, cond).network_calls) for name, field in fields.items()}
+    digits = _cli.load_config("digits").network.to_dict()
+    small = fj.Flow(fj.build("network", digits, rngs=nnx.Rngs(0)), path=flow.path, null=10)
+    pictures = fj.noise(jax.random.key(2), (4 * BATCH, 8, 8, 1))
+    labels = jnp.arange(4 * BATCH) % 10
+    ask = jax.jit(lambda field: field.velocity(0.5, pictures, labels))
+    both = alternate({"one": lambda: ask(small), "pair": lambda: ask(fj.guide(small, CFG))}, 5 * ROUNDS)
     pair, run = alternate(calls, 5 * ROUNDS), alternate(runs, ROUNDS)
 
     def reward(x):
@@ -50,6 +59,7 @@ def main():
     seconds = alternate({name: lambda search=search: search().x for name, search in found.items()}, 5)
     numbers = {
         "a guided evaluation / one without": ratio(pair, "pair", "one"),
+        "a guided evaluation / one without, digits": ratio(both, "pair", "one"),
         "a run with a closed interval / one without guidance": ratio(run, "closed", "plain"),
         "network calls of these": [counted["closed"], counted["plain"]],
         "a run under SADA that skips nothing / the plain one": ratio(run, "SADA", "plain"),
