@@ -3,7 +3,7 @@
     python benchmarks/guidance_speed.py
 
 The flow of `benchmarks/models/mnist` in batches of 32, in alternation: an evaluation with guidance over one without,
-and of the network of `configs/digits.py` in batches of 128; a run whose interval is closed over a run without
+and of the network of `configs/digits.py` in batches of four sizes; a run whose interval is closed over a run without
 guidance; a run under SADA that may skip nothing over the plain one; a search that evaluates several proposals at once
 over one that asks for each by itself, per evaluation.
 """
@@ -36,12 +36,15 @@ def main():
     calls = {"one": lambda: evaluate(flow, x), "pair": lambda: evaluate(fj.guide(flow, CFG), x)}
     runs = {name: lambda field=field: fj.solve(field, euler, x, times, cond).x for name, field in fields.items()}
     counted = {name: int(fj.solve(field, euler, x, times, cond).network_calls) for name, field in fields.items()}
-    digits = _cli.load_config("digits").network.to_dict()
-    small = fj.Flow(fj.build("network", digits, rngs=nnx.Rngs(0)), path=flow.path, null=10)
-    pictures = fj.noise(jax.random.key(2), (4 * BATCH, 8, 8, 1))
-    labels = jnp.arange(4 * BATCH) % 10
-    ask = jax.jit(lambda field: field.velocity(0.5, pictures, labels))
-    both = alternate({"one": lambda: ask(small), "pair": lambda: ask(fj.guide(small, CFG))}, 5 * ROUNDS)
+    spec = _cli.load_config("digits").network.to_dict()
+    small = fj.Flow(fj.build("network", spec, rngs=nnx.Rngs(0)), path=flow.path, null=10)
+    ask = jax.jit(lambda field, x: field.velocity(0.5, x, jnp.arange(len(x)) % 10))
+    digits = {}
+    for size in (32, 64, 128, 256):
+        asked = {"one": small, "pair": fj.guide(small, CFG)}
+        pictures = fj.noise(jax.random.key(2), (size, 8, 8, 1))
+        both = {name: lambda field=field, x=pictures: ask(field, x) for name, field in asked.items()}
+        digits[f"digits, {size}: a guided evaluation / one without"] = ratio(alternate(both, 5 * ROUNDS), "pair", "one")
     pair, run = alternate(calls, 5 * ROUNDS), alternate(runs, ROUNDS)
 
     def reward(x):
@@ -59,7 +62,7 @@ def main():
     seconds = alternate({name: lambda search=search: search().x for name, search in found.items()}, 5)
     numbers = {
         "a guided evaluation / one without": ratio(pair, "pair", "one"),
-        "a guided evaluation / one without, digits": ratio(both, "pair", "one"),
+        **digits,
         "a run with a closed interval / one without guidance": ratio(run, "closed", "plain"),
         "network calls of these": [counted["closed"], counted["plain"]],
         "a run under SADA that skips nothing / the plain one": ratio(run, "SADA", "plain"),

@@ -1,4 +1,4 @@
-"""Claim: mid-training lowers the peak of the gradient; one evaluation distilled after it against MeanFlow from scratch.
+"""Claim: stages of MF-RAE against MeanFlow from scratch at the same cost: one evaluation, and peaks of the gradient.
 
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
     python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
