@@ -12,8 +12,9 @@ its trajectories, distilled, and may at last leave it behind. `--config.codec=""
 of their shape, is the same without an autoencoder; images in another place are `--config.data.options.path=FOLDER`, for
 every stage.
 
-Expected on 2 CPU cores: not measured at this size; `benchmarks/mid_training.py` compares stages of a smaller network
-with MeanFlow from scratch (`mid_training_digits-cpu.json` and `mid_training_fashion-cpu.json` in `benchmarks/results`).
+Expected on 2 CPU cores: not measured at this size, neither distances nor seconds; `benchmarks/mid_training.py` compares
+stages of a smaller network with MeanFlow from scratch (`mid_training_digits-cpu.json` and
+`mid_training_fashion-cpu.json` in `benchmarks/results`).
 """
 
 from flowjax.configs.base import base, smoke, spec
