@@ -73,9 +73,8 @@ def parse_many(text: str) -> list[Any]:
 
 def _quoted(text: str) -> str:
     """The text with quotes around paths that have none."""
-    return (
-        _PATHS.sub(lambda found: found[1] or f"{found[2]}{found[3]!r}", text.strip()) if "/" in text else text.strip()
-    )
+    text = text.strip()
+    return _PATHS.sub(lambda found: found[1] or f"{found[2]}{found[3]!r}", text) if "/" in text else text
 
 
 def _tree(text: str) -> ast.expr:
