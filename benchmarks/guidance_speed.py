@@ -3,9 +3,9 @@
     python benchmarks/guidance_speed.py
 
 The flow of `benchmarks/models/mnist` in batches of 32, in alternation: an evaluation with guidance over one without,
-and of the network of `configs/digits.py` in batches of four sizes; a run whose interval is closed over a run without
-guidance; a run under SADA that may skip nothing over the plain one; a search that evaluates several proposals at once
-over one that asks for each by itself, per evaluation.
+and of the network of `configs/digits.py` in batches of four sizes, where one call of twice as many rows is the floor of
+a pair; a run whose interval is closed over a run without guidance; a run under SADA that may skip nothing over the
+plain one; a search that evaluates several proposals at once over one that asks for each by itself, per evaluation.
 """
 
 from pathlib import Path
@@ -41,11 +41,13 @@ def main():
     ask = jax.jit(lambda field, x: field.velocity(0.5, x, jnp.arange(len(x)) % 10))
     digits = {}
     for size in (32, 64, 128, 256):
-        asked = {"one": small, "pair": fj.guide(small, CFG)}
-        pictures = fj.noise(jax.random.key(2), (size, 8, 8, 1))
-        both = {name: lambda field=field, x=pictures: ask(field, x) for name, field in asked.items()}
-        digits[f"digits, {size}: a guided evaluation / one without"] = ratio(alternate(both, 5 * ROUNDS), "pair", "one")
-    pair, run = alternate(calls, 5 * ROUNDS), alternate(runs, ROUNDS)
+        asked = {"one": (small, 1), "pair": (fj.guide(small, CFG), 1), "twice": (small, 2)}
+        pictures = fj.noise(jax.random.key(2), (2 * size, 8, 8, 1))
+        all_of = {name: lambda field=field, x=pictures[: n * size]: ask(field, x) for name, (field, n) in asked.items()}
+        seconds = alternate(all_of, 5 * ROUNDS)
+        digits[f"digits, {size}: a guided evaluation / one without"] = ratio(seconds, "pair", "one")
+        digits[f"digits, {size}: a guided evaluation / one of {2 * size}"] = ratio(seconds, "pair", "twice")
+    pair, run = alternate(calls, 5 * ROUNDS), alternate(runs, 4 * ROUNDS)
 
     def reward(x):
         return x.reshape(len(x), -1).mean(axis=1)

@@ -1,15 +1,15 @@
 """Claim: stages of MF-RAE against MeanFlow from scratch at the same cost: one evaluation, and peaks of the gradient.
 
     python benchmarks/mid_training.py --data=digits --runs=runs/mid_training/digits
-    python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion --codec=runs/rae/decoder
+    python benchmarks/mid_training.py --data=fashion --runs=runs/mid_training/fashion
 
 Three seeds of `configs/mf_rae.py`, a smaller network in fewer steps: a teacher, mid-training, distillation, and the
 teacher's network with a span trained by MeanFlow from random weights. Costs are calls of a network for one example, a
 backward pass counted as two; MeanFlow from scratch takes as many steps as teacher, mid-training and distillation cost
 together. Compared are the Frechet distances of 2,000 samples in one and two evaluations. For the norm of the gradient,
 before it is clipped, its peak in the first 200 steps of MeanFlow from random weights is compared with that from the
-weights of mid-training (`begun`, on the same loss). Fashion-MNIST is learned on the latents of the autoencoder in
-`--codec`, digits without one.
+weights of mid-training (`begun`, on the same loss). Fashion-MNIST is learned on 4x4 tokens of 64 channels, of a
+representation autoencoder by `configs/rae.py` with patches of 7x7 pixels that is trained first; digits without one.
 Runs that are complete are taken as they are. With `--scale=0.01` every run has a hundredth of its steps, and nothing is
 stored.
 """
@@ -19,20 +19,20 @@ import json
 from pathlib import Path
 
 from measure import store
-from one_evaluation import SEEDS, main_of, measured, strip
+from one_evaluation import SEEDS, main_of, measured, strip, train
 
 NAME = "mid_training_{}"
 SIZES = {"width": 48, "depth": 3, "heads": 4, "head_width": 96, "head_depth": 1, "head_heads": 4}
 NETWORK = [f"--config.network.options.{name}={value}" for name, value in SIZES.items()]
-DIGITS = ["--config.network.options.image_shape=8,8,1", "--config.network.options.patch=2"]
-STEPS = {"digits": {"teacher": 3000, "cmt": 500, "mfd": 1500}, "fashion": {"teacher": 1500, "cmt": 250, "mfd": 750}}
+SHAPES = {"digits": ["image_shape=8,8,1", "patch=2"], "fashion": ["image_shape=4,4,64"]}
+PATCH = "--config.network.options.patch=7"
+STEPS = {"teacher": 3000, "cmt": 500, "mfd": 1500}
 ROWS = 64
 BOOTSTRAP = "--config.objective=mean_flow_distillation(velocity=conditional, label_dropout=0.1, power=0.5)"
 COSTS = {"teacher": ROWS * 3, "cmt": 8 * 15 + 8 * 8 * 3, "mfd": ROWS * (1 + 3 + 2), "scratch": ROWS * (3 + 2)}
 """Of one step: the student's own calls with their backward pass, those of differences, those of the teacher."""
-for steps in STEPS.values():
-    steps["scratch"] = round(sum(steps[stage] * COSTS[stage] for stage in steps) / COSTS["scratch"])
-    steps["begun"] = 200
+STEPS["scratch"] = round(sum(steps * COSTS[stage] for stage, steps in STEPS.items()) / COSTS["scratch"])
+STEPS["begun"] = 200
 
 
 def options(stage, args, seed):
@@ -41,13 +41,14 @@ def options(stage, args, seed):
     config = {"scratch": "teacher", "begun": "mfd"}.get(stage, stage)
     given = [f"--config=mf_rae:{config}", f"--config.seed={seed}"]
     given += [
-        f"--config.train.steps={max(2, round(args.scale * STEPS[args.data][stage]))}",
+        f"--config.train.steps={max(2, round(args.scale * STEPS[stage]))}",
         "--config.train.report_every=1",
     ]
     given += ["--config.data=digits"] if args.data == "digits" else []
     if stage in ("teacher", "scratch"):
-        codec = "none" if args.data == "digits" else f"run(workdir='{args.codec.resolve()}', statistics=elements)"
-        given += [f"--config.codec={codec}", *NETWORK, *(DIGITS if args.data == "digits" else [])]
+        codec = "none" if args.data == "digits" else f"run(workdir={folder / 'decoder'}, statistics=elements)"
+        shape = [f"--config.network.options.{option}" for option in SHAPES[args.data]]
+        given += [f"--config.codec={codec}", *NETWORK, *shape]
     else:
         given.append(f"--config.teacher.options.workdir={folder / f'teacher_{seed}'}")
     if stage in ("begun", "scratch"):
@@ -99,11 +100,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", choices=("digits", "fashion"), required=True)
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--codec", type=Path, default=Path("runs/rae/decoder"), help="the autoencoder of Fashion-MNIST")
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of steps; other than 1 is a trial")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many seeds")
     args = parser.parse_args()
-    numbers = {"steps": STEPS[args.data], "cost of a step": COSTS}
+    numbers = {"steps": STEPS, "cost of a step": COSTS}
+    if args.data == "fashion":
+        encoder = args.runs.resolve() / "encoder"
+        numbers["encoder: seconds"] = train(encoder, "--config=rae:encoder", "--config.train.steps=1500", PATCH)
+        of_encoder = f"--config.encoder.options.workdir={encoder}"
+        numbers["decoder: seconds"] = train(args.runs / "decoder", "--config=rae:decoder", PATCH, of_encoder)
     for seed in range(args.seeds):
         numbers[f"seed {seed}"] = compared(args, seed)
         if args.scale == 1:

@@ -107,7 +107,7 @@ def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> dic
         if getattr(fixed, "model", None) != run["model"]:
             raise ValueError(f"{workdir} names a codec without weights by the hash {run['model']}, and it has another")
         return {label: fixed.build_network()}
-    place = workdir / run["workdir"]
+    place = (workdir / run["workdir"]).resolve()  # checkpoints are read by paths without links and ".."
     try:
         networks, recipe = load_run(place, mesh)
     except FileNotFoundError as error:

@@ -22,9 +22,9 @@ from flowjax.recipe import Codec, Loaded, Recipe, Request
 from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.codec import check_codec, elements_of, latents, scale_in_recipe
 from flowjax.recipe.decoding import Elements
-from flowjax.recipe.definition import each_run
 from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture_ways
 from flowjax.tasks.base import Part, Task
+from flowjax.tasks.classifiers import Classifiers
 from flowjax.training.writers import write_json
 
 _SCALE = ("shift", "scale", "elements")  # of what recipes say of latents
@@ -105,7 +105,7 @@ class Generation(Task):
             guidance=sample["guidance"],
             times=sample["times"],
             against=sample.get("against", {}),
-            fields=self._fields,
+            fields=self._classifiers.fields,
             conditions=self._asked and {name: specs.spec_of("condition", c) for name, c in self._asked.items()},
             start=None if self._from_noise else {"name": "data", "options": {"field": "x0"}},
             diffusion=self._objective.diffusion if self._objective.prediction == "forward_drift" else None,
@@ -116,38 +116,17 @@ class Generation(Task):
 
     def runs(self, workdir: str | Path) -> dict[str, Any]:
         """What the recipe in `workdir` says of other runs."""
-        found = {label: loaded.entry(workdir) for label, loaded in self._classifiers.items()}
-        return found if self.codec is None else {"codec": self.codec.entry(workdir)} | found
+        codec = {} if self.codec is None else {"codec": self.codec.entry(workdir)}
+        return codec | self._classifiers.entries(Path(workdir))
 
     @functools.cached_property
-    def _classifiers(self) -> dict[str, Loaded]:
-        """The runs of the classifiers in config.sample.fields, by the labels that the recipe gives them."""
-        found: dict[str, Loaded] = {}
-
-        def load(spec: Any) -> Any:
-            options = {name: value for name, value in spec["options"].items() if name != "label"}
-            found[f"classifier{len(found) or ''}"] = specs.build("run", {"name": "run", "options": options}).load(
-                self.mesh
-            )
-
-        for spec in self.config.sample.fields:
-            each_run(spec, load)
-        return found
-
-    @property
-    def _fields(self) -> tuple[Any, ...]:
-        """The specs of config.sample.fields, classifiers by their labels."""
-        labels = iter(self._classifiers)
-
-        def stored(spec: Any) -> Any:
-            own = {name: value for name, value in spec["options"].items() if name == "label"}
-            return {"name": "stored", "options": {"name": next(labels), **own}}
-
-        return tuple(each_run(spec, stored) for spec in self.config.sample.fields)
+    def _classifiers(self) -> Classifiers:
+        """Those of config.sample.fields."""
+        return Classifiers.of(self.config.sample.fields, self.mesh)
 
     def _field(self, networks: Mapping[str, Any]) -> Any:
         """What the recipe samples with these networks of the run."""
-        others = {label: loaded.networks[loaded.recipe.label] for label, loaded in self._classifiers.items()}
+        others = self._classifiers.networks()
         return self.recipe.field(self.recipe.flow(networks["network"]), networks={**networks, **others})
 
     @functools.cached_property
@@ -406,9 +385,7 @@ class Generation(Task):
             if recipe.codec != self.recipe.codec:
                 then, now = recipe.codec, self.recipe.codec
                 raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
-        for label, loaded in self._classifiers.items():
-            if label in recipe.runs:
-                loaded.check_same("classifier", workdir, recipe.runs[label]["model"])
+        self._classifiers.check(workdir, recipe.runs)
         if self.pairs is not None and Pairs(workdir).record not in ({}, self.pairs.record):
             raise ValueError(f"{self.pairs.folder} holds other pairs than when {workdir} began: bring those back")
         for name, condition in (recipe.conditions or {}).items():

@@ -27,7 +27,7 @@ def teacher(tmp_path_factory):
 def train(config, teacher, workdir, *arguments):
     run = "base" if config.endswith(":lora") else "teacher"
     flags = (f"--config.{run}.options.workdir={teacher}", f"--config.data={BLANK}", "--config.train.checkpoint_every=1")
-    small_run = () if config.endswith(":smoke") else ("--config.train.steps=2", "--config.train.batch=8")
+    small_run = () if config.endswith("smoke") else ("--config.train.steps=2", "--config.train.batch=8")
     return exit_code(train_main, f"--config={config}", f"--workdir={workdir}", *flags, *small_run, *arguments)
 
 
@@ -37,6 +37,7 @@ def train(config, teacher, workdir, *arguments):
         pytest.param("arcflow:smoke", marks=pytest.mark.slow),
         pytest.param("arcflow:lora", marks=pytest.mark.slow),
         pytest.param("dmd2:smoke", marks=pytest.mark.slow),
+        pytest.param("mf_rae:cmt_smoke", marks=pytest.mark.slow),
     ],
 )
 def test_students_of_a_teacher_need_no_data(config, teacher, tmp_path, capsys):

@@ -60,3 +60,26 @@ def test_the_chain(tmp_path, monkeypatch):
     assert (found.x.shape, found.evaluations) == ((4, 8, 8, 1), 1)
     codec = _cli.load_config("mf_rae").codec.options
     assert (codec.workdir, codec.statistics) == ("runs/rae/decoder", "elements")
+
+
+def test_the_chain_on_tokens_of_an_encoder(tmp_path, monkeypatch):
+    """From the images: an encoder and a decoder are trained, a flow on the tokens, and what it samples are images."""
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(train, "--config=rae:encoder_smoke", "--workdir=runs/rae/encoder") == 0
+    assert exit_code(train, "--config=rae:smoke", "--workdir=runs/rae/decoder") == 0
+    codec = load_run("runs/rae/decoder")[0]["autoencoder"]
+    jax.tree.map(np.testing.assert_array_equal, codec.encoder, load_run("runs/rae/encoder")[0]["network"])
+    tokens = ["--config.codec=run(workdir=runs/rae/decoder, statistics=elements)"]
+    tokens += ["--config.network.options.image_shape=2,2,16", "--config.network.options.patch=1"]
+    for stage in ("teacher", "cmt", "mfd", "mft"):
+        flags = tokens if stage == "teacher" else []
+        assert exit_code(train, f"--config=mf_rae:{stage}_smoke", f"--workdir=runs/mf_rae/{stage}", *flags) == 0
+        networks, recipe = load_run(f"runs/mf_rae/{stage}")
+        assert recipe.runs["codec"]["model"] == load_run("runs/mf_rae/teacher")[1].runs["codec"]["model"]
+    link = tmp_path / "elsewhere" / "link"  # other runs are named from where the folder really is
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "runs/mf_rae/mft")
+    jax.tree.map(np.testing.assert_array_equal, load_run(link)[0], networks)
+    found = recipe.sample(networks, Request(num=4, batch=4, steps=1))
+    assert (recipe.state_shape, found.x.shape, found.evaluations) == ((2, 2, 16), (4, 8, 8, 1), 1)
+    assert np.isfinite(found.x).all()
