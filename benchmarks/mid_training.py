@@ -25,10 +25,11 @@ NAME = "mid_training_{}"
 SIZES = {"width": 48, "depth": 3, "heads": 4, "head_width": 96, "head_depth": 1, "head_heads": 4}
 NETWORK = [f"--config.network.options.{name}={value}" for name, value in SIZES.items()]
 SHAPES = {"digits": ["image_shape=8,8,1", "patch=2"], "fashion": ["image_shape=4,4,64"]}
+SHIFTS = {"digits": 1.0, "fashion": 4.0}
 PATCH = "--config.network.options.patch=7"
 STEPS = {"teacher": 3000, "cmt": 500, "mfd": 1500}
 ROWS = 64
-BOOTSTRAP = "--config.objective=mean_flow_distillation(velocity=conditional, label_dropout=0.1, power=0.5)"
+BOOTSTRAP = "mean_flow_distillation(velocity=conditional, label_dropout=0.1, power=0.5, shift={})"
 COSTS = {"teacher": ROWS * 3, "cmt": 8 * 15 + 8 * 8 * 3, "mfd": ROWS * (1 + 3 + 2), "scratch": ROWS * (3 + 2)}
 """Of one step: the student's own calls with their backward pass, those of differences, those of the teacher."""
 STEPS["scratch"] = round(sum(steps * COSTS[stage] for stage, steps in STEPS.items()) / COSTS["scratch"])
@@ -43,22 +44,30 @@ def options(stage, args, seed):
     given += [
         f"--config.train.steps={max(2, round(args.scale * STEPS[stage]))}",
         "--config.train.report_every=1",
+        "--config.train.sample_every=10000",
     ]
     given += ["--config.data=digits"] if args.data == "digits" else []
+    shift = SHIFTS[args.data]
+    if stage in ("begun", "scratch"):
+        given.append(f"--config.objective={BOOTSTRAP.format(shift)}")
+    else:
+        law = ".times.options" if stage == "teacher" else ""
+        given.append(f"--config.objective.options{law}.shift={shift}")
     if stage in ("teacher", "scratch"):
         codec = "none" if args.data == "digits" else f"run(workdir={folder / 'decoder'}, statistics=elements)"
         shape = [f"--config.network.options.{option}" for option in SHAPES[args.data]]
-        given += [f"--config.codec={codec}", *NETWORK, *shape]
+        given += [f"--config.codec={codec}", *NETWORK, *shape, f"--config.sample.times.options.shift={shift}"]
     else:
         given.append(f"--config.teacher.options.workdir={folder / f'teacher_{seed}'}")
-    if stage in ("begun", "scratch"):
-        given.append(BOOTSTRAP)
+    if stage == "begun":  # the rate of scratch in its first steps
+        given += ["--config.optimizer.options.rate=5e-4", "--config.optimizer.options.decay=constant"]
     if stage in ("mfd", "begun"):
         given.append(f"--config.task.options.start.options.workdir={folder / f'cmt_{seed}'}")
     if stage == "scratch":
         given += [
             "--config.network.options.second_time=True",
             "--config.optimizer.options.rate=5e-4",
+            "--config.optimizer.options.warmup=0.0",
             "--config.train.ema=0.99",
             "--config.sample.solver=jump",
             "--config.sample.times=uniform",
@@ -83,8 +92,10 @@ def compared(args, seed):
             main_of("train", workdir, *options(stage, args, seed))
         numbers[f"{stage}: seconds"] = json.loads((workdir / "report.json").read_text())["wall_seconds"]
         if stage == "teacher":
-            for steps, distance in zip((1, 50), measured(workdir, "euler", 1.0, 1, 50), strict=True):
-                numbers[f"teacher: FD, {steps} Euler steps"] = distance[0]
+            found = measured(workdir, "euler", 1.0, 1, 50)
+            for steps, (distance, accuracy) in zip((1, 50), found, strict=True):
+                numbers[f"teacher: FD, {steps} Euler steps"] = distance
+                numbers[f"teacher: accuracy, {steps} Euler steps"] = accuracy
             continue
         numbers[f"{stage}: peak gradient norm, 200 steps"] = peak(workdir)
         if stage == "begun":

@@ -9,8 +9,12 @@
 or `train/stages.sh`, which runs them one after the other and goes on where it stopped. A flow is trained on latents of
 the autoencoder in `runs/rae/decoder` (Fashion-MNIST), each entry in a scale of its own; a student of it is prepared on
 its trajectories, distilled, and may at last leave it behind. `--config.codec=""` on the data themselves, with a network
-of their shape, is the same without an autoencoder; images in another place are `--config.data.options.path=FOLDER`, for
-every stage.
+of their shape and a `shift` of 1 in all stages, is the same without an autoencoder; images in another place are
+`--config.data.options.path=FOLDER`, for every stage.
+
+Times of all stages are shifted by 4. `flowjax.times.dimension_shift` finds no shift for so few numbers, but counts each
+as news of its own, and the tokens of a classifier all say the same: at t = 0.1 the class can be read from 78 % of them
+(from 15 % of the digits), where plain logit-normal times put 1 example of 70.
 
 Expected on 2 CPU cores: not measured at this size, neither distances nor seconds; `benchmarks/mid_training.py` compares
 stages of a smaller network with MeanFlow from scratch (`mid_training_digits-cpu.json` and
@@ -20,10 +24,8 @@ stages of a smaller network with MeanFlow from scratch (`mid_training_digits-cpu
 from flowjax.configs.base import base, smoke, spec
 from ml_collections import ConfigDict
 
-from flowjax.times import dimension_shift
-
 STAGES = ("teacher", "cmt", "mfd", "mft")
-SHAPE = (7, 7, 64)
+SHAPE, SHIFT = (7, 7, 64), 4.0
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -36,13 +38,12 @@ def get_config(argument: str = "") -> ConfigDict:
     arguments = (*STAGES, *(f"{name}_smoke" for name in STAGES))
     adamw = dict(warmup=0.0, b2=0.95, weight_decay=0.0, clip=1.0)
     often = dict(report_every=20, sample_every=500, checkpoint_every=250)
-    data = spec("digits" if tiny else "fashion")
+    data, shift = spec("digits" if tiny else "fashion"), 1.0 if tiny else SHIFT
     if stage == "teacher":
         shape = (8, 8, 1) if tiny else SHAPE
         network = dict(width=96, depth=6, heads=4, head_width=192, head_depth=2, head_heads=4)
         if tiny:
             network = dict(width=16, depth=1, heads=2, head_width=32, head_depth=1, head_heads=2, patch=2)
-        shift = dimension_shift(shape)
         config = base(
             argument=argument,
             arguments=arguments,
@@ -59,11 +60,11 @@ def get_config(argument: str = "") -> ConfigDict:
             ),
         )
         return smoke(config) if tiny else config
-    objective, steps, rate, batch = {
-        "cmt": (spec("consistency_mid_training", label_dropout=0.1), 500, 3e-4, 8),
-        "mfd": (spec("mean_flow_distillation", label_dropout=0.1, power=0.5), 1500, 5e-4, 64),
-        "mft": (spec("mean_flow_distillation", velocity="conditional", label_dropout=0.1, power=0.5), 500, 2e-4, 64),
-    }.get(stage, ({}, 0, 0.0, 0))
+    name, options, steps, rate, batch = {
+        "cmt": ("consistency_mid_training", {}, 500, 3e-4, 8),
+        "mfd": ("mean_flow_distillation", dict(power=0.5), 1500, 5e-4, 64),
+        "mft": ("mean_flow_distillation", dict(power=0.5, velocity="conditional"), 500, 2e-4, 64),
+    }.get(stage, ("", {}, 0, 0.0, 0))
     start = spec("run", workdir="runs/mf_rae/cmt") if stage == "mfd" else True
     config = base(
         "distillation",
@@ -73,7 +74,7 @@ def get_config(argument: str = "") -> ConfigDict:
         data=data,
         teacher=spec("run", workdir=f"runs/mf_rae/{'mfd' if stage == 'mft' else 'teacher'}"),
         network=spec(second_time=True),
-        objective=objective,
+        objective=spec(name, shift=shift, label_dropout=0.1, **options),
         optimizer=spec("adamw", rate=rate, **adamw),
         train=dict(steps=steps, batch=batch, ema=0.99, **often),
         sample=dict(solver=spec("jump"), steps=1, guidance=1.0),

@@ -314,7 +314,7 @@ def main(values: flags.FlagValues) -> None:
         if samples.bad:
             raise _cli.UsageError(
                 f"{samples.bad} of {values.num} samples have NaN or infinite values, nothing is written; try more "
-                "--steps, a smaller --guidance or another --solver"
+                "--steps, a smaller --guidance or another --solver (of a chain, those of its stages)"
             )
         if first:
             with part.open("wb") as file:
@@ -330,7 +330,7 @@ def main(values: flags.FlagValues) -> None:
                 if recipe.shape == (2,):  # beside the real points, if they can be read without asking
                     with contextlib.suppress(ValueError):
                         source = data.of_run(recipe, values.workdir)
-                picture(recipe, samples, png, source)
+                picture(recipe, samples, png, source, form)
             except (OSError, ValueError) as error:
                 raise _cli.UsageError(f"{out} is written, but not {png}: {_cli.describe(error)}") from error
         if folder is not None:

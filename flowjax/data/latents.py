@@ -1,5 +1,7 @@
 """Latents as a data set: encoded once, measured exactly, kept on disk."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from flowjax.data.sources import Source
 
 STATISTICS = "statistics.npz"
 """Mean and variance of every entry of the latents, beside them."""
+
+_METADATA = "metadata.json"
+_SAMPLE = 256  # examples that statistics without a digest are compared with
 
 Rows = Num[np.ndarray, "N ..."] | Records
 
@@ -73,7 +78,8 @@ def cache_latents(
 ) -> None:
     """Encodes every example once and writes the latents like `store`, normalised by their mean and deviation.
 
-    Mean and variance of every entry lie beside them, `statistics.npz`.
+    Mean and variance of every entry lie beside them, `statistics.npz`. `metadata.json` has digests of these and of the
+    overall shift and scale, by which others are refused when they are read.
 
     Args:
         encode: Normalised float32 examples (B, ...) to latents (B, ...), in numpy or JAX; B is always `block`.
@@ -103,12 +109,13 @@ def cache_latents(
             check_finite(latents[: len(x)], "latents")
             yield latents[: len(x)], cond
 
-    def finish(part: Path) -> dict[str, float]:
-        found = read_latents(part, posterior=posterior)
+    def finish(part: Path) -> dict[str, Any]:
+        found = _read(part, posterior)
         mean, variance = measure(found.x, found.deviation)
         shift, scale = overall(mean, variance)
         _keep(part, mean, variance)
-        return {"shift": shift, "scale": scale}
+        digests = {"scale": _digest(shift, scale), "statistics": _digest(mean, variance)}
+        return {"shift": shift, "scale": scale, "digests": digests}
 
     # The numbers of the first metadata stand there until the latents are measured.
     write_blocks(Path(folder), name, blocks(), source, {**(record or {}), "shift": 0.0, "scale": 1.0}, finish)
@@ -122,8 +129,18 @@ def read_latents(folder: str | Path, *, posterior: bool = False) -> Source:
         posterior: As it was written.
 
     Raises:
-        ValueError: See `tfds`.
+        ValueError: See `tfds`; a shift and a scale that are not those of these latents.
     """
+    found = _read(Path(folder), posterior)
+    if not _belong(Path(folder), "scale", found, found.shift, found.scale):
+        raise ValueError(
+            f"shift and scale in {Path(folder) / _METADATA} are not those of its latents; remove {folder}, and it is "
+            "made again"
+        )
+    return found
+
+
+def _read(folder: Path, posterior: bool) -> Source:
     found = tfds(str(folder), label=None)
     if not posterior:
         return found
@@ -143,20 +160,58 @@ def statistics(folder: str | Path, latents: Source) -> tuple[Float[np.ndarray, "
     """Mean and variance of every entry of the latents in a folder; measured and kept where they are not there.
 
     Raises:
-        ValueError: A file of something else.
+        ValueError: A file of something else, or of other latents.
         OSError: It cannot be written.
     """
-    file, shape = Path(folder) / STATISTICS, latents.x.shape[1:]
+    folder = Path(folder)
+    file, shape = folder / STATISTICS, latents.x.shape[1:]
     if not file.exists():
-        _keep(Path(folder), *measure(latents.x, latents.deviation))
+        measured, record = measure(latents.x, latents.deviation), _record(folder)
+        record["digests"] = record.get("digests", {}) | {"statistics": _digest(*measured)}
+        with replacing(folder / _METADATA) as part:
+            part.write_text(json.dumps(record))
+        _keep(folder, *measured)
     try:
         found = read_arrays(file, ["mean", "variance"])
         mean, variance = found["mean"], found["variance"]
         if not all(a.shape == shape and np.isfinite(a).all() for a in (mean, variance)) or (variance < 0).any():
             raise ValueError(f"its arrays are not those of latents of the shape {shape}")
+        if not _belong(folder, "statistics", latents, mean, variance):
+            raise ValueError("its arrays are those of other latents")
         return mean, variance
     except BROKEN as error:
         raise ValueError(f"{file} cannot be read: {error}; remove it, and it is made again") from error
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / _METADATA).read_text())
+
+
+def _digest(*numbers: Any) -> str:
+    """Twelve hexadecimal digits of SHA-256."""
+    found = hashlib.sha256()
+    for array in (np.ascontiguousarray(each, np.float64) for each in numbers):
+        found.update(f"{array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:12]
+
+
+def _belong(folder: Path, name: str, latents: Source, first: Any, second: Any) -> bool:
+    """Whether mean and variance of the entries, or overall shift and scale, are those that were measured.
+
+    Folders of older versions have no digest. There a mean may be five standard errors from that of 256 examples, in the
+    mean over entries, which may all move together; and a variance up to four times as large or small.
+    """
+    known = _record(folder).get("digests", {}).get(name)
+    if known is not None:
+        return known == _digest(first, second)
+    rows = np.linspace(0, len(latents.x) - 1, min(len(latents.x), _SAMPLE)).astype(int)
+    mean, variance = measure(latents.x[rows], None if latents.deviation is None else latents.deviation[rows])
+    if name == "scale":
+        shift, scale = overall(mean, variance)
+        mean, variance, second = np.array(shift), np.array(scale**2), second**2
+    error = np.mean((mean - first) ** 2 / (second + 1e-3 * np.mean(second)))
+    return bool(error <= 25 / len(rows) and 1 / 4 <= variance.mean() / np.mean(second) <= 4)
 
 
 def _keep(folder: Path, mean: np.ndarray, variance: np.ndarray) -> None:

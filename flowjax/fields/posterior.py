@@ -45,6 +45,7 @@ class Posterior(DataWrapper):
     """
 
     positional = ("field",)
+    couples_entries = True  # of a sample, by the measurement
 
     field: Field = part("field")
     operator: Any = part("operator")

@@ -41,6 +41,7 @@ class Thresholded(DataWrapper):
     """
 
     positional = ("field",)
+    couples_entries = True  # of a sample, by the quantile
 
     field: Field = part("field")
     quantile: Any = 0.995

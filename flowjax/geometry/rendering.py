@@ -23,12 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from flowjax._checks import COUNT, real, whole
 from flowjax._pytree import pytree, static
 
 NEARLY = 1e-12  # of directions and gradients: smaller ones have no inverse in float32
+_STEEP = 1e-4  # sine of the angle between two directions: below, rounding to float32 turns a picture by 1e-3 and more
 
 
 @pytree
@@ -88,6 +89,11 @@ class Camera:
         return pixels, ahead
 
 
+def _known(*given: Any) -> bool:
+    """Whether numbers are at hand, and not traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
+
+
 def look_at(
     eye: Any,
     target: Any = (0.0, 0.0, 0.0),
@@ -108,9 +114,16 @@ def look_at(
         width: Pixels.
 
     Raises:
-        ValueError: A number outside its range.
+        ValueError: A number outside its range, `target` at the eye, or `up` along the direction of view.
     """
     real("(0, 180)", field_of_view=field_of_view)
+    if _known(eye, target, up):
+        view, upwards = np.asarray(target, float) - np.asarray(eye, float), np.asarray(up, float)
+        if not np.linalg.norm(view) > NEARLY:
+            raise ValueError(f"the camera at {np.asarray(eye)} is where it looks: move eye or target")
+        most = np.linalg.norm(view) * np.linalg.norm(upwards)
+        if not np.linalg.norm(np.cross(view, upwards)) > _STEEP * most:
+            raise ValueError(f"up={upwards} is 0 or along the direction of view {view}: take another")
     eye, target, up = (jnp.asarray(point, jnp.result_type(float)) for point in (eye, target, up))
     ahead = (target - eye) / jnp.linalg.norm(target - eye)
     right = jnp.cross(ahead, up)
@@ -128,7 +141,12 @@ def orbit(azimuth: Any, elevation: Any, distance: Any = 4.0, **options: Any) -> 
         elevation: Angle above the plane z = 0, in degrees, in (-90, 90).
         distance: Radius of the sphere.
         **options: Those of `look_at`.
+
+    Raises:
+        ValueError: A number outside its range, or see `look_at`.
     """
+    real("(-90, 90)", elevation=elevation)
+    real("(0, inf)", distance=distance)
     a, e = (jnp.asarray(angle, jnp.result_type(float)) * (math.pi / 180) for angle in (azimuth, elevation))
     eye = distance * jnp.stack([jnp.cos(a) * jnp.cos(e), jnp.sin(a) * jnp.cos(e), jnp.sin(e)])
     return look_at(eye, **options)
@@ -182,7 +200,7 @@ def gradient(density: Float[Array, "X Y Z"]) -> Float[Array, "X Y Z 3"]:
 
 
 def render(
-    density: Float[Array, "..."],
+    density: Shaped[Array, "..."],
     camera: Camera,
     *,
     albedo: Any = None,
@@ -195,6 +213,7 @@ def render(
 
     Args:
         density: (R, R, R), or (X, Y, Z), of two voxels or more along each axis; not negative, per unit of length.
+            Whole numbers and booleans, such as occupancies, are taken as numbers.
         camera: Where it is seen from.
         albedo: Colours in [0, 1], a grid of them or a single one; None is white.
         steps: Parts n of each ray, at least 1.
@@ -209,6 +228,11 @@ def render(
     real("[0, 1]", ambient=ambient)
     if density.ndim != 3 or min(density.shape) < 2:
         raise ValueError(f"a density is a grid (R, R, R) of two voxels or more, got {density.shape}")
+    if _known(light) and not np.any(light):
+        raise ValueError("light is a direction, and 0 has none")
+    density = jnp.asarray(density)
+    if not jnp.issubdtype(density.dtype, jnp.floating):
+        density = density.astype(jnp.result_type(float))
     colours = jnp.ones(3, density.dtype) if albedo is None else jnp.asarray(albedo, density.dtype)
     if colours.shape not in ((3,), (*density.shape, 3)):
         raise ValueError(f"albedo is a colour (3,) or a grid {(*density.shape, 3)} of them, got {colours.shape}")

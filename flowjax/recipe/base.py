@@ -133,13 +133,25 @@ class Base(abc.ABC):
         """
 
     def build_form(self, spec: Any = None) -> Any:
-        """What shows and writes samples whose shape does not tell what they are; None for others."""
-        chosen = self.form if spec is None else spec
-        if chosen is None or self.form is None:
+        """What shows and writes samples whose shape does not tell what they are; None for others.
+
+        Args:
+            spec: The recipe's form with further options; the form itself by default.
+
+        Raises:
+            ValueError: Another form, or options that do not fit the samples.
+        """
+        if self.form is None:
             if spec is not None:
                 raise ValueError(f"form={specs.text(spec)}: samples of this run are arrays, without another form")
             return None
-        return specs.build("form", chosen)
+        name, own = specs.name_and_options(self.form)
+        asked, options = (name, {}) if spec is None else specs.name_and_options(spec)
+        if specs.plain(asked) != specs.plain(name):
+            raise ValueError(f"form={specs.text(spec)}: samples of this run have the form {name}")
+        form = specs.build("form", {"name": name, "options": own | options})
+        form.check(self.shape)
+        return form
 
     # ------------------------------------------------------------------------------------------------------ requests
 

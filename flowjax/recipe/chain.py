@@ -136,12 +136,16 @@ class Chain(Base):
         found: Any = None
         evaluations = network_calls = 0
         asked = zip(self.stages, self.recipes, self._conditions(request), ("", *self.into), strict=True)
+        failed = np.zeros(request.num, bool)
         for number, (label, recipe, conditions, place) in enumerate(asked):
             given, start = {}, None
+            if found is not None:
+                failed |= ~np.isfinite(found.x.reshape(request.num, -1)).all(1)
+                found.x[failed] = 0  # what fails in one stage is none of the samples in the end
             if found is not None and place == "start":
                 start = ((found.x - recipe.shift) / recipe.scale).astype(np.float32)
             elif found is not None:
-                given[place] = recipe.inputs[place].encode(found.x)
+                given[place] = self._taken(number, found.x, request.first)
             cond = recipe.read_conditions(conditions, request.num, given, request.first)
             inner = {name: networks[f"{label}.{name}"] for name in recipe.runs if f"{label}.{name}" in networks}
             found = recipe.generate(
@@ -156,7 +160,32 @@ class Chain(Base):
                 codec=inner.get("codec"),
             )
             evaluations, network_calls = evaluations + found.evaluations, network_calls + found.network_calls
+        found.x[failed] = np.nan
         return dataclasses.replace(found, evaluations=evaluations, network_calls=network_calls)
+
+    def _taken(self, number: int, rows: np.ndarray, first: int) -> Any:
+        """The condition that stage `number` makes of samples of the one before it, from sample `first` on.
+
+        Raises:
+            ValueError: It does not take some; the message has their numbers.
+        """
+        condition = self.recipes[number].inputs[self.into[number - 1]]
+        try:
+            return condition.encode(rows)
+        except ValueError:
+            refused = {}
+            for row in range(len(rows)):
+                try:
+                    condition.encode(rows[row : row + 1])
+                except ValueError as error:
+                    refused[str(first + row)] = error
+            if not refused:
+                raise
+        before, label = self.stages[number - 1 : number + 1]
+        raise ValueError(
+            f"the stage {label} does not take sample {', '.join(refused)} of the stage {before}: "
+            f"{next(iter(refused.values()))}; try another seed or fewer samples, or sample {before} alone and choose"
+        )
 
     def sweep(self, request: Request, **lists: Sequence[Any]) -> list[tuple[dict[str, Any], Request]]:
         """One setting; each stage is sampled as its own recipe says."""

@@ -22,7 +22,7 @@ from flowjax.recipe.autoencoder import encode, gathered
 from flowjax.recipe.base import from_values
 from flowjax.recipe.codecs import Codec
 from flowjax.recipe.decoding import Elements
-from flowjax.recipe.runs import Loaded
+from flowjax.recipe.runs import Loaded, behind
 from flowjax.training.mesh import fill
 from flowjax.training.store import everywhere
 
@@ -167,8 +167,9 @@ def _cached(codec: Loaded, source: Source, mesh: Mesh, place: Path, sample: bool
     """The folder of the latents, made if it is not there."""
     network = codec.networks[codec.recipe.label]
     how = [codec.recipe.network, codec.recipe.shift, codec.recipe.scale]
-    network_hash = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    record = {"codec": codec.model, "examples": hash_of(source.x), "size": len(source.x), "network": network_hash}
+    record = {"codec": codec.model, "examples": hash_of(source.x), "size": len(source.x), "network": _hash(how)}
+    if codec.recipe.runs:  # of an encoder the weights are in the codec's hash, and its options only here
+        record["runs"] = _hash(behind(codec.recipe))
     name = f"{record['codec']}-{record['examples']}"
     if sample:
         record, name = record | {"posterior": True}, f"{name}-posterior"
@@ -192,6 +193,10 @@ def _cached(codec: Loaded, source: Source, mesh: Mesh, place: Path, sample: bool
     return folder
 
 
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
 def _known(folder: Path, record: dict[str, Any]) -> bool:
     """Whether the latents are there.
 
@@ -201,8 +206,9 @@ def _known(folder: Path, record: dict[str, Any]) -> bool:
     if not folder.exists():
         return False
     try:
-        # Those of older versions do not say how the network was built.
-        found = {"network": record["network"]} | json.loads((folder / "metadata.json").read_text())
+        # Those of older versions do not say how the networks were built.
+        built = {name: record[name] for name in ("network", "runs") if name in record}
+        found = built | json.loads((folder / "metadata.json").read_text())
         if all(found[name] == value for name, value in record.items()):
             return True
     except (OSError, ValueError, KeyError, TypeError):

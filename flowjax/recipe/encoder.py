@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from flowjax import _checks
 from flowjax.data import Source
 from flowjax.models.representation import check_encoder
 from flowjax.models.vit import ViT
@@ -117,9 +118,10 @@ def import_dinov2(
 
     Raises:
         FileNotFoundError: There is no such file; the line says where to put it.
-        ValueError: It does not fit, see `flowjax.weights.read_dinov2`.
+        ValueError: It does not fit, see `flowjax.weights.read_dinov2`; a shape that is none of images.
         FileExistsError: The folder holds weights or a recipe already.
     """
+    _checks.sizes(3, image_shape=image_shape)
     options = {**ViT.size(size), "image_shape": tuple(image_shape), "resize": resize}
     recipe = EncoderRecipe(network={"name": "vit", "options": options}, **of_images(image_shape))
     shapes = shapes_of(recipe.build_network)

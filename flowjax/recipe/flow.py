@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
@@ -84,6 +85,12 @@ class Recipe(Definition):
         ('velocity', Linear(sigma_min=0.0))
     """
 
+    def __post_init__(self) -> None:
+        """Checks names and numbers."""
+        super().__post_init__()
+        if self.padded is not None:
+            self.inputs[self.padded].check_details(self.shape)
+
     def check(self, request: Request) -> None:
         """Builds all that the request names.
 
@@ -115,6 +122,11 @@ class Recipe(Definition):
             if self.starts_from_data:
                 raise ValueError("straightness is measured on paths from noise, and this flow starts from data")
         self.asked_for(edits.own(request).conditions, request.num)
+        if self.padded is not None and (whole := self._over_entries(request, rule, solver)):
+            raise ValueError(
+                f"samples of this run are padded sets, and {whole} takes norms, means or quantiles over their padding "
+                "too: take another"
+            )
         edits.check(self, request, solver, grid)
 
     @functools.cached_property
@@ -207,6 +219,34 @@ class Recipe(Definition):
         fields = [specs.name_and_options(spec)[0] for spec in self.all_fields(request)]
         found = [entry for entry in entries("solver").values() if entry.make is solver]
         return any(entry.couples_batch for entry in (*found, *(entries("field")[name] for name in fields)))
+
+    def _over_entries(self, request: Request, rule: Any, solver: Any) -> str | None:
+        """What makes entries of a padded set depend on its padding: solver, field or rule; None if nothing does."""
+        found = [(name, entry) for name, entry in entries("solver").items() if entry.make is type(solver)]
+        found += [(name, entries("field")[name]) for name, _ in map(specs.name_and_options, self.all_fields(request))]
+        named = [name for name, e in found if e.couples_batch or getattr(e.make, "couples_entries", False)]
+        while rule is not None:  # of rules around each other the innermost
+            named, rule = [type(rule).__name__] * self._mixes(rule) or named, getattr(rule, "rule", None)
+        return named[0] if named else None
+
+    def _mixes(self, rule: Any) -> bool:
+        """Whether a rule answers otherwise in an entry of a sample when there is padding beside it."""
+        rng, shape = np.random.default_rng(0), (4, 1, *self.state_shape[1:])
+        near = 0.3 * rng.normal(size=(1 + len(rule.needed(0.0)), *shape))  # far apart, RAAG leaves guidance out
+        alone = (rng.normal(size=shape) + near).astype(np.float32)
+        # What is predicted of padding is the same under all conditions: 0, or in another space what the noise says.
+        same = rule.space == self.prediction and self.boundary is None and self.policy is None
+        padding = np.full_like(alone, 0.0 if same else 2.0)
+
+        def answers(c: Any, *u: Any) -> Any:
+            state, found = rule.init(c), []
+            for t in np.linspace(0, 0.95, 20):
+                value, state = rule.combine(float(t), c, u if len(u) > 1 else u[0], state)
+                found.append(value[:, 0])
+            return np.stack(found)
+
+        one, other = answers(*jnp.asarray(alone)), answers(*jnp.asarray(np.concatenate([alone, padding], axis=2)))
+        return not np.allclose(one, other, rtol=1e-4, atol=1e-4)
 
     def record(self, networks: Mapping[str, Any], request: Request) -> dict[str, Any]:
         """Everything that samples depend on but their numbers, and what is sampled in words."""

@@ -55,14 +55,18 @@ def has_picture(recipe: Base) -> bool:
     return recipe.form is not None or recipe.shape == (2,) or (len(recipe.shape) == 3 and recipe.shape[-1] in (1, 3))
 
 
-def picture(recipe: Base, samples: Samples, path: str | Path, source: data.Source | None = None) -> None:
+def picture(
+    recipe: Base, samples: Samples, path: str | Path, source: data.Source | None = None, form: Any = None
+) -> None:
     """A PNG of samples: images in a grid, one row per class or each under its text; points in the plane as a density.
 
-    The density of the real data, if `source` is given, stands beside it. Data of other shapes has no picture.
+    The density of the real data, if `source` is given, stands beside it. Data of other shapes has no picture. What has
+    a form is shown by `form`, by default that of the recipe.
     """
     if not has_picture(recipe):
         return
-    if (form := recipe.build_form()) is not None:
+    form = recipe.build_form() if form is None else form
+    if form is not None:
         form.picture(samples, path)
     elif len(recipe.shape) == 3:
         known = samples.cond if isinstance(samples.cond, dict) else {"label": samples.cond}

@@ -118,13 +118,22 @@ def _other(workdir: Path, label: str, run: Mapping[str, Any], mesh: Mesh) -> dic
             f"{workdir} was made with the run {label!r} at {place} when its weights had the hash {run['model']}; they "
             f"have {model} now: bring those weights back, or train again"
         )
-    then = from_values(run["recipe"])
-    for name in ("network", "shift", "scale"):
-        if (own := getattr(recipe, name)) != (before := getattr(then, name)):
+    then, now = behind(from_values(run["recipe"])), behind(recipe)
+    for name in then | now:
+        if (own := now.get(name)) != (before := then.get(name)):
             raise ValueError(
                 f"{workdir} was made with the run {label!r} at {place} when its {name} was {before}; it is {own} now"
             )
     return {label: network} | {f"{label}.{inner}": networks[inner] for inner in recipe.runs if inner in networks}
+
+
+def behind(recipe: Base, prefix: str = "") -> dict[str, Any]:
+    """What the answers of a run depend on beside its weights and those of the runs that it needs, by dotted names."""
+    recipe = recipe.alone()  # as in a copy
+    found = {f"{prefix}{name}": getattr(recipe, name) for name in ("network", "shift", "scale")}
+    for label, run in recipe.runs.items():
+        found |= behind(from_values(run["recipe"]), f"{prefix}{label}.")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,11 @@ class Autoencoding(Task):
                 f"{source.x.shape[1:]}"
             )
         check_tokens(what, self.encoder.networks[recipe.label], recipe.shape)
-        for whose, scale in ((what, recipe), ("the data", source)):
+        self._check_range(what, recipe)
+
+    def _check_range(self, what: str, recipe: Any) -> None:
+        """What sees images in [0, 1] must belong to such, and the data be such."""
+        for whose, scale in ((what, recipe), ("the data", self.source)):
             ends = [None if end is None else (end - scale.shift) / scale.scale for end in (scale.low, scale.high)]
             if ends != [-1.0, 1.0]:
                 raise ValueError(f"{whose} must have images normalised to [-1, 1], which stands for [0, 1], got {ends}")
@@ -156,6 +160,7 @@ class Autoencoding(Task):
                 f"the extractor {found.workdir} does not fit: the shape of its examples is "
                 f"{tuple(found.recipe.shape)}, that of the data {self.source.x.shape[1:]}"
             )
+        self._check_range(f"the extractor {found.workdir}", found.recipe)
         return found
 
     @functools.cached_property

@@ -23,6 +23,12 @@ from flowjax.training.writers import write_json
 
 TEACHER = "teacher.json"
 
+_ADDED = {"second_time": "span", "guidance": "strength"}
+"""Options that add an embedding to a network, and its name there."""
+
+_FREE = ("zero_span", "out_channels", "outputs", "attention", "remat", "scan", "dropout", "dtype", "param_dtype")
+"""Options of networks that do not change what the same arrays answer, or change their names or shapes."""
+
 
 def named_conditions(recipe: Recipe) -> dict[str, Any] | None:
     """The conditions of a recipe that has them by name."""
@@ -97,6 +103,19 @@ def started(
     return start
 
 
+def _options(network: Any, prefix: str = "") -> dict[str, Any]:
+    """The options of a network on which its answers depend, with defaults and those of a network inside, by name."""
+    name, given = specs.name_and_options(network)
+    found: dict[str, Any] = {f"{prefix}name": specs.plain(name)}
+    for option, known in specs.options_of(specs.find("network", name)).items():
+        value = given.get(option, known.default)
+        if option == "network":
+            found |= _options(value, f"{prefix}network.")
+        elif option not in _FREE:
+            found[prefix + option] = json.loads(json.dumps(value, default=str))
+    return found
+
+
 def _scale(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in (recipe.codec or {}).items() if name in ("shift", "scale", "elements")}
 
@@ -115,7 +134,7 @@ class Distillation(Generation):
     `config.teacher` names its run; its path, its normalisation of the data and, unless `config.network` has a name, its
     network are the student's. Options of a network without a name are added to the teacher's, `guidance=True` for
     example. The teacher's weights are arguments of a training step, never saved with the student; `teacher.json` keeps
-    their hash, and a run goes on with the same ones only.
+    their hash, and that of another start, and a run goes on with the same ones only.
 
     Attributes:
         guidance: By how much the teacher is guided: a scale, a rule, or None for what its recipe says; two numbers are
@@ -123,7 +142,8 @@ class Distillation(Generation):
             `guidance=True`).
         start: Whether the student starts from the teacher's weights, where it has parameters of the same names and
             shapes; others, and a refiner, start as in a new network. Or another run in the teacher's place, such as
-            one of mid-training, `run(workdir=...)`.
+            one of mid-training, `run(workdir=...)`: of the student's own network, which may have the embeddings of
+            `second_time` and `guidance` besides.
 
     Example:
         >>> from flowjax.configs.base import base, spec
@@ -158,6 +178,8 @@ class Distillation(Generation):
         if not isinstance(self.start, bool | Run):
             raise ValueError(f"start={self.start!r} is neither True nor False nor run(workdir=FOLDER)")
         if isinstance(self.start, Run):
+            if self._refines:
+                raise ValueError("a refiner starts as a new network: leave config.task.options.start out")
             self._check_start(recipe)
         if self.start and not self._refines and self._objective.prediction != recipe.prediction:
             raise ValueError(
@@ -305,12 +327,8 @@ class Distillation(Generation):
             begun = self._begun if label == self._labels[0] else self.teacher
             found, wanted = flatten(begun.networks["network"]), flatten(shapes_of(parts[label].build))
             start = started(heads[label], found, wanted, begun.recipe, self.config.seed)
-            other = sorted((wanted.keys() & found.keys()) - start.keys())
-            if other and isinstance(self.start, Run) and begun is self._begun:
-                raise ValueError(
-                    f"the start {begun.workdir} does not fit: its {other[0]} has the shape {found[other[0]].shape}, "
-                    f"that of the student {wanted[other[0]].shape}"
-                )
+            if isinstance(self.start, Run) and label == self._labels[0]:
+                self._check_fits(found, wanted, start)
             if not start:
                 raise ValueError(
                     "the student has no parameter of the teacher's names and shapes to start from; set "
@@ -319,20 +337,43 @@ class Distillation(Generation):
             parts[label] = dataclasses.replace(parts[label], start=start)
         return parts
 
+    def _check_fits(self, found: Mapping[str, Any], wanted: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+        """The start must be a network that answers as the student then does."""
+        what = f"the start {self._begun.workdir} does not fit"
+        if other := sorted((wanted.keys() & found.keys()) - start.keys()):
+            raise ValueError(
+                f"{what}: its {other[0]} has the shape {found[other[0]].shape}, that of the student "
+                f"{wanted[other[0]].shape}"
+            )
+        there, own = _options(self._begun.recipe.network), _options(self._built()["network"])
+        for name in there | own:
+            added = name.rpartition(".")[2] in _ADDED and own.get(name) and not there.get(name)
+            if own.get(name) != there.get(name) and not added:
+                raise ValueError(f"{what}: its network has {name}={there.get(name)}, the student's {own.get(name)}")
+        missing = {name for name in wanted.keys() - found.keys() if not {*name.split(".")} & {*_ADDED.values()}}
+        if missing:
+            raise ValueError(f"{what}: it has no {min(missing)}, which the student has")
+
     def check(self, workdir: Path) -> None:
-        """The teacher must be the one that the run began with.
+        """Teacher and start must be those that the run began with.
 
         Raises:
-            ValueError: It has other weights now.
+            ValueError: One has other weights now.
         """
         super().check(workdir)
         try:
-            began = json.loads((workdir / TEACHER).read_text())["model"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = json.loads((workdir / TEACHER).read_text())
+            teacher, start = record["model"], record.get("start", {}).get("model")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # a new run
-        self.teacher.check_same("teacher", workdir, began)
+        self.teacher.check_same("teacher", workdir, teacher)
+        if isinstance(self.start, Run) and start is not None:
+            self._begun.check_same("start", workdir, start)
 
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json` and `teacher.json`."""
         super().save(workdir)
-        write_json(workdir / TEACHER, {"workdir": str(self.teacher.workdir), "model": self.teacher.model})
+        record: dict[str, Any] = {"workdir": str(self.teacher.workdir), "model": self.teacher.model}
+        if isinstance(self.start, Run):
+            record |= {"start": {"workdir": str(self._begun.workdir), "model": self._begun.model}}
+        write_json(workdir / TEACHER, record)

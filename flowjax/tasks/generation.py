@@ -21,13 +21,14 @@ from flowjax.paths import GaussianPath
 from flowjax.recipe import Codec, Loaded, Recipe, Request
 from flowjax.recipe.base import shapes_of, traced
 from flowjax.recipe.codec import check_codec, elements_of, latents, scale_in_recipe
-from flowjax.recipe.decoding import Elements
+from flowjax.recipe.decoding import Elements, read_elements
 from flowjax.recipe.report import METRICS, make_judge, measure, picture, picture_ways
 from flowjax.tasks.base import Part, Task
 from flowjax.tasks.classifiers import Classifiers
 from flowjax.training.writers import write_json
 
 _SCALE = ("shift", "scale", "elements")  # of what recipes say of latents
+_ROUNDING = 1e-4  # by how much it may differ where latents are encoded again, whose own error is 1e-6
 
 
 @fact("task", "generation", "a generative flow")
@@ -373,6 +374,8 @@ class Generation(Task):
     def check(self, workdir: Path) -> None:
         """Compares conditions and codec with those that the run began with: tokens of texts and latents must not move.
 
+        Latents that were encoded again get the scale that the run began with.
+
         Raises:
             ValueError: The data has other texts, labels or latents now, or the codec other weights.
         """
@@ -383,14 +386,32 @@ class Generation(Task):
         if self.codec is not None and "codec" in recipe.runs:
             self.codec.check_same("codec", workdir, recipe.runs["codec"]["model"])
             if recipe.codec != self.recipe.codec:
-                then, now = recipe.codec, self.recipe.codec
-                raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
+                self._go_on(recipe, workdir)
         self._classifiers.check(workdir, recipe.runs)
         if self.pairs is not None and Pairs(workdir).record not in ({}, self.pairs.record):
             raise ValueError(f"{self.pairs.folder} holds other pairs than when {workdir} began: bring those back")
         for name, condition in (recipe.conditions or {}).items():
             if (self.recipe.conditions or {}).get(name) != condition:
                 raise ValueError(f"the data changed since {workdir} began: the condition {name} is another one")
+
+    def _go_on(self, recipe: Recipe, workdir: Path) -> None:
+        """Takes the scale of latents that a run began with, if it is today's but for rounding."""
+        then, now, found = dict(recipe.codec or {}), dict(self.recipe.codec or {}), self._measured
+        same = ("elements" in then) == ("elements" in now)
+        same = same and all(then.get(key) == now.get(key) for key in then | now if key not in _SCALE)
+        if same:
+            shift, scale = then["shift"], then["scale"]
+            if "elements" in then:
+                known = read_elements(workdir, then["elements"], self._latent_shape, None)
+                shift, scale = known.shift, known.scale
+            # A shift far from zero is rounded by itself, not by the scale.
+            near = np.isclose(found.shift, shift, rtol=_ROUNDING, atol=_ROUNDING * scale)
+            same = (near & np.isclose(found.scale, scale, rtol=_ROUNDING, atol=0)).all()
+        if not same:
+            raise ValueError(f"the data changed since {workdir} began: its latents were {then}, and are {now}")
+        for name, value in (("shift", shift), ("scale", scale)):
+            object.__setattr__(found, name, value)  # in place: batches are cut from it already
+        del self.__dict__["recipe"]
 
     def save(self, workdir: Path) -> None:
         """Writes `recipe.json`."""

@@ -1,21 +1,24 @@
 """Published weights of DINOv2 with registers, as the library transformers names them, for the network `ViT`."""
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from flowjax._trees import flatten
-from flowjax.models.vit import ViT
-from flowjax.weights.foreign import Origin, dense_kernel, read_foreign
+from flowjax.models.vit import SIZES, ViT
+from flowjax.weights.foreign import Origin, dense_kernel, file_digest, read_foreign
 
 PREFIX = "dinov2_with_registers."
 """In front of all names where the file holds a classifier."""
 
 PUBLISHED = {
+    "facebook/dinov2-with-registers-small": "",
     "facebook/dinov2-with-registers-base": "7a6f7b3b9fa4b8732e707476a03cd6cdce210048582f21aafb7991c17d98e362",
+    "facebook/dinov2-with-registers-large": "",
 }
-"""Digests of `model.safetensors`."""
+"""Digests of `model.safetensors`; "" where none is known."""
 
 UNUSED = re.compile(r"embeddings\.mask_token|layernorm\.(weight|bias)|classifier\.(weight|bias)")
 """What an encoder of tokens has no use for; its last normalisation has neither scale nor shift."""
@@ -29,7 +32,8 @@ def read_dinov2(path: str | Path, network: ViT, *, sha256: str | None = None) ->
     Args:
         path: A safetensors file.
         network: A `ViT`, or one in shapes (`nnx.eval_shape`), without `outputs`; a size is `ViT.size("base")`.
-        sha256: Digest of the file, by which another one is refused.
+        sha256: Digest of the file, by which another one is refused; without it, a warning names a file of a published
+            size that is not the published one, where its digest is known.
 
     Raises:
         FileNotFoundError: There is no such file; the line says where to put it.
@@ -42,7 +46,17 @@ def read_dinov2(path: str | Path, network: ViT, *, sha256: str | None = None) ->
         name = name.removeprefix(PREFIX)
         return None if UNUSED.fullmatch(name) else name
 
-    return read_foreign(path, network, origins(network), sha256=sha256, published=PUBLISHED, rename=rename)
+    sized = {name: PUBLISHED[name] for size, name in zip(SIZES, PUBLISHED, strict=True) if _is_of(network, size)}
+    made = read_foreign(path, network, origins(network), sha256=sha256, published=sized, rename=rename)
+    for name, digest in sized.items():
+        if sha256 is None and digest and digest != (found := file_digest(path)):
+            warnings.warn(f"{path} is not the published {name}: its sha256 is {found}, not {digest}", stacklevel=2)
+    return made
+
+
+def _is_of(network: ViT, size: str) -> bool:
+    """Whether a network has the width and the depth of a published size."""
+    return (network.hidden_size, len(network.blocks)) == (SIZES[size]["width"], SIZES[size]["depth"])
 
 
 def origins(network: ViT) -> dict[str, Origin]:

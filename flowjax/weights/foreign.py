@@ -26,6 +26,12 @@ def dense_kernel(weight: Any) -> Any:
     return np.reshape(weight, weight.shape[:2]).T
 
 
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_foreign(
     path: str | Path,
     like: Any,
@@ -42,7 +48,7 @@ def read_foreign(
         like: Network of arrays or of shapes with shardings.
         origins: For the dotted name of every array of `like`, the names there and what makes it of these arrays.
         sha256: Digest of the whole file in hexadecimal digits, by which another file is refused; None takes any.
-        published: Digests of files that are known to fit, by their names, for the message.
+        published: Digests of files that are known to fit, by their names, for the message; "" where none is known.
         rename: Names in the file to those of `origins`; None for what is not read.
 
     Raises:
@@ -62,15 +68,16 @@ def read_foreign(
     path, wanted = Path(path), flatten(like)
     if not path.is_file():
         known = "" if sha256 is None else f" with the sha256 {sha256}"
-        others = "".join(f"; {name} has the sha256 {digest}" for name, digest in published.items() if not sha256)
+        others = "".join(
+            f"; {name} has the sha256 {digest}" if digest else f"; no sha256 of {name} is known here"
+            for name, digest in published.items()
+            if not sha256
+        )
         raise FileNotFoundError(
             f"the weights {path.name}{known} are not there: get the file and put it at {path}{others}"
         )
-    if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise ValueError(f"{path} is another file than the one that is meant: its sha256 is {found}, not {sha256}")
+    if sha256 is not None and (found := file_digest(path)) != sha256.lower():
+        raise ValueError(f"{path} is another file than the one that is meant: its sha256 is {found}, not {sha256}")
     try:
         with safe_open(path, framework="flax") as file:
             # By jax, since numpy alone has no bfloat16.

@@ -1,5 +1,9 @@
 """Latents as a data set: exact statistics, laws to draw from, what lies in the folder."""
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -86,6 +90,57 @@ def test_statistics_of_an_older_folder_are_made_and_broken_ones_refused(tmp_path
     file.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         latents.statistics(folder, found)
+
+
+def without_digests(folder, **changes):
+    """Metadata as older versions wrote them."""
+    file = folder / "metadata.json"
+    record = {**json.loads(file.read_text()), **changes}
+    del record["digests"]
+    file.write_text(json.dumps(record))
+
+
+def other(count=40):
+    """Darker pictures of the same shape."""
+    return dataclasses.replace(source(count), x=source(count).x // 2)
+
+
+@pytest.mark.parametrize("law", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_statistics_of_another_set_are_refused(tmp_path, law, old):
+    for name, examples in (("set", source()), ("other", other())):
+        cache_latents(posterior if law else encode, examples, tmp_path / name, block=8, posterior=law)
+        if old:
+            without_digests(tmp_path / name)
+    folder, file = tmp_path / "set", tmp_path / "set" / latents.STATISTICS
+    found = latents.read_latents(folder, posterior=law)
+    known = latents.statistics(folder, found)
+    shutil.copy(tmp_path / "other" / latents.STATISTICS, file)
+    with pytest.raises(ValueError, match="arrays are those of other latents; remove it, and it is made again") as error:
+        latents.statistics(folder, found)
+    assert "\n" not in str(error.value)
+    file.unlink()
+    for _ in range(2):  # measured, then read
+        for a, b in zip(latents.statistics(folder, found), known, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert "statistics" in json.loads((folder / "metadata.json").read_text())["digests"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_another_scale_than_that_of_the_latents_is_refused(tmp_path, old):
+    cache_latents(encode, source(), tmp_path / "set", block=8)
+    cache_latents(encode, other(), tmp_path / "other", block=8)
+    file = tmp_path / "set" / "metadata.json"
+    there, own = (json.loads((tmp_path / name / "metadata.json").read_text()) for name in ("other", "set"))
+    if old:
+        without_digests(tmp_path / "set")
+        latents.read_latents(tmp_path / "set")
+        own.pop("digests")
+    for changes in ({"shift": there["shift"], "scale": there["scale"]}, {"scale": 3 * own["scale"]}):
+        file.write_text(json.dumps(own | changes))
+        with pytest.raises(ValueError, match=r"not those of its latents; remove .*set, and it is made again") as error:
+            latents.read_latents(tmp_path / "set")
+        assert "\n" not in str(error.value)
 
 
 def posterior(x):

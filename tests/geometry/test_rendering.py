@@ -168,9 +168,37 @@ def test_many_cameras_and_grids_at_once():
         (dict(albedo=jnp.ones((4, 3))), r"albedo is a colour \(3,\) or a grid"),
         (dict(density=jnp.ones((4, 4))), r"a density is a grid"),
         (dict(density=jnp.ones((1, 4, 4))), r"a density is a grid"),
+        (dict(light=(0.0, 0.0, 0.0)), "light is a direction, and 0 has none"),
     ],
 )
 def test_refusals(change, message):
     density = change.pop("density", jnp.ones((4, 4, 4)))
     with pytest.raises(Exception, match=message):
         render(density, orbit(0.0, 0.0), **change)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "bool"])
+def test_occupancies_are_taken_as_numbers(kind):
+    grid, look = np.zeros((4, 4, 4)), dict(albedo=jnp.array([0.2, 0.5, 0.9]), steps=8)
+    grid[1:3, 1:3, 1:3] = 1
+    camera = orbit(30.0, 20.0, **SMALL)
+    plain = render(jnp.asarray(grid, jnp.float32), camera, **look)
+    other = render(jnp.asarray(grid.astype(kind)), camera, **look)
+    np.testing.assert_array_equal(other.colour, plain.colour)
+    np.testing.assert_array_equal(other.normal, plain.normal)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: look_at((0.0, 0.0, 3.0)), "along the direction of view"),
+        (lambda: look_at((2.0, 0.0, 0.0), up=(0.0, 0.0, 0.0)), "up=.* is 0"),
+        (lambda: look_at((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)), "is where it looks"),
+        (lambda: orbit(10.0, 90.0), "elevation must be below 90"),
+        (lambda: orbit(10.0, -90.0), "elevation must be above -90"),
+        (lambda: orbit(10.0, 20.0, 0.0), "distance must be above 0"),
+    ],
+)
+def test_cameras_without_a_direction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -275,6 +275,18 @@ def test_two_steps_keep_the_noise(x64):
     np.testing.assert_allclose(result.x, fj.solve(flow, fj.solvers.DDIM(), x0, fj.times.uniform(2)).x, rtol=1e-5)
 
 
+def test_two_steps_with_fresh_noise_keep_the_law(x64):
+    """Of the exact transport; with the noise kept a deviation of s = 1/2 becomes (1 + s) s / sqrt(1 + s^2)."""
+    flow, times = fj.Flow(transport, path=LINEAR), fj.times.uniform(2)
+    kept = fj.solve(flow, fj.solvers.Euler(), jnp.asarray([[-1.0], [1.0]]), times).x[:, 0]
+    np.testing.assert_allclose((kept[1] - kept[0]) / 2, 0.75 * 0.5 / np.sqrt(0.3125), rtol=1e-6)
+    x0, key = fj.noise(jax.random.key(0), (40_000, 1)), jax.random.key(1)
+    fresh = fj.solve(flow, fj.solvers.Consistency(), x0, times, key=key).x
+    np.testing.assert_allclose([fresh.mean(), fresh.std()], [2.0, 0.5], atol=0.01)  # 4 standard errors
+    one = fj.solve(flow, fj.solvers.Consistency(), x0, fj.times.uniform(1), key=key).x
+    np.testing.assert_allclose(one, fj.solve(flow, fj.solvers.Euler(), x0, fj.times.uniform(1)).x, rtol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------------------- sets
 
 

@@ -12,7 +12,7 @@ import small
 import flowjax as fj
 from flowjax import recipe as recipes
 from flowjax.data import Source
-from flowjax.recipe import Base, Chain, Request, Run, export_run, load_run, make_chain
+from flowjax.recipe import Base, Chain, Recipe, Request, Run, export_run, load_run, make_chain
 
 pytestmark = pytest.mark.standard_promotion
 MLP = {"name": "mlp", "options": {"dim": 2, "width": 8, "depth": 1}}
@@ -100,6 +100,36 @@ def test_other_weights_are_refused(pair):
     saved(plane(), folder / "weak", seed=2)
     with pytest.raises(ValueError, match=r"was made with the run 'weak' at .* when its weights had the hash"):
         load_run(folder / "strong")
+
+
+def changed(folder, change):
+    """Changes `recipe.json` of a folder, not its weights."""
+    path = folder / "recipe.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_other_options_of_the_same_weights_are_refused_at_every_depth(pair):
+    """The network's own, and those of a run that the other run needs: weights do not tell them."""
+    folder, _ = pair
+    outer = plane(runs={"strong": Run(workdir=str(folder / "strong")).load().entry(folder / "outer")})
+    (folder / "outer").mkdir()
+    outer.save(folder / "outer")
+    fj.weights.write(folder / "outer" / recipes.WEIGHTS, small.network(outer))
+    assert set(load_run(folder / "outer")[0]) == {"network", "strong", "strong.weak"}
+
+    def other_time(values):
+        values["network"]["options"]["time_scale"] = 7.0
+
+    changed(folder / "weak", other_time)
+    with pytest.raises(ValueError, match=r"made with the run 'weak' at .* when its network was .* now$"):
+        load_run(folder / "strong")
+    changed(folder / "strong", lambda values: other_time(values["runs"]["weak"]["recipe"]))  # made anew with it
+    load_run(folder / "strong")
+    with pytest.raises(ValueError, match=r"run 'strong' at .* when its weak.network was .* now$") as error:
+        load_run(folder / "outer")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -240,6 +270,33 @@ def test_a_chain_conditions_on_what_comes_before(tmp_path):
     assert float(np.abs(found.cond["wind"]).min()) > 0
     with pytest.raises(ValueError, match="unknown condition of this chain 'wind'"):
         recipe.check(Request(conditions={"wind": "1,2"}))
+
+
+@pytest.mark.parametrize("into", ["start", "wind"])
+def test_what_fails_in_a_stage_is_bad_in_the_end(tmp_path, monkeypatch, into):
+    """Whatever the later stages make of it; the other samples are what they are."""
+    inner = {"name": "mlp", "options": {**MLP["options"], "cond_dim": 4}}
+    encoders = {"wind": {"name": "vector", "options": {"size": 2, "dim": 4}}}
+    network = {"name": "conditioned", "options": {"network": inner, "encoders": encoders}}
+    conditions = {"wind": {"name": "vector", "options": {"dim": 2}}}
+    chain(tmp_path, into, **({"network": network, "conditions": conditions} if into == "wind" else {}))
+    networks, recipe = load_run(tmp_path / "both")
+    request, plain = Request(num=5, batch=8), Recipe.generate
+    good = recipe.sample(networks, request)
+
+    def fail(self, *args, **options):
+        found = plain(self, *args, **options)
+        if self == recipe.recipes[0]:
+            found.x[[1, 3], 0] = np.nan, np.inf
+        return found
+
+    monkeypatch.setattr(Recipe, "generate", fail)
+    found = recipe.sample(networks, request)
+    assert (good.bad, found.bad) == (0, 2)
+    assert np.isnan(found.x[[1, 3]]).all()
+    np.testing.assert_array_equal(found.x[[0, 2, 4]], good.x[[0, 2, 4]])
+    source = Source(x=np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32))
+    assert recipe.assess(networks, source, request)["bad_samples"] == 2
 
 
 @pytest.mark.parametrize(

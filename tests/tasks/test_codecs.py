@@ -185,6 +185,38 @@ def test_every_entry_is_normalised_by_itself(tmp_path, request, codec):
         load_run(tmp_path / "flow")
 
 
+@pytest.mark.parametrize("statistics", ["all", "elements"])
+def test_a_run_goes_on_with_its_scale_where_latents_were_encoded_again(tmp_path, statistics):
+    """Which is theirs but for rounding: batches, recipe and statistics stay those that it began with, bit by bit."""
+    codec, workdir = f"patch(size=2, statistics={statistics})", tmp_path / "flow"
+    began = task(codec, "4,4,4")
+    workdir.mkdir()
+    began.save(workdir)
+    files = ["recipe.json", "statistics.npz"][: 1 + (statistics == "elements")]
+    before = [(workdir / name).read_bytes() for name in files]
+
+    def again(rounding):
+        one = task(codec, "4,4,4")
+        source = one.training  # in which batches are cut before the workdir is looked at
+        made = {name: getattr(source, name) * (1 + rounding) for name in ("shift", "scale")}
+        one.__dict__["training"] = dataclasses.replace(source, **made)
+        return one, Batches(one.training, 8)
+
+    one, batches = again(1e-6)
+    assert one.recipe.codec != began.recipe.codec
+    one.check(workdir)
+    assert one.recipe.codec == began.recipe.codec
+    np.testing.assert_array_equal(batches.batch(1)["x1"], Batches(began.training, 8).batch(1)["x1"])
+    one.save(workdir)
+    assert [(workdir / name).read_bytes() for name in files] == before
+    other, _ = again(1e-2)
+    with pytest.raises(ValueError, match=r"the data changed since .* its latents were") as error:
+        other.check(workdir)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="the data changed since"):
+        task("patch(size=2, statistics=own)", "4,4,4").check(workdir)
+
+
 @pytest.mark.slow
 def test_the_scale_of_the_codec_itself(tmp_path, autoencoder):
     one = task(f"run(workdir='{autoencoder}', statistics=own)", "4,4,3")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,56 @@ def test_a_student_may_start_from_another_run(teacher, tmp_path):
     ):
         with pytest.raises(ValueError, match=message) as error:
             task_of(config_of(teacher, f"--config.task.options.start={value}"))
+        assert "\n" not in str(error.value)
+
+
+def started(teacher, folder, *overrides):
+    return task_of(config_of(teacher, f"--config.task.options.start=run(workdir='{folder}')", *overrides))
+
+
+def test_a_run_goes_on_with_the_start_that_it_began_with(teacher, tmp_path):
+    begun, workdir = tmp_path / "begun", tmp_path / "student"
+    workdir.mkdir()
+    small.write(begun, seed=5)
+    task = started(teacher, begun)
+    task.check(workdir)
+    task.save(workdir)
+    started(teacher, begun).check(workdir)
+    shutil.rmtree(begun)
+    small.write(begun, seed=6)
+    with pytest.raises(ValueError, match="began with a start whose weights have the hash") as error:
+        started(teacher, begun).check(workdir)
+    assert "\n" not in str(error.value)
+    record = json.loads((workdir / "teacher.json").read_text())
+    del record["start"]  # as older versions wrote it
+    (workdir / "teacher.json").write_text(json.dumps(record))
+    started(teacher, begun).check(workdir)
+
+
+@pytest.mark.slow
+def test_a_start_is_the_same_network(tmp_path):
+    """But for embeddings that are new in the student and how it is computed; its own function is what is loaded."""
+    network = lambda **changes: {"name": "dit", "options": small.DIT | {"depth": 2} | changes}  # noqa: E731
+    small.write(tmp_path / "teacher", network=network())
+    for name, changes in (
+        ("same", {"remat": True, "mlp_ratio": 4.0}),
+        ("scale", {"time_scale": 50.0}),
+        ("short", {"depth": 1}),
+        ("span", {"second_time": True}),
+        ("stacked", {"scan": True}),
+    ):
+        small.write(tmp_path / name, network=network(**changes))
+    spanned = "--config.network.options.second_time=True"
+    for name, flags in (("same", []), ("same", [spanned]), ("span", [spanned])):
+        assert started(tmp_path / "teacher", tmp_path / name, *flags).networks()["network"].start
+    for name, message in (
+        ("scale", "its network has time_scale=50.0, the student's 100.0"),
+        ("short", "its network has depth=1, the student's 2"),
+        ("span", "its network has second_time=True, the student's False"),
+        ("stacked", "it has no blocks.0"),
+    ):
+        with pytest.raises(ValueError, match=f"the start .*{name} does not fit: {message}") as error:
+            started(tmp_path / "teacher", tmp_path / name).networks()
         assert "\n" not in str(error.value)
 
 

@@ -1,5 +1,8 @@
 """Representation autoencoders through the mains: a frozen encoder's run, its decoder, and a flow on its tokens."""
 
+import copy
+import dataclasses
+import inspect
 import json
 import shutil
 
@@ -18,14 +21,20 @@ from flowjax.calibration.store import model_hash
 from flowjax.models import RepresentationAutoencoder, ViT
 from flowjax.objectives import Assembled
 from flowjax.recipe import (
+    WEIGHTS,
     Autoencoder,
     EncoderRecipe,
     Recipe,
     Request,
+    Run,
+    codec,
     export_run,
     import_dinov2,
     load_run,
 )
+from flowjax.tasks import make_task
+from flowjax.training import make_mesh
+from flowjax.weights import write
 
 pytestmark = [
     pytest.mark.standard_promotion,
@@ -170,6 +179,27 @@ def test_a_flow_on_its_tokens_makes_images(trained, tmp_path):
     np.testing.assert_allclose(np.load(again)["x"], np.load(out)["x"], rtol=1e-4, atol=1e-4)
 
 
+def test_latents_belong_to_the_options_of_the_encoder(encoder, tmp_path):
+    """Which no array tells: another mean of its images is another function of the same weights."""
+    task, folder = task_of(config_of(arguments(encoder, "x")[0], arguments(encoder, "x")[2])), tmp_path / "decoder"
+    folder.mkdir()
+    task.save(folder)
+    write(folder / WEIGHTS, {"autoencoder": task.recipe.stored()["autoencoder"](nnx.Rngs(0))})
+    loaded = Run(workdir=str(folder)).load(make_mesh())
+    source = task.source.take(20)
+    first = np.asarray(codec.latents(loaded, source, make_mesh()).x)
+    runs = copy.deepcopy(loaded.recipe.runs)
+    runs["encoder"]["recipe"]["network"]["options"]["mean"] = (0.7,)
+    other = dataclasses.replace(loaded, recipe=dataclasses.replace(loaded.recipe, runs=runs))
+    with pytest.raises(ValueError, match="does not hold the latents that its name says; remove it"):
+        codec.latents(other, source, make_mesh())
+    [folder] = (folder / "latents").iterdir()
+    record = json.loads((folder / "metadata.json").read_text())
+    del record["runs"]  # as older versions wrote it
+    (folder / "metadata.json").write_text(json.dumps(record))
+    np.testing.assert_array_equal(codec.latents(loaded, source, make_mesh()).x, first)
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(encoder, tmp_path, capsys):
     image = {"name": "image", "options": {"image_shape": (8, 8, 1), "dim": 8, "channels": 4}}
     small.write_encoder(tmp_path / "readout", network={"name": "readout", "options": {"encoder": image, "outputs": 10}})
@@ -198,6 +228,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(encoder, tmp_pa
         ),
         ([f"--config.task.options.extractor=run(workdir='{tmp_path / 'readout'}')"], "has no features(images)"),
         ([f"--config.task.options.extractor=run(workdir='{tmp_path / 'larger'}')"], "the extractor"),
+        (
+            [f"--config.task.options.extractor=run(workdir='{tmp_path / 'scaled'}')"],
+            "scaled must have images normalised to [-1, 1]",
+        ),
     ):
         assert exit_code(train, *arguments(encoder, tmp_path / "run", *flags)) == 2, flags
         err = capsys.readouterr().err
@@ -221,6 +255,27 @@ def test_another_run_may_measure_features(encoder, tmp_path):
     (tmp_path / "extractor.json").write_text(json.dumps({"model": "0" * 12}))
     with pytest.raises(ValueError, match="began with a feature extractor whose weights have the hash 000000000000"):
         task.check(tmp_path)
+
+
+def test_features_are_those_of_images_in_the_range_that_they_are_made_for(encoder):
+    """Of an autoencoder with an encoder of its own, which itself takes data of any scale."""
+    network = "--config.network=autoencoder(image_shape=(8,8,1), channels=8, multipliers=(1,2), groups=4)"
+    config = config_of(
+        "--config=autoencoder:smoke",
+        network,
+        "--config.objective=autoencoding(adversary=None, perceptual_weight=0.5)",
+        "--config.discriminator=none",
+        f"--config.task.options.extractor=run(workdir='{encoder}')",
+    )
+    source = data.digits()
+    for changes, right in (({}, True), ({"shift": 5.0, "scale": 6.0, "low": None, "high": None}, False)):
+        changed = dataclasses.replace(source, **changes)
+        if right:
+            make_task(config, changed, make_mesh(), jax.random.key(0))
+            continue
+        with pytest.raises(ValueError, match=r"the data must have images normalised to \[-1, 1\].*None") as error:
+            make_task(config, changed, make_mesh(), jax.random.key(0))
+        assert "\n" not in str(error.value)
 
 
 def test_published_weights_become_a_run(tmp_path, monkeypatch, capsys):
@@ -252,5 +307,8 @@ def test_published_weights_become_a_run(tmp_path, monkeypatch, capsys):
     assert "an encoder is measured by what stands on it" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="export to another folder"):
         import_dinov2(tmp_path / "model.safetensors", folder, image_shape=(8, 8, 1), resize=4)
+    for shape in (256, (8, 8), (8, 8, 0)):
+        with pytest.raises(ValueError, match="image_shape must"):  # without the types that tests check
+            inspect.unwrap(import_dinov2)(tmp_path / "model.safetensors", tmp_path / "other", image_shape=shape)
     with pytest.raises(FileNotFoundError, match="the weights none are not there"):
         import_dinov2(tmp_path / "none", tmp_path / "other", image_shape=(8, 8, 1), resize=4)

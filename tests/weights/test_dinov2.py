@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 
 from flowjax.models import ViT
-from flowjax.weights import read_dinov2
+from flowjax.weights import dinov2, read_dinov2
 
 WIDTH, HEADS, DEPTH, PATCH, REGISTERS, TABLE, SIDE = 8, 2, 2, 2, 4, 5, 6
 OPTIONS = dict(
@@ -158,14 +158,30 @@ def test_a_missing_or_other_file_is_named_with_its_hash(files, tmp_path):
         FileNotFoundError, match=r"the weights none.safetensors are not there: get the file and put it at"
     ):
         read_dinov2(none, shapes())
-    with pytest.raises(FileNotFoundError, match="facebook/dinov2-with-registers-base has the sha256 7a6f"):
-        read_dinov2(none, shapes())
+    for size, message in (("small", "no sha256 of {} is known here"), ("base", "{} has the sha256 7a6f[0-9a-f]*")):
+        with pytest.raises(FileNotFoundError, match=f"; {message.format(f'facebook/dinov2-with-registers-{size}')}$"):
+            read_dinov2(none, shapes(**ViT.size(size)))
     with pytest.raises(FileNotFoundError, match="with the sha256 00ff are not there"):
         read_dinov2(none, shapes(), sha256="00ff")
     path = files / "model.safetensors"
     with pytest.raises(ValueError, match=r"its sha256 is .*, not 00ff"):
         read_dinov2(path, shapes(), sha256="00ff")
     read_dinov2(path, shapes(), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_another_file_than_the_published_one_of_its_size_is_named(files, monkeypatch):
+    path, tiny = files / "model.safetensors", {"width": WIDTH, "depth": DEPTH}
+    monkeypatch.setitem(dinov2.SIZES, "small", tiny)
+    read_dinov2(path, shapes())  # no digest is known
+    monkeypatch.setitem(dinov2.SIZES, "base", tiny)
+    with pytest.warns(UserWarning, match="is not the published facebook/dinov2-with-registers-base") as told:
+        read_dinov2(path, shapes())
+    assert len(told) == 1
+    assert "\n" not in str(told[0].message)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    read_dinov2(path, shapes(), sha256=digest)  # the one that is meant
+    monkeypatch.setitem(dinov2.PUBLISHED, "facebook/dinov2-with-registers-base", digest)
+    read_dinov2(path, shapes())
 
 
 def test_the_published_base_has_the_known_number_of_weights():

@@ -9,7 +9,7 @@ import numpy as np
 from flowjax.data import npz
 from flowjax.data.records import check_memory
 from flowjax.facts import fact
-from flowjax.geometry.solids.structure import check_sizes, numbers_of
+from flowjax.geometry.solids.structure import check_sizes, features, numbers_of
 
 
 @fact("condition", "structure", "an occupancy grid", example=lambda: {"resolution": 4, "voxels": 8})
@@ -68,6 +68,21 @@ class Structure:
         """Shape and type of one condition."""
         return jax.ShapeDtypeStruct((*(self.resolution,) * 3, 1), jnp.float32)
 
+    def check_details(self, shape: tuple[int, ...]) -> None:
+        """Refuses details of other blocks, whose numbers the masks of these would not fit.
+
+        Args:
+            shape: Of the details of an example, (N, F).
+
+        Raises:
+            ValueError: F is not that of blocks of this size.
+        """
+        if shape[-1] != features(self.block):
+            raise ValueError(
+                f"the condition has blocks of {self.block}^3 voxels, with {features(self.block)} numbers, and details "
+                f"of blocks with {shape[-1]} are given: give data, network and condition the same block"
+            )
+
     @property
     def encoder(self) -> dict[str, int]:
         """Options that an encoder of it must have."""
@@ -77,19 +92,22 @@ class Structure:
         """Grids as networks take them, (N, R, R, R, 1): 1 where above 1/2, else 0.
 
         Raises:
-            ValueError: No grids of this size, or one with more active blocks than there is room for.
+            ValueError: No grids of this size, one that is not finite, or with more active blocks than there is room
+                for.
         """
         shape = self.struct.shape
         if rows.dtype.kind not in "biuf" or rows.shape[1:] != shape:
             raise ValueError(f"structures are grids (N, {', '.join(map(str, shape))}), got {rows.dtype} {rows.shape}")
         check_memory("the grids of all examples", 4 * rows.size)
+        if not np.isfinite(rows).all():
+            raise ValueError("structures have NaN or infinite values")
         full = (rows > 0.5).astype(np.float32)
         counts = [len(numbers) for numbers in numbers_of(full, self.block)]
         if max(counts, default=0) > self.voxels:
             row = int(np.argmax(counts))
             raise ValueError(
-                f"structure {row} has {counts[row]} active blocks of {self.block}^3 voxels, and there is room for "
-                f"voxels={self.voxels}: train with more, or leave it out"
+                f"{f'structure {row}' if len(rows) > 1 else 'the structure'} has {counts[row]} active blocks of "
+                f"{self.block}^3 voxels, and there is room for voxels={self.voxels}: train with more, or take others"
             )
         return full
 

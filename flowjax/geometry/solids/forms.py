@@ -2,6 +2,8 @@
 
 import abc
 import dataclasses
+import math
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,10 +18,11 @@ from flowjax.facts import fact
 from flowjax.geometry.solids import meshes
 from flowjax.geometry.solids.sources import camera, density
 from flowjax.geometry.solids.sources import pictures as render
-from flowjax.geometry.solids.structure import decode
+from flowjax.geometry.solids.structure import decode, features, numbers_of
 
 MESHES = ("glb", "ply", "obj", "none")
 _SHOWN = 40  # samples of a contact sheet
+_WRITTEN = re.compile(r"\d{4,}(\.(glb|ply|obj|gif)|_points\.ply)")  # names that `write` gives
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,14 @@ class Form(abc.ABC):
     def compare(self, samples: Any, real: np.ndarray) -> dict[str, float]:
         """How near samples are to the examples under whose conditions they were drawn, row by row."""
 
+    @abc.abstractmethod
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuses to show samples of another shape.
+
+        Raises:
+            ValueError: They have one.
+        """
+
     def seen(self, grids: list[Any], azimuth: float | None = None) -> Float[np.ndarray, "N size size 3"]:
         """Renderings of grids of distances and colours, from where views are taken or another azimuth in degrees."""
         turned = {} if azimuth is None else {"azimuth": azimuth}
@@ -94,8 +105,9 @@ class Form(abc.ABC):
 
     def write(self, samples: Any, folder: Path) -> str:
         """Writes meshes, points and turntables of the first samples, in place of earlier ones; says what it wrote."""
-        for earlier in folder.glob("[0-9][0-9][0-9][0-9]*.*"):
-            earlier.unlink()
+        for earlier in folder.glob("*"):
+            if _WRITTEN.fullmatch(earlier.name):
+                earlier.unlink()
         count = min(self.most, len(samples.x))
         grids = self.grids(dataclasses.replace(samples, x=samples.x[:count], cond=_rows(samples.cond, count)))
         empty = 0
@@ -137,6 +149,11 @@ class Voxels(Form):
         {'iou': 1.0}
     """
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Grids of one number."""
+        if len(shape) != 4 or shape[-1] != 1:
+            raise ValueError(f"voxels are grids (R, R, R, 1), and samples have the shape {tuple(shape)}")
+
     def grids(self, samples: Any) -> list[tuple[Float[np.ndarray, "F F F"], Float[np.ndarray, "F F F 3"]]]:
         """1/2 - occupancy in voxels, grey."""
         side = 2 / samples.x.shape[1]
@@ -170,22 +187,34 @@ class Solids(Form):
         super().__post_init__()
         whole(COUNT, block=self.block, fine=self.fine)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Blocks of this size have so many numbers."""
+        if shape[-1] != features(self.block):
+            raise ValueError(f"block={self.block} has {features(self.block)} numbers, and samples have {shape[-1]}")
+
     def grids(self, samples: Any) -> list[tuple[Float[np.ndarray, "F F F"], Float[np.ndarray, "F F F 3"]]]:
         """See `flowjax.geometry.solids.structure.decode`."""
         return self._decoded(samples.cond["structure"], samples.x)
 
-    def _decoded(self, structures: np.ndarray, features: np.ndarray) -> list[Any]:
+    def _decoded(self, structures: np.ndarray, details: np.ndarray) -> list[Any]:
         return [
-            decode(s.astype(np.float32), f, self.block, self.fine) for s, f in zip(structures, features, strict=True)
+            decode(s.astype(np.float32), d, self.block, self.fine) for s, d in zip(structures, details, strict=True)
         ]
 
-    def compare(self, samples: Any, real: np.ndarray) -> dict[str, float]:
-        """Mean "chamfer" distance of the surfaces, and mean "colour_error" of entries that are there.
+    def compare(self, samples: Any, real: np.ndarray, structures: np.ndarray | None = None) -> dict[str, float]:
+        """Mean "chamfer" distance of the surfaces, and mean "colour_error" of the blocks that both have.
 
-        Both are made on the structure of the sample.
+        Args:
+            samples: See `Form`.
+            real: The examples.
+            structures: Their grids, where samples have others; by default those of the samples.
         """
-        pairs = zip(self.grids(samples), self._decoded(samples.cond["structure"], real), strict=True)
+        own = samples.cond["structure"]
+        structures = own if structures is None else structures
+        pairs = zip(self.grids(samples), self._decoded(structures, real), strict=True)
         found = [meshes.apart(*(meshes.surface(*grid) for grid in pair)) for pair in pairs]
-        there = (real != 0).any(axis=-1, keepdims=True)
-        error = np.abs(samples.x - real)[..., -3:] * there / 2
-        return {"chamfer": float(np.mean(found)), "colour_error": float(error.sum() / (3 * max(there.sum(), 1)))}
+        numbers, errors = (numbers_of(grids, self.block) for grids in (own, structures)), []
+        for made, there, *blocks in zip(samples.x, real, *numbers, strict=True):
+            first, second = ({tuple(n): row for row, n in enumerate(some[: len(made)])} for some in blocks)
+            errors += [np.abs(made[row] - there[second[n]])[-3:] / 2 for n, row in first.items() if n in second]
+        return {"chamfer": float(np.mean(found)), "colour_error": float(np.mean(errors)) if errors else math.nan}

@@ -85,7 +85,8 @@ def _source(
     if part == "structure":
         own: dict[str, Any] = dict(x=full, shift=0.5, scale=0.5, low=0.0, high=1.0, form="voxels")
     else:
-        own, fields["structure"] = dict(x=details, scale=0.5, form="solids"), full
+        form = "solids" if block == 2 else f"solids(block={block})"  # 2 is its default
+        own, fields["structure"] = dict(x=details, scale=0.5, form=form), full
     return Source(**own, **labels, fields=fields)
 
 
