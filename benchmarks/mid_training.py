@@ -53,10 +53,12 @@ def options(stage, args, seed):
     else:
         law = ".times.options" if stage == "teacher" else ""
         given.append(f"--config.objective.options{law}.shift={shift}")
+    if stage == "teacher":
+        given.append(f"--config.sample.times.options.shift={shift}")
     if stage in ("teacher", "scratch"):
         codec = "none" if args.data == "digits" else f"run(workdir={folder / 'decoder'}, statistics=elements)"
         shape = [f"--config.network.options.{option}" for option in SHAPES[args.data]]
-        given += [f"--config.codec={codec}", *NETWORK, *shape, f"--config.sample.times.options.shift={shift}"]
+        given += [f"--config.codec={codec}", *NETWORK, *shape]
     else:
         given.append(f"--config.teacher.options.workdir={folder / f'teacher_{seed}'}")
     if stage == "begun":  # the rate of scratch in its first steps
