@@ -306,6 +306,39 @@ def solid_students() -> str:
     return table(["", "evaluations", *columns, "structure, s", "details, s"], rows)
 
 
+def stages() -> str:
+    """Stages of MF-RAE against MeanFlow from scratch, over the seeds."""
+    names = {
+        "teacher": "teacher",
+        "cmt": "`cmt`",
+        "mfd": "`mfd`",
+        "scratch": "MeanFlow from scratch, same cost and loss",
+    }
+    rows = []
+    for data, numbers in of_data("mid_training_").items():
+        for name, text in names.items():
+            steps = {1: " Euler steps", 50: " Euler steps"} if name == "teacher" else {1: "", 2: ""}
+            found = [
+                spanned(numbers, f"{name}: {what}, {n}{of}") for what in ("FD", "accuracy") for n, of in steps.items()
+            ]
+            if name == "teacher":
+                found = [cell and f"{cell} (50)" if i % 2 else cell for i, cell in enumerate(found)]
+            run = {"cmt": "begun"}.get(name, name)
+            peak = spanned(numbers, f"{run}: peak gradient norm, 200 steps") if name in ("cmt", "scratch") else ""
+            rows.append([data, text, *found, peak, spanned(numbers, f"{name}: seconds")])
+    columns = [
+        "",
+        "",
+        "FD, 1 evaluation",
+        "2 evaluations",
+        "accuracy, 1",
+        "2",
+        "peak of the gradient from there",
+        "seconds",
+    ]
+    return table(columns, rows)
+
+
 def learned_rows() -> str:
     """Learned rows against the best fixed solver, over the seeds."""
     found = {}
@@ -352,6 +385,7 @@ TABLES = {
     "one_evaluation": one_evaluation,
     "few_steps": few_steps,
     "solid_students": solid_students,
+    "stages": stages,
     "learned_rows": learned_rows,
     "sweeps": sweeps,
     "advice": advice,
