@@ -18,8 +18,14 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from measure import store
 from one_evaluation import SEEDS, main_of, measured, strip, train
+
+from flowjax.data import load
+from flowjax.recipe.codec import latents
+from flowjax.recipe.runs import Run
+from flowjax.training import make_mesh
 
 NAME = "mid_training_{}"
 SIZES = {"width": 48, "depth": 3, "heads": 4, "head_width": 96, "head_depth": 1, "head_heads": 4}
@@ -78,6 +84,21 @@ def options(stage, args, seed):
     return given
 
 
+def readable(args):
+    """Share of 800 images, each entry in its own scale, that lie nearest to the mean of their class when noised."""
+    source = load(args.data).take(1600)
+    if args.data == "fashion":
+        source = latents(Run(workdir=str(args.runs / "decoder")).load(), source, make_mesh())
+    x = np.asarray(source.x, np.float64).reshape(len(source.x), -1)
+    x, cond = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), np.asarray(source.cond)
+    means = np.stack([x[:800][cond[:800] == label].mean(0) for label in range(10)])
+    noise, numbers = np.random.default_rng(0).normal(size=x[800:].shape), {}
+    for t in (0.05, 0.1, 0.2, 0.5):
+        apart = (((t * x[800:] + (1 - t) * noise)[:, None] - t * means) ** 2).sum(-1)
+        numbers[f"classes read from states at t = {t}"] = float((apart.argmin(1) == cond[800:]).mean())
+    return numbers
+
+
 def peak(workdir):
     """The largest norm of the gradient in the first 200 steps."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -122,6 +143,7 @@ def main():
         numbers["encoder: seconds"] = train(encoder, "--config=rae:encoder", "--config.train.steps=1500", PATCH)
         of_encoder = f"--config.encoder.options.workdir={encoder}"
         numbers["decoder: seconds"] = train(args.runs / "decoder", "--config=rae:decoder", PATCH, of_encoder)
+    numbers |= readable(args)
     for seed in range(args.seeds):
         numbers[f"seed {seed}"] = compared(args, seed)
         if args.scale == 1:
