@@ -10,10 +10,10 @@ make samples too wide). `mdt:structure` and `mdt:details` are the students of th
 
 Expected on 2 CPU cores, with 1 evaluation: 99.9 % of 1,000 samples recognised as the class asked for, spread 0.65 of
 the real one, Frechet distance 1.29 (the teacher 0.266 with 20 network calls, and 4.4 in one step of Euler; `lcm` is
-nearer). On a core shared with other work the run took 198 seconds; the numbers are in `benchmarks/results/mdt-
-cpu.json`. The students of solids, with 1 evaluation each: IoU of the structure 0.846 to 0.848 over three seeds (the
-teacher 0.861 with 25, 0.821 with one), colour error of the details 0.089 to 0.092 (0.098, 0.119); 268 to 316 and 388 to
-423 seconds on a shared core (`benchmarks/results/solids-cpu.json`).
+nearer). On a core shared with other work the run took 198 seconds; the numbers are in
+`benchmarks/results/mdt-cpu.json`. The students of solids, with 1 evaluation each: IoU of the structure 0.846 to 0.847
+over three seeds (the teacher 0.856 with 25, 0.821 with one), chamfer distance of both in a chain 0.052 to 0.053 (0.049,
+0.055); 178 to 249 and 414 to 536 seconds on a shared core (`benchmarks/results/solids-cpu.json`).
 """
 
 from flowjax.configs.base import base, smoke, spec

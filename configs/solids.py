@@ -12,7 +12,7 @@ one evaluation each.
 
 Expected on 2 CPU cores: the autoencoder reconstructs occupancy with a peak signal-to-noise ratio of 23.3 dB. On a core
 shared with other work its run took 764 seconds; the numbers are in `benchmarks/results/voxels-cpu.json`. On bodies of
-another seed the flows, in 25 steps each, have an IoU of 0.861 and a colour error of 0.098
+another seed the flows, in 25 steps each, have an IoU of 0.856 and a colour error of 0.098
 (`benchmarks/results/solids-cpu.json`).
 """
 
