@@ -90,15 +90,18 @@ class Discriminator(nnx.Module):
             "rngs": rngs,
         }
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
-        self.embed = conv(pixels, channels, 4, (None, "mlp"), strides=2, **options)
+        # Whole on every device: where input and output channels of a strided convolution of 4 x 4 pixels are cut, XLA's
+        # gradient by its input is wrong.
+        whole_kernel = (None, None)
+        self.embed = conv(pixels, channels, 4, whole_kernel, strides=2, **options)
         self.layers = nnx.data(
             [
-                conv(i, o, 4, ("embed", "mlp"), strides=2 if k < layers - 1 else 1, use_bias=False, **options)
+                conv(i, o, 4, whole_kernel, strides=2 if k < layers - 1 else 1, use_bias=False, **options)
                 for k, (i, o) in enumerate(itertools.pairwise(widths))
             ]
         )
-        self.norms = nnx.data([GroupNorm(width, groups, "mlp", param_dtype) for width in widths[1:]])
-        self.unembed = conv(widths[-1], 1, 4, ("embed", None), **options)
+        self.norms = nnx.data([GroupNorm(width, groups, None, param_dtype) for width in widths[1:]])
+        self.unembed = conv(widths[-1], 1, 4, whole_kernel, **options)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w 1"]:
         """The logits, in at least float32.

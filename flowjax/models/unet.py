@@ -47,7 +47,7 @@ class GroupNorm(nnx.Module):
         [[[[-1.0, 1.0, -1.0, 1.0]]]]
     """
 
-    def __init__(self, channels: int, groups: int, axis: str, param_dtype: Any, eps: float = 1e-5):
+    def __init__(self, channels: int, groups: int, axis: str | None, param_dtype: Any, eps: float = 1e-5):
         self.groups, self.eps = groups, eps
         self.scale = nnx.Param(jnp.ones(channels, param_dtype), **named(axis))
         self.bias = nnx.Param(jnp.zeros(channels, param_dtype), **named(axis))
